@@ -1,0 +1,1 @@
+//! Sample programs: a multi-port server, a WebSocket and gRPC echo.

@@ -1,0 +1,1 @@
+//! The CRD types of Portolan, their conditions, label keys and names.

@@ -1,0 +1,1 @@
+//! The gateway: route table, activator, proxy.

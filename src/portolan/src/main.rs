@@ -1,0 +1,3 @@
+//! The `portolan` program: arguments and wiring.
+
+fn main() {}

@@ -1,0 +1,1 @@
+//! What every Portolan process needs: logs, metrics, admin server, tasks, shutdown.

@@ -1,0 +1,1 @@
+//! The controller framework: driver, apply, status, events, leases, metrics.
