@@ -1,0 +1,28 @@
+//! Keys of the labels and annotations that Portolan sets. Labels are only an index: ownership is
+//! decided by UID.
+
+/// The App an object belongs to.
+pub const APP: &str = "portolan.dev/app";
+/// The service within the App.
+pub const SERVICE: &str = "portolan.dev/service";
+/// The `SandboxPool` a Pod belongs to. Never the version: versions share pools.
+pub const POOL: &str = "portolan.dev/pool";
+/// The label of the preview that an object belongs to.
+pub const EPHEMERAL: &str = "portolan.dev/ephemeral";
+/// `app.kubernetes.io/managed-by`, with the value [`MANAGER`].
+pub const MANAGED_BY: &str = "app.kubernetes.io/managed-by";
+/// Value of [`MANAGED_BY`] on everything that Portolan makes.
+pub const MANAGER: &str = "portolan";
+
+/// Annotation of a Pod: how its concurrency slots are divided among gateways, as
+/// `gateway=count` pairs separated by commas. Absent: the pool does not count slots.
+pub const SLOTS: &str = "portolan.dev/slots";
+/// Annotation of a Pod: the epoch of the drain mark, a decimal number. A Pod that carries it gets
+/// no new requests; it is deleted when all live gateways report the epoch and nothing running.
+pub const DRAIN: &str = "portolan.dev/drain";
+/// Annotation of a Pod: why it drains, one of the pool controller's words.
+pub const DRAIN_REASON: &str = "portolan.dev/drain-reason";
+/// Label of a gateway's Lease, by which controllers find live gateways.
+pub const COMPONENT: &str = "app.kubernetes.io/component";
+/// Value of [`COMPONENT`] on gateway Pods and their Leases.
+pub const COMPONENT_GATEWAY: &str = "gateway";

@@ -1,0 +1,82 @@
+//! `AppVersion`: one immutable, fully resolved configuration of an App.
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use kube_derive::{CustomResource, KubeSchema};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::pool::PoolScale;
+use crate::sandbox::{Port, PortType, SandboxSpec};
+
+/// One immutable configuration of an App, with all defaults resolved. Its name follows from its
+/// content, so the same manifest always leads to the same version.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, CustomResource, KubeSchema)]
+#[kube(
+    group = "portolan.dev",
+    version = "v1alpha1",
+    kind = "AppVersion",
+    namespaced,
+    status = "AppVersionStatus",
+    shortname = "av",
+    category = "portolan",
+    derive = "PartialEq",
+    validation = Rule::new("self.spec == oldSelf.spec")
+        .message("an AppVersion never changes; change the App, and a new version is made"),
+    printcolumn(name = "App", type_ = "string", json_path = ".spec.app"),
+    printcolumn(name = "Ready", type_ = "string", json_path = ".status.conditions[?(@.type=='Ready')].status"),
+    printcolumn(name = "Status", type_ = "string", json_path = ".status.conditions[?(@.type=='Ready')].reason"),
+    printcolumn(name = "Message", type_ = "string", json_path = ".status.conditions[?(@.type=='Ready')].message", priority = 1),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
+)]
+#[serde(rename_all = "camelCase")]
+pub struct AppVersionSpec {
+    /// The App.
+    #[schemars(length(min = 1, max = 63))]
+    pub app: String,
+    /// Which canonical form `digest` was computed over.
+    pub hash_version: i32,
+    /// SHA-256 of the user's canonical input, in hexadecimal. The name carries a part of it.
+    #[schemars(length(min = 64, max = 64))]
+    pub digest: String,
+    /// The services, by name, in the order of their names.
+    #[schemars(length(min = 1, max = 16))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
+    pub services: Vec<VersionService>,
+}
+
+/// One service of a version.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct VersionService {
+    /// Name of the service.
+    pub name: String,
+    /// What its sandboxes run. Its digest names the pool, so versions with equal sandboxes share
+    /// one.
+    pub sandbox: SandboxSpec,
+    /// How it scales while this version is the active one.
+    pub scale: PoolScale,
+    /// Its ports with their node ports.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ports: Vec<Port>,
+}
+
+impl VersionService {
+    /// Whether traffic may reach the service other than through routes: it has a port that is not
+    /// http, or a node port. Such a service does not sleep, because nothing would wake it.
+    pub fn has_l4(&self) -> bool {
+        self.ports.iter().any(|port| port.r#type != PortType::Http || port.node_port.is_some())
+    }
+}
+
+/// What the version controller reports.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct AppVersionStatus {
+    /// Generation of the spec that this status speaks of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub observed_generation: Option<i64>,
+    /// `Ready`, with reason `Active`, `Verified`, `Verifying`, `Waiting`, `Replaced` or why not.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
+    pub conditions: Vec<Condition>,
+}
