@@ -11,6 +11,7 @@
 //! Invariants: names of derived objects are made in [`names`] and nowhere else; condition reasons
 //! are constants of [`conditions`]; a type that has left this crate with a release only grows.
 
+#![expect(clippy::duplicated_attributes, reason = "every printer column names its type")]
 #![expect(unreachable_pub, reason = "KubeSchema derives from a private copy of each struct")]
 
 // The derives name their support code `::kube::core` for the rules on a whole object, and offer no
@@ -47,7 +48,8 @@ pub use claim::{Claim, ClaimKind, ClaimSpec, Holder};
 pub use domain::{Domain, DomainSpec, DomainStatus};
 pub use pool::{PoolRole, PoolScale, SandboxPool, SandboxPoolSpec, SandboxPoolStatus};
 pub use report::{
-    CertificateReport, DrainReport, EpochReport, GatewayReport, GatewayReportSpec, PoolReport, ReportShard,
+    CertificateReport, DrainReport, EpochReport, GatewayReport, GatewayReportSpec, PoolReport,
+    ReportShard,
 };
 pub use route::{Redirect, Route, RouteSpec, RouteStatus, RouteTimeouts, RouteTls};
 pub use sandbox::{AppProtocol, Port, PortType, SandboxPort, SandboxSpec, SandboxTemplate};

@@ -55,7 +55,9 @@ pub fn claim(kind: ClaimKind, value: &str) -> String {
         ClaimKind::NodePort => "nodeport",
     };
     let legal = value.len() <= 200
-        && value.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b".-".contains(&b))
+        && value
+            .bytes()
+            .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b".-".contains(&b))
         && value.starts_with(|c: char| c.is_ascii_alphanumeric())
         && value.ends_with(|c: char| c.is_ascii_alphanumeric());
     if legal {

@@ -15,8 +15,20 @@ use serde::{Deserialize, Serialize};
 use crate::schema::refused;
 
 /// What a port speaks. The transport follows from it: `udp` is UDP, all others are TCP.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-#[derive(Serialize, Deserialize, JsonSchema)]
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    Default,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    Hash,
+    Serialize,
+    Deserialize,
+    JsonSchema,
+)]
 #[serde(rename_all = "lowercase")]
 pub enum PortType {
     /// HTTP: reached through routes, wakes a sleeping service.
