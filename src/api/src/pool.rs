@@ -85,13 +85,22 @@ pub struct SandboxPoolSpec {
     pub floor: Option<i32>,
     /// How many sandboxes are wanted. Written by the pool controller alone; a new pool starts
     /// with one, which verifies it.
-    #[serde(default = "default_replicas")]
+    #[serde(default = "default_replicas", skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0, max = 1000))]
-    pub replicas: i32,
+    pub replicas: Option<i32>,
 }
 
-fn default_replicas() -> i32 {
-    1
+impl SandboxPoolSpec {
+    /// How many sandboxes are wanted; a pool that was never decided on starts with one.
+    pub fn wanted(&self) -> i32 {
+        self.replicas.unwrap_or(1)
+    }
+}
+
+/// In the schema, so that a new pool needs no second write; `Option`, so that whoever applies the
+/// rest of the spec leaves the number to its owner by leaving it out.
+fn default_replicas() -> Option<i32> {
+    Some(1)
 }
 
 /// What the pool controller reports.
