@@ -130,3 +130,26 @@ pub struct SandboxPoolStatus {
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
     pub conditions: Vec<Condition>,
 }
+
+impl SandboxPool {
+    /// Whether a version that needs this pool may be activated: it is meant to serve, its
+    /// controller has seen the latest spec, and it shows as many ready sandboxes as its floor
+    /// asks, at least one.
+    pub fn is_verified(&self) -> bool {
+        let Some(status) = &self.status else { return false };
+        self.spec.role != PoolRole::Retired
+            && status.observed_generation == self.metadata.generation
+            && status.ready_replicas >= self.spec.floor.unwrap_or(1).max(1)
+    }
+
+    /// Whether the object with this UID is among the owners.
+    pub fn is_owned_by(&self, uid: &str) -> bool {
+        self.metadata.owner_references.iter().flatten().any(|owner| owner.uid == uid)
+    }
+
+    /// The condition `Ready`, once the pool controller has set it.
+    pub fn ready(&self) -> Option<&Condition> {
+        let conditions = &self.status.as_ref()?.conditions;
+        conditions.iter().find(|condition| condition.type_ == crate::conditions::READY)
+    }
+}
