@@ -1,0 +1,107 @@
+{{/*
+Names are fixed, not derived from the release: a cluster has one Portolan, because its CRDs, hosts
+and node ports are the cluster's.
+*/}}
+
+{{/* Labels of every object. Argument: dict "root" $ "component" "controller"|"gateway"|"". */}}
+{{- define "portolan.labels" -}}
+helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace "+" "_" }}
+app.kubernetes.io/version: {{ .root.Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .root.Release.Service }}
+app.kubernetes.io/part-of: portolan
+{{- with .component }}
+{{ include "portolan.selector" . }}
+{{- end }}
+{{- end }}
+
+{{/* Labels that select the Pods of a component; they never change. Argument: the component. */}}
+{{- define "portolan.selector" -}}
+app.kubernetes.io/name: portolan
+app.kubernetes.io/component: {{ . }}
+{{- end }}
+
+{{- define "portolan.image" -}}
+{{- if .Values.image.digest -}}
+{{ .Values.image.repository }}@{{ .Values.image.digest }}
+{{- else -}}
+{{ .Values.image.repository }}:{{ .Values.image.tag | default .Chart.AppVersion }}
+{{- end -}}
+{{- end }}
+
+{{/* What the restricted Pod Security level asks for, and no writable root. */}}
+{{- define "portolan.podSecurityContext" -}}
+runAsNonRoot: true
+runAsUser: 65532
+runAsGroup: 65532
+fsGroup: 65532
+seccompProfile:
+  type: RuntimeDefault
+{{- end }}
+
+{{- define "portolan.containerSecurityContext" -}}
+allowPrivilegeEscalation: false
+readOnlyRootFilesystem: true
+capabilities:
+  drop: [ALL]
+{{- end }}
+
+{{/* Liveness asks the process alone: restarting it would not bring an API server back. */}}
+{{- define "portolan.probes" -}}
+livenessProbe:
+  httpGet: { path: /healthz, port: admin }
+  periodSeconds: 10
+  timeoutSeconds: 5
+  failureThreshold: 6
+readinessProbe:
+  httpGet: { path: /readyz, port: admin }
+  periodSeconds: 2
+  timeoutSeconds: 2
+  failureThreshold: 3
+{{- end }}
+
+{{/* Where a Pod may run. Argument: the values of the component. */}}
+{{- define "portolan.placement" -}}
+{{- with .nodeSelector }}
+nodeSelector:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .tolerations }}
+tolerations:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .affinity }}
+affinity:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .priorityClassName }}
+priorityClassName: {{ . }}
+{{- end }}
+{{- end }}
+
+{{/* Replicas over nodes and zones, as far as possible. Argument: the component. */}}
+{{- define "portolan.spread" -}}
+topologySpreadConstraints:
+{{- $component := . }}
+{{- range list "kubernetes.io/hostname" "topology.kubernetes.io/zone" }}
+- maxSkew: 1
+  topologyKey: {{ . }}
+  whenUnsatisfiable: ScheduleAnyway
+  matchLabelKeys: [pod-template-hash]
+  labelSelector:
+    matchLabels:
+      {{- include "portolan.selector" $component | nindent 6 }}
+{{- end }}
+{{- end }}
+
+{{/* The rules of a Role, from files/permissions.yaml. Argument: a list of its rules. */}}
+{{- define "portolan.rules" -}}
+{{- range . }}
+# {{ .why }}
+- apiGroups: {{ toJson .groups }}
+  resources: {{ toJson .resources }}
+  {{- with .names }}
+  resourceNames: {{ toJson . }}
+  {{- end }}
+  verbs: {{ toJson .verbs }}
+{{- end }}
+{{- end }}
