@@ -1,1 +1,57 @@
-//! The gateway: route table, activator, proxy.
+//! The gateway's data plane: route table, activator, proxy.
+//!
+//! Takes HTTP requests from outside, finds the service that answers their host, gets a slot on one
+//! of its sandboxes, wakes one if none is awake, and forwards both ways without buffering.
+//!
+//! **Does not know** Kubernetes. It is fed plain values through [`Ingress`] (by the modules that
+//! watch, which are the only ones here that may name an API type) and says what it sees through
+//! [`Ingress::take_changes`]. Nothing on a request path waits for whoever feeds it, except that a
+//! cold start needs a sandbox from somewhere.
+//!
+//! # Entry points
+//!
+//! - [`Ingress::new`], then the feeding methods in any order, then [`Ingress::mark_synced`];
+//! - [`Ingress::serve`] with one or several [`Listener`]s;
+//! - [`Ingress::changed`] and [`Ingress::take_changes`] for the reporter of demand.
+//!
+//! # Invariants
+//!
+//! - On no sandbox do more requests run at once than its granted slots.
+//! - A request that waits is in exactly one queue; queues are served in order of arrival, also
+//!   across a switch of the active pool.
+//! - A request is sent to a sandbox at most once; a second sandbox is tried only if no connection
+//!   to the first could be made.
+//! - After [`Ingress::activate`] returns, no request goes to the pool before.
+//! - Every queue, table, body and wait has a bound in [`Settings`].
+//! - What was not read is not denied: before `mark_synced` an unknown host is 503, not 404.
+
+mod activator;
+mod cidr;
+mod core;
+mod demand;
+mod error;
+mod host;
+mod ingress;
+mod listener;
+mod metrics;
+mod model;
+mod settings;
+mod sharded;
+mod table;
+mod tls;
+mod upstream;
+
+pub use cidr::{Cidr, CidrError};
+pub use demand::{PoolDemand, SandboxLoad};
+pub use error::Code;
+pub use host::{HostError, HostPattern};
+pub use ingress::Ingress;
+pub use listener::{Listener, ListenerConfig, ProxyProtocol, Scheme, ServeError};
+pub use metrics::Metrics;
+pub use model::{
+    Activation, AppProtocol, BootFailure, Concurrency, FailureKind, PlainHttp, PoolConfig, PoolId,
+    PoolName, Probe, RouteConfig, RouteId, RouteTimeouts, SandboxConfig, SandboxId, SandboxPhase,
+    ServiceKey, Slots,
+};
+pub use settings::{AccessLog, Settings};
+pub use tls::{Certificate, CertificateError};

@@ -1,0 +1,206 @@
+//! The one handle to everything: fed on one side, serving on the other.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use parking_lot::Mutex;
+use tokio_util::sync::CancellationToken;
+
+use crate::activator::Registry;
+use crate::core::Core;
+use crate::demand::PoolDemand;
+use crate::host::HostPattern;
+use crate::listener::{self, Listener, ServeError};
+use crate::metrics::Metrics;
+use crate::model::{
+    Activation, BootFailure, PoolConfig, PoolId, RouteConfig, RouteId, SandboxConfig, ServiceKey,
+};
+use crate::settings::Settings;
+use crate::table::Table;
+use crate::tls::{Certificate, Certificates};
+
+/// The data plane of one gateway. Clones share everything.
+///
+/// The feeding methods may be called in any order and from any thread; what refers to something
+/// not fed yet takes effect when that comes. Each returns when requests that start from then on
+/// see the change, within microseconds.
+#[derive(Debug, Clone)]
+pub struct Ingress {
+    shared: Arc<Shared>,
+}
+
+/// What requests and the feed meet in.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) core: Arc<Core>,
+    pub(crate) table: Table,
+    pub(crate) certificates: Arc<Certificates>,
+    is_synced: AtomicBool,
+    registry: Mutex<Registry>,
+}
+
+impl Shared {
+    pub(crate) fn is_synced(&self) -> bool {
+        self.is_synced.load(Ordering::Acquire)
+    }
+}
+
+impl Ingress {
+    /// An ingress that knows nothing yet.
+    ///
+    /// # Panics
+    ///
+    /// Outside a tokio runtime: probes run on the one it is made in.
+    #[must_use]
+    pub fn new(settings: Settings, metrics: Arc<Metrics>) -> Self {
+        metrics.connections_max.set(i64::try_from(settings.connections_max).unwrap_or(i64::MAX));
+        metrics.queue_limit.set(i64::try_from(settings.queue_limit).unwrap_or(i64::MAX));
+        let core = Arc::new(Core::new(settings, metrics));
+        Self {
+            shared: Arc::new(Shared {
+                registry: Mutex::new(Registry::new(Arc::clone(&core))),
+                core,
+                table: Table::new(),
+                certificates: Arc::new(Certificates::new()),
+                is_synced: AtomicBool::new(false),
+            }),
+        }
+    }
+
+    /// Enters or changes a route. If another route holds the host, the one entered last answers.
+    pub fn upsert_route(&self, id: RouteId, config: &RouteConfig) {
+        let mut registry = self.shared.registry.lock();
+        let service = registry.service(&config.service);
+        for key in self.shared.table.upsert(id, config, service) {
+            registry.release(&key);
+        }
+        self.measure(&registry);
+    }
+
+    /// Removes a route; one not known is no error.
+    pub fn remove_route(&self, id: &RouteId) {
+        let mut registry = self.shared.registry.lock();
+        if let Some(key) = self.shared.table.remove(id) {
+            registry.release(&key);
+        }
+        self.measure(&registry);
+    }
+
+    /// Switches a service to a pool. Requests that wait move along; those that run end where they
+    /// are. An epoch below the one followed is ignored, unless the app is another object.
+    ///
+    /// When this returns, no request will be sent to the previous pool: report the epoch then.
+    pub fn activate(&self, service: &ServiceKey, activation: Activation) {
+        let mut registry = self.shared.registry.lock();
+        registry.activate(service, activation);
+        self.measure(&registry);
+    }
+
+    /// Says that a service has no active version (any more): its requests get `no_version`.
+    pub fn deactivate(&self, service: &ServiceKey) {
+        let mut registry = self.shared.registry.lock();
+        registry.deactivate(service);
+        self.measure(&registry);
+    }
+
+    /// Enters or changes a pool. One whose UID differs from that of the known pool of its name
+    /// takes the name over.
+    pub fn upsert_pool(&self, id: &PoolId, config: PoolConfig) {
+        let mut registry = self.shared.registry.lock();
+        registry.upsert_pool(id, config);
+        self.measure(&registry);
+    }
+
+    /// Removes a pool with its sandboxes. Requests that run there go on.
+    pub fn remove_pool(&self, id: &PoolId) {
+        let mut registry = self.shared.registry.lock();
+        registry.remove_pool(id);
+        self.measure(&registry);
+    }
+
+    /// Says that no sandbox of the pool comes up, or, with `None`, that this is over.
+    ///
+    /// Requests that wait fail at once unless a sandbox is usable; later ones fail as long as the
+    /// pool has sandboxes of which none is. A pool without sandboxes is asked for one again.
+    pub fn set_pool_failure(&self, pool: &PoolId, failure: Option<BootFailure>) {
+        self.shared.registry.lock().set_failure(&pool.uid, failure);
+    }
+
+    /// Enters or changes a sandbox of a pool.
+    pub fn upsert_sandbox(&self, pool: &PoolId, sandbox: &SandboxConfig) {
+        self.shared.registry.lock().upsert_sandbox(pool, sandbox);
+    }
+
+    /// Removes a sandbox by its UID. Requests that run there go on as long as it lives.
+    pub fn remove_sandbox(&self, pool: &PoolId, sandbox_uid: &str) {
+        self.shared.registry.lock().remove_sandbox(&pool.uid, sandbox_uid);
+    }
+
+    /// Sets or, with `None`, removes the certificate of a host; [`HostPattern::Default`] is the one
+    /// for names without their own. New handshakes use it; open connections keep theirs.
+    pub fn set_certificate(&self, host: &HostPattern, certificate: Option<Certificate>) {
+        self.shared.certificates.set(host, certificate);
+    }
+
+    /// Says that everything that exists has been fed once. Until then, what is unknown is 503.
+    pub fn mark_synced(&self) {
+        self.shared.is_synced.store(true, Ordering::Release);
+    }
+
+    /// Whether [`mark_synced`](Self::mark_synced) was called.
+    #[must_use]
+    pub fn is_synced(&self) -> bool {
+        self.shared.is_synced()
+    }
+
+    /// Waits until at least one pool changed since [`take_changes`](Self::take_changes).
+    ///
+    /// # Cancel safety
+    ///
+    /// Safe; a change is not lost. One caller at a time is woken.
+    pub async fn changed(&self) {
+        self.shared.core.changes.wait().await;
+    }
+
+    /// What changed since the last call: each pool once, in no particular order, as it is now.
+    #[must_use]
+    pub fn take_changes(&self) -> Vec<PoolDemand> {
+        self.shared.core.changes.take().iter().map(|pool| pool.demand()).collect()
+    }
+
+    /// Every pool as it is now, for a first or a repeated full report.
+    #[must_use]
+    pub fn demand(&self) -> Vec<PoolDemand> {
+        let pools: Vec<_> = self.shared.registry.lock().pools().cloned().collect();
+        pools.iter().map(|pool| pool.demand()).collect()
+    }
+
+    /// Serves the listeners until `shutdown`, then drains: no new connections, requests that run
+    /// may end within [`Settings::drain`], what is left then is cut. Background work ends with it,
+    /// so this is called once.
+    ///
+    /// # Errors
+    ///
+    /// [`ServeError`] if the TLS set-up is refused; accept errors are logged and retried.
+    pub async fn serve(
+        &self,
+        listeners: Vec<Listener>,
+        shutdown: CancellationToken,
+    ) -> Result<(), ServeError> {
+        let result = listener::serve(&self.shared, listeners, shutdown).await;
+        self.shared.core.stop().await;
+        result
+    }
+
+    fn measure(&self, registry: &Registry) {
+        let (services, pools) = registry.sizes();
+        let metrics = &self.shared.core.metrics;
+        for (gauge, count) in [
+            (&metrics.services, services),
+            (&metrics.pools, pools),
+            (&metrics.routes, self.shared.table.len()),
+        ] {
+            gauge.set(i64::try_from(count).unwrap_or(i64::MAX));
+        }
+    }
+}

@@ -1,0 +1,100 @@
+//! From a socket to requests: accept, PROXY header, TLS, connection limits, shutdown.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+use crate::ingress::Shared;
+
+/// How one listener treats its connections.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ListenerConfig {
+    /// Plain text or TLS.
+    pub scheme: Scheme,
+    /// Whether connections begin with a PROXY header.
+    pub proxy_protocol: ProxyProtocol,
+}
+
+/// What is spoken on a listener.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Scheme {
+    /// HTTP/1.1 and HTTP/2 with prior knowledge, in plain text.
+    Http {
+        /// Port in redirects to `https`, as seen from outside; `None`: hosts are never redirected.
+        https_port: Option<u16>,
+    },
+    /// TLS 1.2 and 1.3 with HTTP/2 or HTTP/1.1 by ALPN.
+    Https,
+}
+
+/// Whether a PROXY header (version 1 or 2) comes before everything else.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ProxyProtocol {
+    /// None is looked for.
+    Off,
+    /// Required from [`Settings::trusted_proxies`](crate::Settings::trusted_proxies), not looked
+    /// for from others.
+    FromTrusted,
+}
+
+/// A bound socket and how to treat its connections.
+#[derive(Debug)]
+pub struct Listener {
+    socket: TcpListener,
+    config: ListenerConfig,
+}
+
+impl Listener {
+    /// Binds an address. Several processes may share it (`SO_REUSEPORT`), so that a new one can
+    /// take over before the old one ends.
+    ///
+    /// # Errors
+    ///
+    /// What the operating system says.
+    ///
+    /// # Panics
+    ///
+    /// Outside a tokio runtime.
+    pub fn bind(address: SocketAddr, config: ListenerConfig) -> io::Result<Self> {
+        use socket2::{Domain, Protocol, Socket, Type};
+        let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+        socket.set_reuse_address(true)?;
+        socket.set_reuse_port(true)?;
+        socket.set_nonblocking(true)?;
+        socket.bind(&address.into())?;
+        // Bursts of connections are short; the kernel cuts this to its own limit.
+        socket.listen(4096)?;
+        Ok(Self { socket: TcpListener::from_std(socket.into())?, config })
+    }
+
+    /// The address it listens on, with the port the system chose if none was given.
+    ///
+    /// # Errors
+    ///
+    /// What the operating system says.
+    pub fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.socket.local_addr()
+    }
+}
+
+/// Why serving could not begin.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// The TLS provider refuses the protocol versions we ask for.
+    #[error("cannot set up TLS")]
+    Tls(#[source] rustls::Error),
+}
+
+/// Serves until `shutdown`.
+pub(crate) async fn serve(
+    _shared: &Arc<Shared>,
+    listeners: Vec<Listener>,
+    shutdown: CancellationToken,
+) -> Result<(), ServeError> {
+    shutdown.cancelled().await;
+    drop(listeners);
+    Ok(())
+}

@@ -1,0 +1,102 @@
+//! Every knob of the data path in one place, with its unit and its reason.
+
+use std::time::Duration;
+
+use crate::cidr::Cidr;
+
+/// Limits and times of one ingress. A tenant's behaviour is not here but in its routes and pools.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Settings {
+    /// Requests that may wait for one service; the next is answered `queue_full`.
+    pub queue_limit: usize,
+    /// Longest time a request waits for a slot, over all switches of the active pool.
+    pub wait: Duration,
+    /// Longest time to establish a connection to a sandbox.
+    pub connect_timeout: Duration,
+    /// Unused connections kept per sandbox.
+    pub idle_connections_per_sandbox: usize,
+    /// How long an unused connection to a sandbox is kept. A request sent on a connection that the
+    /// program is just closing is lost and may not be repeated, so this stays below the shortest
+    /// keep-alive in common use (gunicorn: 2 s).
+    pub upstream_idle: Duration,
+    /// How long a `Strict` sandbox may take to end a response nobody wants before it is retired.
+    pub strict_wait: Duration,
+    /// How long a sandbox that nobody waits for is probed after it got its address or died.
+    pub probe_window: Duration,
+
+    /// Connections from outside, all listeners together.
+    pub connections_max: usize,
+    /// Connections from one client address. Trusted proxies are exempt.
+    pub connections_per_client_max: usize,
+    /// From accept to the end of the TLS handshake, PROXY header included.
+    pub handshake_timeout: Duration,
+    /// From the first byte of a request's head to its last.
+    pub header_timeout: Duration,
+    /// How long a connection without a request is kept. Above the 60 s that common load balancers
+    /// in front use, so that they close first.
+    pub keep_alive: Duration,
+    /// Bytes of a request's head, and of its decompressed header list over HTTP/2.
+    pub header_size_max: usize,
+    /// Fields in a request's head.
+    pub header_count_max: usize,
+    /// Bytes of a request's body where the route says nothing; `None`: unlimited.
+    pub request_body_max: Option<u64>,
+    /// Requests at once on one HTTP/2 connection.
+    pub h2_streams_max: u32,
+    /// Receive window of one HTTP/2 stream in bytes: what a slow sandbox makes us hold.
+    pub h2_stream_window: u32,
+    /// Receive window of one HTTP/2 connection in bytes.
+    pub h2_connection_window: u32,
+    /// Streams a peer may reset before we looked at them; more end the connection (rapid reset).
+    pub h2_pending_resets_max: usize,
+
+    /// How long requests may run on after shutdown has begun. Streams are cut at the end of it.
+    pub drain: Duration,
+    /// Who may say for whom a connection is made: `X-Forwarded-*` is kept and appended to.
+    pub trusted_proxies: Vec<Cidr>,
+    /// Whether every connection from outside is logged at the end of each request.
+    pub access_log: AccessLog,
+}
+
+/// Whether requests are logged (tracing target `access`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AccessLog {
+    /// One event at level info per request.
+    On,
+    /// None.
+    Off,
+}
+
+impl Settings {
+    /// The documented defaults.
+    #[must_use]
+    pub const fn standard() -> Self {
+        Self {
+            queue_limit: 1_000,
+            wait: Duration::from_secs(60),
+            // A sandbox is in the same cluster: a handshake takes well below a millisecond, and one
+            // lost SYN is repeated after one second.
+            connect_timeout: Duration::from_secs(3),
+            idle_connections_per_sandbox: 256,
+            upstream_idle: Duration::from_millis(1_500),
+            strict_wait: Duration::from_secs(30),
+            probe_window: Duration::from_secs(60),
+            connections_max: 50_000,
+            // Enough for an office behind one address, too little to take all connections.
+            connections_per_client_max: 5_000,
+            handshake_timeout: Duration::from_secs(10),
+            header_timeout: Duration::from_secs(10),
+            keep_alive: Duration::from_secs(75),
+            header_size_max: 64 * 1024,
+            header_count_max: 100,
+            request_body_max: None,
+            h2_streams_max: 128,
+            h2_stream_window: 256 * 1024,
+            h2_connection_window: 1024 * 1024,
+            h2_pending_resets_max: 20,
+            drain: Duration::from_secs(30),
+            trusted_proxies: Vec::new(),
+            access_log: AccessLog::On,
+        }
+    }
+}
