@@ -1,1 +1,121 @@
-//! The version controller.
+//! The version controller: from an App's versions to its pools.
+//!
+//! One pass looks at an App with all its versions, because a pool belongs to every version that
+//! uses it and its owners are applied whole. It decides what each pool is for (serving, being
+//! verified, draining) and how it scales; it does not know Pods, and never writes how many are
+//! wanted: that is the pool controller's. Which version serves is the app controller's word, read
+//! from `status.activation`.
+//!
+//! Entry point: [`run`]. Invariants: an owner of a pool is dropped only after a live read says it
+//! is gone; a pool that gateways may still send to keeps its role until all of them report the
+//! switch.
+
+use std::future::Future;
+use std::sync::Arc;
+
+use portolan_api::{AppVersion, SandboxPool};
+use portolan_reconcile::{
+    Cache, Context, Controller, Events, Next, ObjectKey, Pass, Reconciler, RunError, StatusWrite,
+    Target, Watch, Writer,
+};
+
+mod apply;
+mod error;
+mod observe;
+mod plan;
+mod status;
+mod verifying;
+
+pub use error::Error;
+pub use plan::Settings;
+
+use observe::{AppFacts, BY_APP};
+use verifying::Verifying;
+
+/// Runs the version controller until the context shuts down.
+///
+/// # Errors
+///
+/// When a watch task or the lease ends unasked.
+pub fn run(
+    ctx: &Context,
+    settings: Settings,
+) -> impl Future<Output = Result<(), RunError>> + Send + use<> {
+    let mut controller = Controller::new(ctx, "version");
+    let verifying = Arc::new(Verifying::default());
+    let apps = controller.primary(Watch::new().project(AppFacts::of));
+    let versions = controller.watch(
+        Watch::new().prune().index(BY_APP, |version: &AppVersion| {
+            app_of_version(version).map(|key| key.to_string()).into_iter().collect()
+        }),
+        |change| change.each(app_of_version),
+    );
+    let counted = verifying.clone();
+    let pools = controller.watch(
+        Watch::new().prune().index(BY_APP, |pool: &SandboxPool| {
+            apply::app_of(pool).map(|key| key.to_string()).into_iter().collect()
+        }),
+        move |change| {
+            let mut keys = change.each(apply::app_of);
+            let was = change.old.is_some_and(observe::is_verifying);
+            let is = change.new.is_some_and(observe::is_verifying);
+            if let Some(app) = change.new.or(change.old).and_then(apply::app_of) {
+                keys.extend(counted.note(&app, was, is));
+            }
+            keys
+        },
+    );
+    let (writer, events) = (controller.writer(), controller.events());
+    controller.run(VersionReconciler { writer, events, apps, versions, pools, verifying, settings })
+}
+
+struct VersionReconciler {
+    writer: Writer,
+    events: Events,
+    apps: Cache<AppFacts>,
+    versions: Cache<AppVersion>,
+    pools: Cache<SandboxPool>,
+    verifying: Arc<Verifying>,
+    settings: Settings,
+}
+
+impl Reconciler for VersionReconciler {
+    type Error = Error;
+
+    async fn reconcile(&self, pass: &Pass) -> Result<Next, Error> {
+        let seen = self.observe(pass.key()).await;
+        let plan = plan::plan(&seen, &self.settings);
+        let outcome = self.apply(pass, &seen, &plan).await;
+        let reported = self.report(pass, &seen, &plan).await;
+        outcome.and(reported).map(|()| Next::Settled)
+    }
+}
+
+impl VersionReconciler {
+    /// Writes the status of the versions where it differs.
+    async fn report(
+        &self,
+        pass: &Pass,
+        seen: &observe::Seen,
+        plan: &plan::Plan,
+    ) -> Result<(), Error> {
+        for (name, (desired, transitions)) in status::status(seen, plan, pass.now()) {
+            let Some(version) = seen.versions.get(&name) else { continue };
+            let target = Target::of(version.as_ref());
+            let write = self
+                .writer
+                .apply_status::<AppVersion, _>(&target, &desired, version.status.as_ref())
+                .await
+                .map_err(|source| Error::WriteStatus { name, source })?;
+            if let StatusWrite::Written(live) = write {
+                self.versions.observe(*live, pass);
+                self.events.publish_transitions(version.as_ref(), "Verify", &transitions);
+            }
+        }
+        Ok(())
+    }
+}
+
+fn app_of_version(version: &AppVersion) -> Option<ObjectKey> {
+    Some(ObjectKey::new(version.metadata.namespace.clone()?, version.spec.app.clone()))
+}

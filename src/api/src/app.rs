@@ -3,12 +3,15 @@
 use k8s_openapi::api::core::v1::{EnvVar, Probe};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 
-use kube_core::Rule;
 use kube_derive::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::sandbox::{Port, PortType, SandboxTemplate};
+use crate::schema::{
+    distinct_node_ports, distinct_ports, env_name, env_port, env_prefix, env_value, is_name,
+    probe_handler, rule,
+};
 
 /// An application: one image or several, its services, and how they scale. Applying it makes an
 /// immutable `AppVersion`; applying an old manifest again is the rollback.
@@ -22,10 +25,14 @@ use crate::sandbox::{Port, PortType, SandboxTemplate};
     shortname = "papp",
     category = "portolan",
     derive = "PartialEq",
-    validation = Rule::new("self.metadata.name.size() <= 40")
-        .message("the name of an App has at most 40 characters, because other names are made from it"),
-    validation = Rule::new("self.metadata.name.matches('^[a-z]([-a-z0-9]*[a-z0-9])?$')")
-        .message("the name of an App is made of lower-case letters, digits and hyphens, and starts with a letter"),
+    validation = rule(
+        "self.metadata.name.size() <= 40",
+        "metadata.name of an App has at most 40 characters, because other names are made from it; shorten it",
+    ),
+    validation = rule(
+        "self.metadata.name.matches('^[a-z]([-a-z0-9]*[a-z0-9])?$')",
+        "metadata.name of an App is made of lower-case letters, digits and hyphens, starts with a letter and does not end with a hyphen",
+    ),
     printcolumn(name = "Ready", type_ = "string", json_path = ".status.conditions[?(@.type=='Ready')].status"),
     printcolumn(name = "Reason", type_ = "string", json_path = ".status.conditions[?(@.type=='Ready')].reason"),
     printcolumn(name = "Version", type_ = "string", json_path = ".status.activeVersion"),
@@ -35,13 +42,16 @@ use crate::sandbox::{Port, PortType, SandboxTemplate};
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
 )]
 #[serde(rename_all = "camelCase")]
-#[x_kube(validation = Rule::new("self.services.all(s, has(s.image) || has(self.image))")
-    .message("an image is missing: set spec.image, or an image on every service"))]
-#[x_kube(validation = Rule::new(
+#[x_kube(validation = rule(
+    "self.services.all(s, has(s.image) || has(self.image))",
+    "an image is missing: set spec.image, or an image on every service",
+))]
+#[x_kube(validation = rule(
     "self.services.all(s, !has(s.ports) || s.ports.all(p, !has(p.nodePort) || \
      self.services.exists_one(t, has(t.ports) && t.ports.exists(q, has(q.nodePort) && \
-     q.nodePort == p.nodePort && (q.type == 'udp') == (p.type == 'udp')))))")
-    .message("two services of this App ask for the same nodePort and transport; give each its own"))]
+     q.nodePort == p.nodePort && (q.type == 'udp') == (p.type == 'udp')))))",
+    "two services of this App ask for the same nodePort and transport; give each its own",
+))]
 pub struct AppSpec {
     /// Container image of every service that does not name its own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -50,7 +60,9 @@ pub struct AppSpec {
     /// Environment of every service.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 256))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
     #[x_kube(validation = env_port(), validation = env_prefix())]
+    #[x_kube(validation = env_name(), validation = env_value())]
     pub env: Vec<EnvVar>,
     /// The services, by name.
     #[schemars(length(min = 1, max = 16))]
@@ -85,34 +97,32 @@ fn default_progress_deadline() -> i32 {
     600
 }
 
-fn env_port() -> Rule {
-    Rule::new("self.all(e, e.name != 'PORT')")
-        .message("PORT is set by Portolan to the first http port, else the first port; remove it")
-}
-
-fn env_prefix() -> Rule {
-    Rule::new("self.all(e, !e.name.startsWith('PORTOLAN_'))")
-        .message("names that start with PORTOLAN_ are set by Portolan; choose another name")
-}
-
 /// One service of an App: a program, its ports, and how many sandboxes run it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
-#[x_kube(validation = Rule::new(
-    "!(has(self.ports) && self.ports.size() > 0 && (has(self.port) || has(self.portName) || has(self.portType)))")
-    .message("ports and the single-port shorthand (port, portName, portType) exclude each other; use one of them"))]
-#[x_kube(validation = Rule::new("has(self.port) || (!has(self.portName) && !has(self.portType))")
-    .message("portName and portType belong to port; set port, or use ports"))]
-#[x_kube(validation = Rule::new(
-    "!has(self.scale) || has(self.scale.mode) || self.name == 'web' || (!has(self.scale.requestsPerInstance) && \
-     !has(self.scale.scaleDownDelaySeconds) && !has(self.scale.min) && !has(self.scale.max))")
-    .message("requestsPerInstance, scaleDownDelaySeconds, min and max need scale.mode: Auto (only the service 'web' is Auto by itself)"))]
-#[x_kube(validation = Rule::new(
-    "!has(self.scale) || has(self.scale.mode) || self.name != 'web' || !has(self.scale.instances)")
-    .message("instances needs scale.mode: Fixed (the service 'web' is Auto by itself)"))]
+#[x_kube(validation = rule(
+    "!(has(self.ports) && self.ports.size() > 0 && \
+     (has(self.port) || has(self.portName) || has(self.portType)))",
+    "ports and the single-port shorthand (port, portName, portType) exclude each other; use one of them",
+))]
+#[x_kube(validation = rule(
+    "has(self.port) || (!has(self.portName) && !has(self.portType))",
+    "portName and portType belong to port; set port, or use ports",
+))]
+#[x_kube(validation = rule(
+    "!has(self.scale) || has(self.scale.mode) || self.name == 'web' || \
+     (!has(self.scale.requestsPerInstance) && !has(self.scale.scaleDownDelaySeconds) && \
+     !has(self.scale.min) && !has(self.scale.max))",
+    "requestsPerInstance, scaleDownDelaySeconds, min and max need scale.mode: Auto (only the service 'web' is Auto by itself)",
+))]
+#[x_kube(validation = rule(
+    "!has(self.scale) || has(self.scale.mode) || self.name != 'web' || !has(self.scale.instances)",
+    "instances needs scale.mode: Fixed (the service 'web' is Auto by itself)",
+))]
 pub struct ServiceSpec {
     /// Name, unique within the App: lower-case letters, digits and hyphens, at most 20.
-    #[schemars(length(min = 1, max = 20), regex(pattern = r"^[a-z]([-a-z0-9]*[a-z0-9])?$"))]
+    #[schemars(length(min = 1, max = 20))]
+    #[x_kube(validation = is_name())]
     pub name: String,
     /// Container image. Absent: the App's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -133,7 +143,9 @@ pub struct ServiceSpec {
     /// Environment, added to the App's; the same name here wins.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 256))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
     #[x_kube(validation = env_port(), validation = env_prefix())]
+    #[x_kube(validation = env_name(), validation = env_value())]
     pub env: Vec<EnvVar>,
     /// Single-port shorthand: the number of the only port. A service named `web` that declares no
     /// port has 3000/http.
@@ -142,20 +154,18 @@ pub struct ServiceSpec {
     pub port: Option<i32>,
     /// Single-port shorthand: the name of the port. Default: its type.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 1, max = 15), regex(pattern = r"^[a-z]([-a-z0-9]*[a-z0-9])?$"))]
+    #[schemars(length(min = 1, max = 15))]
+    #[x_kube(validation = is_name())]
     pub port_name: Option<String>,
     /// Single-port shorthand: `http` (default), `tcp` or `udp`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "PortType")]
     pub port_type: Option<PortType>,
     /// The ports, by name; the first http port is the one that routes reach.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
-    #[x_kube(validation = Rule::new(
-        "self.all(p, self.exists_one(q, q.port == p.port && (q.type == 'udp') == (p.type == 'udp')))")
-        .message(Message::Expression(
-        "'duplicate port ' + self.filter(p, !self.exists_one(q, q.port == p.port && (q.type == 'udp') == (p.type == 'udp')))\
-         .map(p, string(p.port) + '/' + (p.type == 'udp' ? 'udp' : 'tcp'))[0] + ': http and tcp share the transport tcp; each port and transport may be named once'".into())))]
+    #[x_kube(validation = distinct_ports(), validation = distinct_node_ports())]
     pub ports: Vec<Port>,
     /// How many sandboxes run. Absent: `web` is Auto (10 requests an instance, asleep after 15
     /// minutes), any other service is Fixed with 1.
@@ -179,17 +189,20 @@ pub struct ServiceSpec {
 }
 
 /// Probes of a service, in the form of Kubernetes.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Health {
     /// When a sandbox may get requests. Absent: a TCP connection to the first http or tcp port.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[x_kube(validation = probe_handler())]
     pub readiness: Option<Probe>,
     /// When a sandbox is restarted. Absent: only when it exits.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[x_kube(validation = probe_handler())]
     pub liveness: Option<Probe>,
     /// Holds the other probes back until the program has started.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[x_kube(validation = probe_handler())]
     pub startup: Option<Probe>,
 }
 
@@ -215,18 +228,27 @@ pub enum Concurrency {
 /// How many sandboxes run.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
-#[x_kube(validation = Rule::new("!has(self.mode) || self.mode != 'Fixed' || has(self.instances)")
-    .message("mode Fixed needs instances (1 or more)"))]
-#[x_kube(validation = Rule::new("!has(self.mode) || self.mode != 'Fixed' || (!has(self.requestsPerInstance) && \
-    !has(self.scaleDownDelaySeconds) && !has(self.min) && !has(self.max))")
-    .message("requestsPerInstance, scaleDownDelaySeconds, min and max apply to mode Auto; remove them or set mode: Auto"))]
-#[x_kube(validation = Rule::new("!has(self.mode) || self.mode != 'Auto' || !has(self.instances)")
-    .message("instances applies to mode Fixed; use min and max, or set mode: Fixed"))]
-#[x_kube(validation = Rule::new("!has(self.min) || self.min <= (has(self.max) ? self.max : 20)")
-    .message("min must not exceed max (20 when max is not set)"))]
+#[x_kube(validation = rule(
+    "!has(self.mode) || self.mode != 'Fixed' || has(self.instances)",
+    "mode Fixed needs instances (1 or more)",
+))]
+#[x_kube(validation = rule(
+    "!has(self.mode) || self.mode != 'Fixed' || (!has(self.requestsPerInstance) && \
+     !has(self.scaleDownDelaySeconds) && !has(self.min) && !has(self.max))",
+    "requestsPerInstance, scaleDownDelaySeconds, min and max apply to mode Auto; remove them or set mode: Auto",
+))]
+#[x_kube(validation = rule(
+    "!has(self.mode) || self.mode != 'Auto' || !has(self.instances)",
+    "instances applies to mode Fixed; use min and max, or set mode: Fixed",
+))]
+#[x_kube(validation = rule(
+    "!has(self.min) || self.min <= (has(self.max) ? self.max : 20)",
+    "min must not exceed max (20 when max is not set)",
+))]
 pub struct ScaleSpec {
     /// `Auto` or `Fixed`. Absent: Auto for the service `web`, else Fixed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "ScaleMode")]
     pub mode: Option<ScaleMode>,
     /// Auto: how many requests one sandbox takes at once. Default 10.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -250,6 +272,7 @@ pub struct ScaleSpec {
     pub instances: Option<i32>,
     /// What requestsPerInstance promises when a gateway is lost: `Soft` (default) or `Strict`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Concurrency")]
     pub concurrency: Option<Concurrency>,
 }
 
@@ -276,18 +299,14 @@ pub struct Activation {
     pub epoch: i64,
 }
 
-/// What one service of the active version does.
+/// One service of the active version. How many sandboxes it has is said by its pool, so that
+/// waking and sleeping do not rewrite the App.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase")]
 pub struct ServiceStatus {
     /// Name of the service.
     pub name: String,
     /// The pool whose sandboxes serve it.
     pub pool: String,
-    /// How many sandboxes are wanted; 0 means asleep.
-    pub wanted: i32,
-    /// How many of them are ready.
-    pub ready: i32,
 }
 
 /// What the app controller reports.

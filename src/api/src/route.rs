@@ -63,6 +63,7 @@ pub struct RouteSpec {
     /// Whether plain http is redirected to https. Default `Auto`: when the host has a
     /// certificate.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Redirect")]
     pub redirect: Option<Redirect>,
     /// How long the service may take.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -12,7 +12,7 @@ use kube_derive::KubeSchema;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::schema::refused;
+use crate::schema::{is_name, no_own_keys, quantities, rule, string_map};
 
 /// What a port speaks. The transport follows from it: `udp` is UDP, all others are TCP.
 #[derive(
@@ -64,12 +64,14 @@ pub enum AppProtocol {
 /// A port of a service.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
-#[x_kube(validation = kube_core::Rule::new(
-    "!has(self.appProtocol) || !has(self.type) || self.type == 'http'"
-).message("appProtocol applies to ports of type http only; remove it or set type: http"))]
+#[x_kube(validation = rule(
+    "!has(self.appProtocol) || self.type == 'http'",
+    "appProtocol applies to ports of type http only; remove it or set type: http",
+))]
 pub struct Port {
     /// Name of the port, unique within the service: lower-case letters, digits and hyphens.
-    #[schemars(length(min = 1, max = 15), regex(pattern = r"^[a-z]([-a-z0-9]*[a-z0-9])?$"))]
+    #[schemars(length(min = 1, max = 15))]
+    #[x_kube(validation = is_name())]
     pub name: String,
     /// The number that the program listens on, 1 to 65535.
     #[schemars(range(min = 1, max = 65535))]
@@ -85,6 +87,7 @@ pub struct Port {
     /// How the gateway speaks to an http port: `http` (HTTP/1.1, the default) or
     /// `kubernetes.io/h2c` (HTTP/2 without TLS).
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "AppProtocol")]
     pub app_protocol: Option<AppProtocol>,
 }
 
@@ -169,40 +172,44 @@ impl SandboxSpec {
 /// The parts of a Pod template that belong to the user. What Portolan owns is refused by name.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
-#[x_kube(validation = refused("containers", "use image, command, env and ports of the service"))]
-#[x_kube(validation = refused("restartPolicy", "sandboxes always restart"))]
-#[x_kube(validation = refused("hostNetwork", "use a nodePort instead"))]
-#[x_kube(validation = refused("nodeName", "use nodeSelector or affinity"))]
-#[x_kube(validation = refused("terminationGracePeriodSeconds", "use terminationGracePeriodSeconds of the service"))]
-#[x_kube(validation = refused("automountServiceAccountToken", "a token is mounted when serviceAccountName is set"))]
-#[x_kube(validation = refused("hostname", "sandboxes are reached through their service"))]
+#[x_kube(validation = rule(
+    "!has(self.volumeMounts) || self.volumeMounts.all(m, has(self.volumes) && \
+     self.volumes.exists(v, v.name == m.name))",
+    "every volumeMount names a volume of template.volumes; add the volume or correct the name",
+))]
 pub struct SandboxTemplate {
     /// Labels to add to the Pod. Keys under `portolan.dev/` are refused.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    #[schemars(length(max = 32))]
-    #[x_kube(validation = kube_core::Rule::new("self.all(k, !k.startsWith('portolan.dev/'))")
-        .message("labels under portolan.dev/ are set by Portolan; choose another prefix"))]
+    #[schemars(schema_with = "string_map::<32, 63>")]
+    #[x_kube(validation = no_own_keys())]
     pub labels: BTreeMap<String, String>,
     /// Annotations to add to the Pod. Keys under `portolan.dev/` are refused.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    #[schemars(length(max = 32))]
-    #[x_kube(validation = kube_core::Rule::new("self.all(k, !k.startsWith('portolan.dev/'))")
-        .message("annotations under portolan.dev/ are set by Portolan; choose another prefix"))]
+    #[schemars(schema_with = "string_map::<32, 4096>")]
+    #[x_kube(validation = no_own_keys())]
     pub annotations: BTreeMap<String, String>,
     /// Requests and limits of the container.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[x_kube(validation = quantities("limits"), validation = quantities("requests"))]
     pub resources: Option<ResourceRequirements>,
     /// Volumes of the Pod.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 64))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
     pub volumes: Vec<Volume>,
     /// Where the container mounts the volumes.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 64))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["mountPath".into()]))]
     pub volume_mounts: Vec<VolumeMount>,
     /// Containers that run to completion first, or beside the program (`restartPolicy: Always`).
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
+    #[x_kube(validation = rule(
+        "self.all(c, has(c.image))",
+        "every init container names its image",
+    ))]
     pub init_containers: Vec<Container>,
     /// Service account. Its token is mounted only when this is set.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -210,7 +217,7 @@ pub struct SandboxTemplate {
     pub service_account_name: Option<String>,
     /// Labels that a node must have.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    #[schemars(length(max = 32))]
+    #[schemars(schema_with = "string_map::<32, 63>")]
     pub node_selector: BTreeMap<String, String>,
     /// Taints to tolerate.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -232,6 +239,7 @@ pub struct SandboxTemplate {
     /// Secrets to pull the image with.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
     pub image_pull_secrets: Vec<LocalObjectReference>,
     /// Runtime class, for gVisor, Kata and the like.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -244,6 +252,7 @@ pub struct SandboxTemplate {
     /// Entries for /etc/hosts.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 32))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["ip".into()]))]
     pub host_aliases: Vec<HostAlias>,
     /// DNS options of the Pod.
     #[serde(default, skip_serializing_if = "Option::is_none")]

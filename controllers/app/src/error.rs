@@ -1,0 +1,41 @@
+//! What can go wrong in a pass.
+
+use portolan_reconcile::{ReconcileError, Retry, WriteError};
+
+/// A failed step of a pass.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The new version could not be made.
+    #[error("create version")]
+    CreateVersion(#[source] WriteError),
+    /// The NetworkPolicy could not be applied.
+    #[error("apply network policy")]
+    ApplyPolicy(#[source] WriteError),
+    /// A version beyond the history limit could not be deleted.
+    #[error("prune version")]
+    PruneVersion(#[source] WriteError),
+    /// The status could not be written.
+    #[error("write status")]
+    WriteStatus(#[source] WriteError),
+}
+
+impl Error {
+    fn write(&self) -> &WriteError {
+        match self {
+            Self::CreateVersion(source)
+            | Self::ApplyPolicy(source)
+            | Self::PruneVersion(source)
+            | Self::WriteStatus(source) => source,
+        }
+    }
+}
+
+impl ReconcileError for Error {
+    fn category(&self) -> &'static str {
+        self.write().category()
+    }
+
+    fn retry(&self) -> Retry {
+        self.write().retry()
+    }
+}

@@ -1,0 +1,138 @@
+//! All reads, from caches: the App, its versions, pools and Routes, and what gateways report.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use k8s_openapi::api::networking::v1::NetworkPolicy;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use portolan_api::conditions::READY;
+use portolan_api::{App, AppVersion, GatewayReport, ReportShard, Route, SandboxPool, names};
+use portolan_reconcile::ObjectKey;
+
+use crate::AppReconciler;
+
+/// Index of versions, pools and Routes: the key of their App.
+pub(crate) const BY_APP: &str = "app";
+/// Index of Apps: the one entry [`UNSETTLED`] lists those whose activation gateways have not all
+/// reported.
+pub(crate) const BY_SETTLING: &str = "settling";
+/// See [`BY_SETTLING`].
+pub(crate) const UNSETTLED: &str = "unsettled";
+
+/// What this controller needs of a Route.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RouteFacts {
+    /// Namespace and name.
+    pub key: ObjectKey,
+    /// The App it names.
+    pub app: String,
+    /// When it was made; the oldest ready one gives the App's URL.
+    pub created: Option<Timestamp>,
+    /// Its `Ready` condition, once it has one.
+    pub ready: Option<Condition>,
+    /// Where it answers.
+    pub url: Option<String>,
+}
+
+impl RouteFacts {
+    /// The facts of a Route; `None` for one without identity, which the API server never sends.
+    pub fn of(route: Route) -> Option<Self> {
+        let status = route.status.unwrap_or_default();
+        Some(Self {
+            key: ObjectKey::new(route.metadata.namespace?, route.metadata.name?),
+            app: route.spec.app,
+            created: route.metadata.creation_timestamp.map(|time| time.0),
+            ready: status.conditions.into_iter().find(|condition| condition.type_ == READY),
+            url: status.url,
+        })
+    }
+}
+
+/// The epochs that one gateway follows.
+#[derive(Clone, Debug, PartialEq)]
+pub struct EpochFacts {
+    /// The gateway.
+    pub gateway: String,
+    /// Epoch by App; Apps that have settled are left out.
+    pub epochs: BTreeMap<ObjectKey, i64>,
+}
+
+impl EpochFacts {
+    /// The epochs of a report; `None` for the shard that holds none.
+    pub fn of(report: GatewayReport) -> Option<Self> {
+        (report.spec.shard == ReportShard::State).then(|| Self {
+            gateway: report.spec.gateway,
+            epochs: report
+                .spec
+                .epochs
+                .into_iter()
+                .map(|entry| (ObjectKey::new(entry.namespace, entry.name), entry.epoch))
+                .collect(),
+        })
+    }
+}
+
+/// One gateway, as seen for one App.
+#[derive(Clone, Debug, PartialEq)]
+pub struct GatewaySeen {
+    /// Name of the gateway.
+    pub name: String,
+    /// When its Lease lapses unless it is renewed.
+    pub lapses: Timestamp,
+    /// The epoch of this App that it reports.
+    pub epoch: Option<i64>,
+}
+
+/// What was seen of one App.
+#[derive(Clone, Debug, Default)]
+pub struct Seen {
+    /// The App; `None` when there is none.
+    pub app: Option<Arc<App>>,
+    /// Versions that name it, by name; those of an earlier App of that name among them.
+    pub versions: BTreeMap<String, Arc<AppVersion>>,
+    /// Pools that name it, by name.
+    pub pools: BTreeMap<String, Arc<SandboxPool>>,
+    /// Routes that name it, by name.
+    pub routes: BTreeMap<String, Arc<RouteFacts>>,
+    /// Gateways that have a Lease, by name; one that has lapsed is still among them.
+    pub gateways: Vec<GatewaySeen>,
+    /// Its NetworkPolicy.
+    pub policy: Option<Arc<NetworkPolicy>>,
+}
+
+impl AppReconciler {
+    /// Reads everything that the plan for `key` may know.
+    pub(crate) fn observe(&self, key: &ObjectKey) -> Seen {
+        let Some(app) = self.apps.get(key) else { return Seen::default() };
+        let index = key.to_string();
+        let reports = self.reports.list();
+        let epoch_of = |gateway: &str| {
+            let report = reports.iter().find(|report| report.gateway == gateway)?;
+            report.epochs.get(key).copied()
+        };
+        let gateways = self.gateways.list().into_iter().map(|gateway| GatewaySeen {
+            name: gateway.name.clone(),
+            lapses: gateway.lapses,
+            epoch: epoch_of(&gateway.name),
+        });
+        Seen {
+            versions: by_name(self.versions.by_index(BY_APP, &index), |v| v.metadata.name.clone()),
+            pools: by_name(self.pools.by_index(BY_APP, &index), |p| p.metadata.name.clone()),
+            routes: by_name(self.routes.by_index(BY_APP, &index), |r| Some(r.key.name.clone())),
+            gateways: gateways.collect(),
+            policy: self.policies.get(&ObjectKey::new(
+                key.namespace.clone(),
+                names::network_policy(&key.name),
+            )),
+            app: Some(app),
+        }
+    }
+}
+
+fn by_name<T>(
+    objects: Vec<Arc<T>>,
+    name: impl Fn(&T) -> Option<String>,
+) -> BTreeMap<String, Arc<T>> {
+    objects.into_iter().filter_map(|object| Some((name(&object)?, object))).collect()
+}

@@ -1,0 +1,256 @@
+//! Which version an App asks for, when it takes over, and what goes. Pure: no client, no clock.
+
+use std::collections::BTreeMap;
+
+use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::api::networking::v1::NetworkPolicy;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use kube::Resource;
+use portolan_api::resolve::{self, pool_name};
+use portolan_api::{Activation, App, AppVersion, labels, names};
+use serde::Serialize;
+
+use crate::observe::{GatewaySeen, Seen};
+use crate::policy::network_policy;
+
+/// Knobs of the decision.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Namespace of the gateways.
+    pub system_namespace: String,
+}
+
+/// What the App asks for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub enum Wanted {
+    /// This version; it exists or is made by this plan.
+    Version(String),
+    /// `spec.version` names one that does not exist or is another App's.
+    Missing(String),
+    /// The name is taken: by a version of an earlier App, or by other content.
+    Taken(String),
+}
+
+/// What to do for one App.
+#[derive(Debug, PartialEq, Serialize)]
+pub struct Plan {
+    /// What the App asks for.
+    pub wanted: Wanted,
+    /// The version to make.
+    pub create: Option<AppVersion>,
+    /// The switch that gateways are to follow; `None` before the first.
+    pub activation: Option<Activation>,
+    /// The last epoch that all live gateways follow.
+    pub settled_epoch: Option<i64>,
+    /// When `wanted` began to be wanted.
+    pub wanted_since: Timestamp,
+    /// The NetworkPolicy to apply.
+    pub policy: NetworkPolicy,
+    /// Versions to delete, `(name, uid)`.
+    pub prune: Vec<(String, String)>,
+    /// When time alone changes the plan.
+    pub look_again: Option<Timestamp>,
+}
+
+/// Decides from what was seen. `None` when there is nothing to do: the App is gone or going, and
+/// Kubernetes collects what it owns.
+pub fn plan(seen: &Seen, settings: &Settings, now: Timestamp) -> Option<Plan> {
+    let app = seen.app.as_deref().filter(|app| app.metadata.deletion_timestamp.is_none())?;
+    let (wanted, create) = wanted(app, seen);
+    let wanted_since = wanted_since(app, &wanted, now);
+    let activation = activation(app, &wanted, seen);
+    let live: Vec<_> = seen.gateways.iter().filter(|gateway| gateway.lapses > now).collect();
+    let settled_epoch = settled_epoch(app, activation.as_ref(), &live);
+    let is_settled = activation.as_ref().map(|activation| activation.epoch) == settled_epoch;
+    let is_complete = is_settled && is_active(activation.as_ref(), &wanted);
+    let deadline = deadline(app, wanted_since);
+    let look_again = if !is_active(activation.as_ref(), &wanted) && deadline > now {
+        Some(deadline)
+    } else if !is_settled {
+        live.iter().map(|gateway| gateway.lapses).min()
+    } else {
+        None
+    };
+    Some(Plan {
+        policy: network_policy(app, &serving(app, &wanted, create.as_ref(), seen), settings),
+        prune: if is_complete { prune(app, seen) } else { Vec::new() },
+        wanted,
+        create,
+        activation,
+        settled_epoch,
+        wanted_since,
+        look_again,
+    })
+}
+
+/// Whether what is wanted is what serves.
+pub(crate) fn is_active(activation: Option<&Activation>, wanted: &Wanted) -> bool {
+    match (activation, wanted) {
+        (Some(activation), Wanted::Version(name)) => activation.version == *name,
+        _ => false,
+    }
+}
+
+/// When a version wanted since `since` is late.
+pub(crate) fn deadline(app: &App, since: Timestamp) -> Timestamp {
+    let limit = SignedDuration::from_secs(app.spec.progress_deadline_seconds.into());
+    since.checked_add(limit).unwrap_or(Timestamp::MAX)
+}
+
+fn wanted(app: &App, seen: &Seen) -> (Wanted, Option<AppVersion>) {
+    let name = app.metadata.name.clone().unwrap_or_default();
+    if let Some(pinned) = &app.spec.version {
+        let found = seen.versions.get(pinned).is_some_and(|version| is_ours(version, app));
+        let wanted = if found { Wanted::Version } else { Wanted::Missing };
+        return (wanted(pinned.clone()), None);
+    }
+    let spec = resolve::resolve(&name, &app.spec);
+    let version = names::version(&name, &spec.digest);
+    match seen.versions.get(&version) {
+        Some(hit) if is_ours(hit, app) && hit.spec.digest == spec.digest => {
+            (Wanted::Version(version), None)
+        }
+        Some(_) => (Wanted::Taken(version), None),
+        None => {
+            let object = AppVersion {
+                metadata: ObjectMeta {
+                    name: Some(version.clone()),
+                    namespace: app.metadata.namespace.clone(),
+                    labels: Some(BTreeMap::from([
+                        (labels::APP.into(), names::label_value(&name)),
+                        (labels::MANAGED_BY.into(), labels::MANAGER.into()),
+                    ])),
+                    owner_references: app.controller_owner_ref(&()).map(|owner| vec![owner]),
+                    ..ObjectMeta::default()
+                },
+                spec,
+                status: None,
+            };
+            (Wanted::Version(version), Some(object))
+        }
+    }
+}
+
+/// Whether the version belongs to this App and not to an earlier one of the same name.
+pub(crate) fn is_ours(version: &AppVersion, app: &App) -> bool {
+    let owners = version.metadata.owner_references.iter().flatten();
+    let uid = app.metadata.uid.as_deref();
+    owners.into_iter().any(|o| o.controller == Some(true) && Some(o.uid.as_str()) == uid)
+}
+
+fn wanted_since(app: &App, wanted: &Wanted, now: Timestamp) -> Timestamp {
+    let status = app.status.as_ref();
+    let standing = status.filter(|status| match wanted {
+        Wanted::Version(name) => status.latest_version.as_ref() == Some(name),
+        Wanted::Missing(_) | Wanted::Taken(_) => true,
+    });
+    let since = standing.and_then(|status| status.latest_since.as_ref());
+    since.map_or(now, |since| since.0)
+}
+
+/// The switch after this pass: to the wanted version as soon as all its pools are verified, in
+/// one write, with the next epoch.
+fn activation(app: &App, wanted: &Wanted, seen: &Seen) -> Option<Activation> {
+    let standing = app.status.as_ref().and_then(|status| status.activation.clone());
+    let Wanted::Version(name) = wanted else { return standing };
+    if standing.as_ref().is_some_and(|standing| standing.version == *name) {
+        return standing;
+    }
+    let is_verified = seen.versions.get(name).is_some_and(|version| is_verified(version, seen));
+    if !is_verified {
+        return standing;
+    }
+    let epoch = standing.map_or(0, |standing| standing.epoch) + 1;
+    Some(Activation { version: name.clone(), epoch })
+}
+
+fn is_verified(version: &AppVersion, seen: &Seen) -> bool {
+    let Some(uid) = version.metadata.uid.as_deref() else { return false };
+    version.spec.services.iter().all(|service| {
+        let pool = seen.pools.get(&pool_name(&version.spec.app, service));
+        pool.is_some_and(|pool| pool.is_owned_by(uid) && pool.is_verified())
+    })
+}
+
+/// An epoch has settled when every live gateway reports it or a later one. It stays settled: a
+/// gateway that starts afterwards begins with what the API server says.
+fn settled_epoch(
+    app: &App,
+    activation: Option<&Activation>,
+    live: &[&GatewaySeen],
+) -> Option<i64> {
+    let standing = app.status.as_ref().and_then(|status| status.settled_epoch);
+    let epoch = activation?.epoch;
+    let is_written = app.status.as_ref().and_then(|s| s.activation.as_ref()) == activation;
+    let is_followed =
+        live.iter().all(|gateway| gateway.epoch.is_some_and(|followed| followed >= epoch));
+    if standing == Some(epoch) || (is_written && is_followed) { Some(epoch) } else { standing }
+}
+
+/// The versions whose sandboxes may run, for which the network has to be open.
+fn serving<'a>(
+    app: &'a App,
+    wanted: &Wanted,
+    create: Option<&'a AppVersion>,
+    seen: &'a Seen,
+) -> Vec<&'a AppVersion> {
+    let active = app.status.as_ref().and_then(|status| status.activation.as_ref());
+    let active = active.map(|activation| activation.version.as_str());
+    let latest = match wanted {
+        Wanted::Version(name) => Some(name.as_str()),
+        Wanted::Missing(_) | Wanted::Taken(_) => None,
+    };
+    let is_settling = app.status.as_ref().is_some_and(|status| {
+        status.settled_epoch != status.activation.as_ref().map(|activation| activation.epoch)
+    });
+    seen.versions
+        .values()
+        .map(AsRef::as_ref)
+        .filter(|version| is_ours(version, app))
+        .filter(|version| {
+            let name = version.metadata.name.as_deref();
+            is_settling || name == active || name == latest
+        })
+        .chain(create)
+        .collect()
+}
+
+/// The versions beyond the limit, oldest first; never one that serves, is wanted, or whose
+/// sandboxes still drain.
+fn prune(app: &App, seen: &Seen) -> Vec<(String, String)> {
+    let status = app.status.as_ref();
+    let keep = |name: &Option<String>| {
+        let is = |other: Option<&String>| other.is_some() && other == name.as_ref();
+        is(status.and_then(|status| status.active_version.as_ref()))
+            || is(status.and_then(|status| status.activation.as_ref()).map(|a| &a.version))
+            || is(status.and_then(|status| status.latest_version.as_ref()))
+    };
+    let mut idle: Vec<_> = seen
+        .versions
+        .values()
+        .filter(|version| is_ours(version, app) && !keep(&version.metadata.name))
+        .collect();
+    idle.sort_by_key(|version| {
+        let created = version.metadata.creation_timestamp.as_ref().map(|time| time.0);
+        (created, version.metadata.name.clone())
+    });
+    let limit = usize::try_from(app.spec.revision_history_limit).unwrap_or(0);
+    let excess = idle.len().saturating_sub(limit);
+    idle.into_iter()
+        .take(excess)
+        .filter(|version| !has_sandboxes(version, seen))
+        .filter_map(|version| Some((version.metadata.name.clone()?, version.metadata.uid.clone()?)))
+        .collect()
+}
+
+fn has_sandboxes(version: &AppVersion, seen: &Seen) -> bool {
+    version.spec.services.iter().any(|service| {
+        let pool = seen.pools.get(&pool_name(&version.spec.app, service));
+        let only_ours = |pool: &portolan_api::SandboxPool| {
+            pool.metadata.owner_references.as_ref().is_none_or(|owners| owners.len() <= 1)
+        };
+        pool.is_some_and(|pool| {
+            only_ours(pool) && pool.status.as_ref().is_some_and(|status| status.replicas > 0)
+        })
+    })
+}

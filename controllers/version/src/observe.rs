@@ -1,0 +1,113 @@
+//! All reads: the App, its versions and its pools, from caches; owners in doubt, live.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use portolan_api::{App, AppVersion, PoolRole, SandboxPool};
+use portolan_reconcile::{ObjectKey, Observed};
+
+use crate::VersionReconciler;
+use crate::plan::owners_in_doubt;
+
+/// Index of versions and pools: the key of their App.
+pub(crate) const BY_APP: &str = "app";
+
+/// What this controller needs of an App.
+#[derive(Clone, Debug, PartialEq)]
+pub struct AppFacts {
+    /// Namespace and name.
+    pub key: ObjectKey,
+    /// UID: versions of an earlier App of that name are not this one's.
+    pub uid: String,
+    /// The App is going, and everything it owns with it.
+    pub is_deleting: bool,
+    /// The version that serves.
+    pub active: Option<String>,
+    /// The version that the spec asks for.
+    pub latest: Option<String>,
+    /// All live gateways follow the activation.
+    pub is_settled: bool,
+}
+
+impl AppFacts {
+    /// The facts of an App; `None` for one without identity, which the API server never sends.
+    pub fn of(app: App) -> Option<Self> {
+        let status = app.status.unwrap_or_default();
+        let epoch = status.activation.as_ref().map(|activation| activation.epoch);
+        Some(Self {
+            key: ObjectKey::new(app.metadata.namespace?, app.metadata.name?),
+            uid: app.metadata.uid?,
+            is_deleting: app.metadata.deletion_timestamp.is_some(),
+            active: status.activation.map(|activation| activation.version),
+            latest: status.latest_version,
+            is_settled: status.settled_epoch == epoch,
+        })
+    }
+}
+
+/// What was seen of one App.
+#[derive(Clone, Debug, Default)]
+pub struct Seen {
+    /// The App; `None` when there is none.
+    pub app: Option<AppFacts>,
+    /// Its versions, by name.
+    pub versions: BTreeMap<String, Arc<AppVersion>>,
+    /// Its pools, by name.
+    pub pools: BTreeMap<String, Arc<SandboxPool>>,
+    /// UIDs of pool owners that a live read has declared gone.
+    pub gone: BTreeSet<String>,
+    /// How many pools of other Apps are verifying.
+    pub verifying_elsewhere: usize,
+}
+
+impl VersionReconciler {
+    /// Reads everything that the plan for `key` may know.
+    pub(crate) async fn observe(&self, key: &ObjectKey) -> Seen {
+        let Some(app) = self.apps.get(key) else { return Seen::default() };
+        let index = key.to_string();
+        let versions: BTreeMap<_, _> = self
+            .versions
+            .by_index(BY_APP, &index)
+            .into_iter()
+            .filter(|version| is_controlled_by(version, &app.uid))
+            .filter_map(|version| Some((version.metadata.name.clone()?, version)))
+            .collect();
+        let pools: BTreeMap<_, _> = self
+            .pools
+            .by_index(BY_APP, &index)
+            .into_iter()
+            .filter_map(|pool| Some((pool.metadata.name.clone()?, pool)))
+            .collect();
+        let gone = self.gone(key, owners_in_doubt(&pools, &versions)).await;
+        let verifying_elsewhere = self.verifying.count_others(key);
+        Seen { app: Some((*app).clone()), versions, pools, gone, verifying_elsewhere }
+    }
+
+    /// Which of these `(name, uid)` no longer exist. A read that fails proves nothing.
+    async fn gone(&self, app: &ObjectKey, doubts: BTreeSet<(String, String)>) -> BTreeSet<String> {
+        let mut gone = BTreeSet::new();
+        for (name, uid) in doubts {
+            let live: Observed<AppVersion> =
+                self.writer.get(&ObjectKey::new(app.namespace.clone(), name)).await;
+            let is_gone = match live {
+                Observed::Absent => true,
+                Observed::Present(version) => version.metadata.uid.as_ref() != Some(&uid),
+                Observed::Unknown(_) => false,
+            };
+            if is_gone {
+                gone.insert(uid);
+            }
+        }
+        gone
+    }
+}
+
+fn is_controlled_by(version: &AppVersion, uid: &str) -> bool {
+    let owners = version.metadata.owner_references.iter().flatten();
+    owners.into_iter().any(|owner| owner.controller == Some(true) && owner.uid == uid)
+}
+
+/// Whether the pool is a candidate's that has not shown what it has to.
+pub(crate) fn is_verifying(pool: &SandboxPool) -> bool {
+    pool.spec.role == PoolRole::Candidate && !pool.is_verified()
+}

@@ -1,0 +1,5 @@
+fn main() {
+    for crd in portolan_api::crds::manifests() {
+        println!("{}", crd);
+    }
+}
