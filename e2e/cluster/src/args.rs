@@ -1,0 +1,145 @@
+//! Arguments and what they do.
+
+use std::path::PathBuf;
+
+use clap::{Parser, Subcommand};
+use portolan_cluster::cluster::Cluster;
+use portolan_cluster::images::Known;
+use portolan_cluster::paths::{ClusterPaths, Paths};
+use portolan_cluster::progress::step;
+use portolan_cluster::state::State;
+use portolan_cluster::{forward, go, packages};
+
+/// A real Kubernetes on this machine, in namespaces of its own.
+#[derive(Debug, Parser)]
+pub(crate) struct Args {
+    #[command(subcommand)]
+    command: Action,
+}
+
+#[derive(Debug, Subcommand)]
+enum Action {
+    /// Install the packages and build the programs that a cluster needs.
+    Deps,
+    /// Start a cluster; a running one of the same size is left alone.
+    Up {
+        #[command(flatten)]
+        cluster: Name,
+        /// How many nodes, 1 to 200.
+        #[arg(long, env = "NODES", default_value_t = 1)]
+        nodes: u8,
+    },
+    /// Take a cluster down.
+    Down {
+        /// The cluster; without it, every cluster of this machine.
+        #[arg(long)]
+        name: Option<String>,
+    },
+    /// Put image archives into every node.
+    Load {
+        #[command(flatten)]
+        cluster: Name,
+        /// Archives in the OCI layout or of `docker save`.
+        #[arg(required = true)]
+        archives: Vec<PathBuf>,
+    },
+    /// Build our own images into target/images.
+    Images,
+    /// Print the lines to source in a shell.
+    Env {
+        #[command(flatten)]
+        cluster: Name,
+    },
+    /// Say what runs.
+    Status {
+        #[command(flatten)]
+        cluster: Name,
+    },
+    /// Forward loopback ports into the cluster. `up` runs this by itself.
+    #[command(hide = true)]
+    Forward {
+        #[command(flatten)]
+        cluster: Name,
+    },
+}
+
+#[derive(Debug, clap::Args)]
+struct Name {
+    /// The cluster: lower case letters and digits.
+    #[arg(long, default_value = "demo")]
+    name: String,
+}
+
+impl Args {
+    pub(crate) async fn run(self) -> anyhow::Result<()> {
+        let Self { command } = self;
+        match command {
+            Action::Deps => {
+                packages::ensure()?;
+                go::ensure(&Paths::discover())
+            }
+            Action::Up { cluster, nodes } => {
+                let cluster = Cluster::ensure(&cluster.name, nodes).await?;
+                println!("source {}", cluster.files().env().display());
+                Ok(())
+            }
+            Action::Down { name } => down(name),
+            Action::Load { cluster, archives } => load(&cluster.name, &archives),
+            Action::Images => images(),
+            Action::Env { cluster } => {
+                print!("{}", Cluster::open(&cluster.name)?.env());
+                Ok(())
+            }
+            Action::Status { cluster } => status(&cluster.name),
+            Action::Forward { cluster } => forward_ports(&cluster.name),
+        }
+    }
+}
+
+fn down(name: Option<String>) -> anyhow::Result<()> {
+    let names = match name {
+        Some(name) => vec![name],
+        None => Cluster::names()?,
+    };
+    for name in names {
+        Cluster::down(&name)?;
+    }
+    Ok(())
+}
+
+fn load(name: &str, archives: &[PathBuf]) -> anyhow::Result<()> {
+    let cluster = Cluster::open(name)?;
+    for archive in archives {
+        let title = format!("load {} into {name}", archive.display());
+        let described = step(&title, || cluster.load(archive))?;
+        for image in described.names {
+            println!("{image}");
+        }
+    }
+    Ok(())
+}
+
+fn images() -> anyhow::Result<()> {
+    let paths = Paths::discover();
+    for image in Known::CLUSTER.into_iter().chain(Known::PLATFORM) {
+        println!("{}", image.ensure(&paths)?.display());
+    }
+    Ok(())
+}
+
+fn status(name: &str) -> anyhow::Result<()> {
+    let cluster = Cluster::open(name)?;
+    for (name, recorded) in &cluster.state().processes {
+        println!("{:>8}  {name}", recorded.id.pid);
+    }
+    Ok(())
+}
+
+/// Runs before the cluster is complete, so it reads the record alone.
+fn forward_ports(name: &str) -> anyhow::Result<()> {
+    let files = ClusterPaths::new(&Paths::discover(), name);
+    let Some(state) = State::load(&files)? else {
+        anyhow::bail!("the cluster {name} was never started");
+    };
+    forward::run(&files, state.ports)
+}

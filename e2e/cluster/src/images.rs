@@ -1,0 +1,149 @@
+//! The images that a cluster, the demo and the tests need, built when their programs changed.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::UNIX_EPOCH;
+
+use anyhow::{Context, bail};
+
+use crate::archive::Image;
+use crate::command;
+use crate::nginx;
+use crate::paths::Paths;
+
+/// The certificates a program trusts, in this machine and in an image.
+const TRUSTED: &str = "/etc/ssl/certs/ca-certificates.crt";
+
+/// An image of ours.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Known {
+    /// Holds a Pod's namespaces.
+    Pause,
+    /// The cluster's DNS.
+    CoreDns,
+    /// The `portolan` program.
+    Portolan,
+    /// The multi-port sample.
+    SampleEcho,
+    /// nginx from Debian.
+    SampleNginx,
+}
+
+impl Known {
+    /// What a cluster cannot start without.
+    pub const CLUSTER: [Self; 2] = [Self::Pause, Self::CoreDns];
+    /// What the platform and its samples need.
+    pub const PLATFORM: [Self; 3] = [Self::Portolan, Self::SampleEcho, Self::SampleNginx];
+
+    /// The image's short name.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Pause => "pause",
+            Self::CoreDns => "coredns",
+            Self::Portolan => "portolan",
+            Self::SampleEcho => "sample-echo",
+            Self::SampleNginx => "sample-nginx",
+        }
+    }
+
+    /// Builds the archive if its program is newer than it, and returns its path.
+    ///
+    /// # Errors
+    /// When the program was not built yet or the archive cannot be written.
+    pub fn ensure(self, paths: &Paths) -> anyhow::Result<PathBuf> {
+        let folder = paths.images();
+        fs::create_dir_all(&folder).with_context(|| format!("make {}", folder.display()))?;
+        let archive = folder.join(format!("{}.tar", self.name()));
+        let source = self.source(paths)?;
+        let stamp = archive.with_extension("stamp");
+        let wanted = fingerprint(&source)?;
+        if archive.exists() && fs::read_to_string(&stamp).is_ok_and(|have| have == wanted) {
+            return Ok(archive);
+        }
+        self.build(paths, &source)
+            .and_then(|image| image.write(&archive))
+            .with_context(|| format!("build the image {}", self.name()))?;
+        fs::write(&stamp, wanted).with_context(|| format!("write {}", stamp.display()))?;
+        Ok(archive)
+    }
+
+    /// The file that decides whether the archive is up to date.
+    fn source(self, paths: &Paths) -> anyhow::Result<PathBuf> {
+        let cargo = |program: &str| paths.target().join("debug").join(program);
+        let source = match self {
+            Self::Pause => pause(paths)?,
+            Self::CoreDns => fs::canonicalize(paths.programs().join("coredns"))
+                .context("find coredns; `portolan-cluster deps` builds it")?,
+            Self::Portolan => cargo("portolan"),
+            Self::SampleEcho => cargo("portolan-sample-echo"),
+            Self::SampleNginx => paths.repository.join("docs/samples/nginx/nginx.conf"),
+        };
+        if !source.exists() {
+            bail!("{} does not exist; `make build` makes it", source.display());
+        }
+        Ok(source)
+    }
+
+    fn build(self, paths: &Paths, source: &Path) -> anyhow::Result<Image> {
+        let mut image = Image::new(self.name());
+        match self {
+            Self::Pause => {
+                image.copy(source, "/pause", 0o755);
+                image.entrypoint(&["/pause"]);
+            }
+            Self::CoreDns => {
+                image.copy(source, "/coredns", 0o755);
+                image.entrypoint(&["/coredns"]);
+            }
+            Self::Portolan | Self::SampleEcho => {
+                let program = format!("/{}", self.name());
+                let stripped = paths.images().join(format!("{}.stripped", self.name()));
+                strip(source, &stripped)?;
+                image.program(&stripped, &program)?;
+                if Path::new(TRUSTED).exists() {
+                    image.copy(Path::new(TRUSTED), TRUSTED, 0o644);
+                }
+                image.entrypoint(&[&program]);
+            }
+            Self::SampleNginx => nginx::fill(&mut image, paths, source)?,
+        }
+        Ok(image)
+    }
+}
+
+/// The program that holds namespaces open, compiled when its source is newer.
+///
+/// # Errors
+/// When there is no C compiler.
+pub fn pause(paths: &Paths) -> anyhow::Result<PathBuf> {
+    let source = paths.sources().join("pause/pause.c");
+    let program = paths.programs().join("pause");
+    let changed = |path: &Path| fs::metadata(path).and_then(|data| data.modified()).ok();
+    if changed(&program).is_none() || changed(&program) < changed(&source) {
+        command::output(
+            Command::new("gcc")
+                .args(["-static", "-Os", "-s", "-Wall", "-Werror", "-o"])
+                .arg(&program)
+                .arg(&source),
+        )?;
+    }
+    Ok(program)
+}
+
+/// Copies a program without the tables only a debugger reads: they are most of its size.
+fn strip(program: &Path, stripped: &Path) -> anyhow::Result<()> {
+    command::output(
+        Command::new("strip").arg("--strip-debug").arg("-o").args([stripped, program]),
+    )?;
+    Ok(())
+}
+
+/// Size and time of a file: enough to see a new build, without reading it.
+fn fingerprint(path: &Path) -> anyhow::Result<String> {
+    let data = fs::metadata(path).with_context(|| format!("look at {}", path.display()))?;
+    let changed = data.modified().context("read the time of the last change")?;
+    let changed = changed.duration_since(UNIX_EPOCH).unwrap_or_default();
+    Ok(format!("{} {} {}", path.display(), data.len(), changed.as_nanos()))
+}

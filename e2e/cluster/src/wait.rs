@@ -1,0 +1,58 @@
+//! Waiting for a state of the world, never for a moment in time.
+
+use std::fmt::Display;
+use std::time::{Duration, Instant};
+
+use anyhow::bail;
+
+/// How often a probe looks. Short against everything that is waited for, long enough to leave the
+/// processor to what is waited for.
+const LOOK_INTERVAL: Duration = Duration::from_millis(100);
+
+/// Asks `probe` until it answers `Ok`. Its `Err` is what was seen instead.
+///
+/// # Errors
+/// After `limit`, saying what was awaited and what was last seen.
+pub async fn until<T, E: Display>(
+    awaited: &str,
+    limit: Duration,
+    mut probe: impl AsyncFnMut() -> Result<T, E>,
+) -> anyhow::Result<T> {
+    let deadline = Instant::now() + limit;
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        // A probe that hangs must not outlast the limit by much; it gets at least one look.
+        let look = tokio::time::timeout(left.max(LOOK_INTERVAL), probe()).await;
+        let seen = match look {
+            Ok(Ok(value)) => return Ok(value),
+            Ok(Err(seen)) => format!("{seen:#}"),
+            Err(_) => "no answer from the last look".to_owned(),
+        };
+        if Instant::now() >= deadline {
+            bail!("waited {limit:?} for {awaited}; last seen: {seen}");
+        }
+        tokio::time::sleep(LOOK_INTERVAL).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_timeout_says_what_was_awaited_and_what_was_seen() {
+        let probe = async || Err::<(), _>("2 of 3 ready");
+        let error = until("three nodes", Duration::ZERO, probe).await.unwrap_err().to_string();
+        assert_eq!(error, "waited 0ns for three nodes; last seen: 2 of 3 ready");
+    }
+
+    #[tokio::test]
+    async fn a_level_that_comes_late_is_seen() {
+        let mut looks = 0;
+        let probe = async || {
+            looks += 1;
+            if looks < 3 { Err(looks) } else { Ok(looks) }
+        };
+        assert_eq!(until("the third look", Duration::from_secs(5), probe).await.unwrap(), 3);
+    }
+}
