@@ -1,0 +1,244 @@
+//! What a watch has shown, kept in memory and found by key or index.
+
+mod store;
+#[cfg(test)]
+mod tests;
+
+use std::{fmt, sync::Arc, time::Instant};
+
+use kube::Resource;
+use parking_lot::{RwLock, RwLockWriteGuard};
+use prometheus_client::metrics::gauge::Gauge;
+use tokio::sync::watch;
+
+pub(crate) use self::store::{Delta, IndexBy, Sighting, Store};
+use crate::{ObjectKey, Observed, Pass, Queue, Target};
+
+/// One change of one object, as a handler sees it.
+///
+/// `old` and `new` are the same value when somebody wrote before one of our own writes: the value
+/// is known already, the fact that it was changed is not. Never both `None`.
+#[derive(Debug)]
+pub struct Change<'a, T> {
+    /// The object.
+    pub key: &'a ObjectKey,
+    /// What was known before; `None` for a new object.
+    pub old: Option<&'a Arc<T>>,
+    /// What is known now; `None` for an object that is gone or no longer matches.
+    pub new: Option<&'a Arc<T>>,
+}
+
+impl<T> Change<'_, T> {
+    /// The keys that both the old and the new value name, each once.
+    ///
+    /// The old value matters: an object that moves from one owner to another concerns both.
+    pub fn each<I>(&self, keys: impl Fn(&T) -> I) -> Vec<ObjectKey>
+    where
+        I: IntoIterator<Item = ObjectKey>,
+    {
+        let sides = self.old.into_iter().chain(self.new);
+        let mut named: Vec<ObjectKey> = sides.flat_map(|side| keys(side)).collect();
+        named.sort();
+        named.dedup();
+        named
+    }
+}
+
+/// On whose behalf a change came: the pass that wrote it needs no waking by its own write.
+#[derive(Clone, Copy)]
+pub(crate) struct Origin<'a> {
+    pub(crate) queue: &'a Queue,
+    pub(crate) key: &'a ObjectKey,
+}
+
+/// What is done with every change.
+pub(crate) type Handler<T> = Box<dyn Fn(&Change<'_, T>, Option<Origin<'_>>) + Send + Sync>;
+
+/// Turns an object as the API server sends it into what is kept of it.
+pub(crate) type Project<K, T> = Box<dyn Fn(K) -> Option<T> + Send + Sync>;
+
+/// What a cache is made of.
+pub(crate) struct CacheParts<K, T> {
+    pub(crate) project: Project<K, T>,
+    pub(crate) indexes: Vec<(&'static str, IndexBy<T>)>,
+    pub(crate) handlers: Vec<Handler<T>>,
+    pub(crate) size: Gauge,
+}
+
+/// The objects of one watch: `K` as the API server has them, `T` as they are kept.
+///
+/// Cheap to clone; all clones are the same cache. Reads never wait for the API server. What is
+/// kept lags behind the cluster, but never behind our own writes, if these are handed to
+/// [`Cache::observe`].
+pub struct Cache<K, T = K> {
+    inner: Arc<Inner<K, T>>,
+}
+
+struct Inner<K, T> {
+    store: RwLock<Store<T>>,
+    project: Project<K, T>,
+    handlers: Vec<Handler<T>>,
+    synced: watch::Sender<bool>,
+    size: Gauge,
+}
+
+impl<K, T> Cache<K, T> {
+    pub(crate) fn new(parts: CacheParts<K, T>) -> Self {
+        let CacheParts { project, indexes, handlers, size } = parts;
+        let store = RwLock::new(Store::new(indexes));
+        let synced = watch::Sender::new(false);
+        Self { inner: Arc::new(Inner { store, project, handlers, synced, size }) }
+    }
+
+    /// The object, if it is in the cache. For decisions about absence use [`Cache::observed`].
+    pub fn get(&self, key: &ObjectKey) -> Option<Arc<T>> {
+        self.inner.store.read().find(key).cloned()
+    }
+
+    /// What is known of the object: absence only once everything has been listed, and nothing of
+    /// an object that is there but could not be understood.
+    pub fn observed(&self, key: &ObjectKey) -> Observed<Arc<T>> {
+        let store = self.inner.store.read();
+        match (store.malformed(key), store.find(key)) {
+            (Some(why), _) => Observed::Unknown(format!("object {key} is malformed: {why}")),
+            (None, Some(found)) => Observed::Present(found.clone()),
+            (None, None) if self.is_synced() => Observed::Absent,
+            (None, None) => Observed::Unknown("not listed yet".to_owned()),
+        }
+    }
+
+    /// All objects, ordered by key.
+    pub fn list(&self) -> Vec<Arc<T>> {
+        self.inner.store.read().iter().map(|(_, value)| value.clone()).collect()
+    }
+
+    /// The objects of one namespace, ordered by name.
+    pub fn in_namespace(&self, namespace: &str) -> Vec<Arc<T>> {
+        self.inner.store.read().in_namespace(namespace).cloned().collect()
+    }
+
+    /// The objects that an index finds under `value`, ordered by key.
+    ///
+    /// # Panics
+    ///
+    /// When the watch was built without that index.
+    pub fn by_index(&self, index: &str, value: &str) -> Vec<Arc<T>> {
+        self.inner.store.read().by_index(index, value).cloned().collect()
+    }
+
+    /// The keys of all objects, in order.
+    pub fn keys(&self) -> Vec<ObjectKey> {
+        self.inner.store.read().iter().map(|(key, _)| key.clone()).collect()
+    }
+
+    /// How many objects there are.
+    pub fn len(&self) -> usize {
+        self.inner.store.read().len()
+    }
+
+    /// Whether there are no objects.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Whether everything has been listed once.
+    pub fn is_synced(&self) -> bool {
+        *self.inner.synced.borrow()
+    }
+
+    /// Waits until everything has been listed once.
+    ///
+    /// # Cancel safety
+    ///
+    /// May be dropped and called again.
+    pub async fn synced(&self) {
+        let mut synced = self.inner.synced.subscribe();
+        synced.wait_for(|synced| *synced).await.expect("the cache holds the sender");
+    }
+
+    /// Takes in what the API server answered to a write of this pass, if it is later than what is
+    /// known, so that the next pass reads our own write.
+    ///
+    /// Handlers run as for a watched change, but the pass's own key is not woken; nor does the
+    /// echo from the watch wake anybody. A foreign write between the read and our write does.
+    pub fn observe(&self, object: K, pass: &Pass)
+    where
+        K: Resource,
+    {
+        let sighting = Sighting::of(object.meta());
+        let value = (self.inner.project)(object);
+        let delta = self.change(|store| store.wrote(sighting, value));
+        self.tell(delta.as_ref(), Some(pass.origin()));
+    }
+
+    /// Takes in that a delete of this pass removed the object at once.
+    pub fn observe_gone(&self, target: &Target, pass: &Pass) {
+        let delta = self.change(|store| store.deleted(&target.key, &target.uid));
+        self.tell(delta.as_ref(), Some(pass.origin()));
+    }
+
+    // --- the watch's side ---
+
+    pub(crate) fn begin_relist(&self) {
+        self.inner.store.write().begin_relist();
+    }
+
+    pub(crate) fn shown(&self, object: K)
+    where
+        K: Resource,
+    {
+        let sighting = Sighting::of(object.meta());
+        let value = (self.inner.project)(object);
+        let delta = self.change(|store| store.shown(sighting, value));
+        self.tell(delta.as_ref(), None);
+    }
+
+    pub(crate) fn gone(&self, sighting: &Sighting) {
+        let delta = self.change(|store| store.gone(sighting));
+        self.tell(delta.as_ref(), None);
+    }
+
+    pub(crate) fn shown_malformed(&self, key: ObjectKey, why: String) {
+        self.inner.store.write().shown_malformed(key, why);
+    }
+
+    pub(crate) fn end_relist(&self, now: Instant) {
+        let deltas = self.change(|store| store.end_relist(now));
+        self.inner.synced.send_replace(true);
+        deltas.iter().for_each(|delta| self.tell(Some(delta), None));
+    }
+
+    pub(crate) fn sweep(&self, now: Instant) {
+        let deltas = self.change(|store| store.sweep(now));
+        deltas.iter().for_each(|delta| self.tell(Some(delta), None));
+    }
+
+    fn change<R>(&self, input: impl FnOnce(&mut Store<T>) -> R) -> R {
+        let mut store: RwLockWriteGuard<'_, _> = self.inner.store.write();
+        let result = input(&mut store);
+        self.inner.size.set(i64::try_from(store.len()).unwrap_or(i64::MAX));
+        result
+    }
+
+    /// Handlers run outside the lock: they may read the cache.
+    fn tell(&self, delta: Option<&Delta<T>>, origin: Option<Origin<'_>>) {
+        let Some(Delta { key, old, new }) = delta else { return };
+        let change = Change { key, old: old.as_ref(), new: new.as_ref() };
+        for handler in &self.inner.handlers {
+            handler(&change, origin);
+        }
+    }
+}
+
+impl<K, T> Clone for Cache<K, T> {
+    fn clone(&self) -> Self {
+        Self { inner: self.inner.clone() }
+    }
+}
+
+impl<K, T> fmt::Debug for Cache<K, T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut debug = f.debug_struct("Cache");
+        debug.field("len", &self.len()).field("synced", &self.is_synced()).finish()
+    }
+}

@@ -1,0 +1,161 @@
+//! Events for the owner of an object: published beside the passes, never failing one.
+
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::ObjectReference;
+use kube::{
+    Client, Resource,
+    runtime::events::{Event, EventType, Recorder, Reporter},
+};
+use portolan_process::ErrorChain;
+use prometheus_client::metrics::counter::Counter;
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    Transition, Verdict,
+    controller::RunError,
+    metrics::{ControllerLabel, ReconcileMetrics, WriteLabel},
+};
+
+/// Events that may wait for the API server; a transition that comes on top is only counted.
+const WAITING_MAX: usize = 256;
+
+/// What an Event says, at most, in bytes: the API refuses a longer note.
+const NOTE_MAX: usize = 1024;
+
+/// How long one Event may take; the next ones wait behind it.
+const PUBLISH_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long Events that wait at shutdown are still published.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Publishes Events in the name of one controller. Cheap to clone.
+///
+/// Publishing never waits and never fails: an Event that cannot be published is counted. Events
+/// that repeat within six minutes are counted up in one object.
+#[derive(Clone, Debug)]
+pub struct Events {
+    waiting: mpsc::Sender<(Event, ObjectReference)>,
+    dropped: Counter,
+}
+
+/// The task behind [`Events`].
+pub(crate) struct Publisher {
+    waiting: mpsc::Receiver<(Event, ObjectReference)>,
+    recorder: Recorder,
+    dropped: Counter,
+    written: Counter,
+}
+
+impl Events {
+    pub(crate) fn new(
+        client: Client,
+        controller: &'static str,
+        instance: &str,
+        metrics: &ReconcileMetrics,
+    ) -> (Self, Publisher) {
+        let (sender, waiting) = mpsc::channel(WAITING_MAX);
+        let dropped = metrics.events_dropped.get_or_create_owned(&ControllerLabel { controller });
+        let label = WriteLabel { controller, verb: "event" };
+        let reporter = Reporter {
+            controller: format!("portolan.dev/{controller}"),
+            instance: Some(instance.to_owned()),
+        };
+        let publisher = Publisher {
+            waiting,
+            recorder: Recorder::new(client, reporter),
+            dropped: dropped.clone(),
+            written: metrics.writes.get_or_create_owned(&label),
+        };
+        (Self { waiting: sender, dropped }, publisher)
+    }
+
+    /// Tells the object's owner that something worth knowing happened, once.
+    ///
+    /// `action` is what the controller was doing and `reason` why it tells, both in camel case;
+    /// `note` is for people.
+    pub fn publish<K: Resource<DynamicType = ()>>(
+        &self,
+        object: &K,
+        type_: EventType,
+        action: &str,
+        reason: &str,
+        note: &str,
+    ) {
+        let end = (0..=note.len().min(NOTE_MAX)).rev().find(|end| note.is_char_boundary(*end));
+        let event = Event {
+            type_,
+            action: action.to_owned(),
+            reason: reason.to_owned(),
+            note: Some(note[..end.unwrap_or(0)].to_owned()),
+            secondary: None,
+        };
+        if self.waiting.try_send((event, object.object_ref(&()))).is_err() {
+            self.dropped.inc();
+        }
+    }
+
+    /// One Event per transition of a condition.
+    ///
+    /// It is a warning if `Ready` stops being true or changes why it is not; the first verdict on
+    /// a new object and every other condition is normal.
+    pub fn publish_transitions<K: Resource<DynamicType = ()>>(
+        &self,
+        object: &K,
+        action: &str,
+        transitions: &[Transition],
+    ) {
+        for transition in transitions {
+            let Transition { type_, from, to, reason, message } = transition;
+            let bad = type_ == "Ready" && *to == Verdict::False && from.is_some();
+            let event_type = if bad { EventType::Warning } else { EventType::Normal };
+            let note = format!("{type_}={}: {message}", to.as_str());
+            self.publish(object, event_type, action, reason, &note);
+        }
+    }
+}
+
+impl Publisher {
+    /// Publishes until `stop` is cancelled, then what is waiting, for a moment.
+    pub(crate) async fn run(mut self, stop: CancellationToken) -> Result<(), RunError> {
+        loop {
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => break,
+                event = self.waiting.recv() => match event {
+                    Some((event, object)) => self.publish(&event, &object).await,
+                    // Nobody is left who could publish.
+                    None => {
+                        stop.cancelled().await;
+                        return Ok(());
+                    }
+                },
+            }
+        }
+        let rest = async {
+            while let Ok((event, object)) = self.waiting.try_recv() {
+                self.publish(&event, &object).await;
+            }
+        };
+        // What does not make it is lost with the process; Events are no record.
+        let _ = tokio::time::timeout(DRAIN_TIMEOUT, rest).await;
+        Ok(())
+    }
+
+    async fn publish(&self, event: &Event, object: &ObjectReference) {
+        self.written.inc();
+        let published = self.recorder.publish(event, object);
+        match tokio::time::timeout(PUBLISH_TIMEOUT, published).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => {
+                self.dropped.inc();
+                tracing::debug!(error = %ErrorChain(&error), "Event not published");
+            }
+            Err(_elapsed) => {
+                self.dropped.inc();
+                tracing::debug!("Event not published in time");
+            }
+        }
+    }
+}

@@ -1,0 +1,165 @@
+//! Leadership: at most one process at a time lets a controller write.
+//!
+//! The Lease is kept by kube-lease-manager. That one says who holds the Lease, but not for how
+//! much longer: a holder that cannot reach the API server goes on believing. So its client is
+//! wrapped, and every renewal that the API server confirmed is remembered with the time at which
+//! it was *sent*. We lead only for a while after that, and stop before anybody else may take over.
+
+use std::{future::Future, time::Duration};
+
+use kube::{Client, client::Body};
+use kube_lease_manager::{LeaseManager, LeaseManagerBuilder, LeaseManagerError};
+use portolan_process::ErrorChain;
+use tokio::{
+    sync::watch,
+    time::{Instant, sleep_until, timeout},
+};
+use tokio_util::sync::CancellationToken;
+use tower::BoxError;
+
+use crate::{LeaseSettings, controller::RunError};
+
+/// How long to rest after the Lease could not be read or written.
+const RETRY_AFTER: Duration = Duration::from_secs(1);
+
+/// How long to try to give the Lease back at shutdown; it lapses by itself otherwise.
+const RELEASE_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// Competes for one Lease.
+pub(crate) struct Election {
+    pub(crate) client: Client,
+    pub(crate) lease: String,
+    pub(crate) identity: String,
+    pub(crate) settings: LeaseSettings,
+}
+
+impl Election {
+    /// Competes until `stop` is cancelled, then gives the Lease back. `leading` says at any time
+    /// whether this process leads; it turns false before another process can turn true.
+    pub(crate) async fn run(
+        self,
+        leading: watch::Sender<bool>,
+        stop: CancellationToken,
+    ) -> Result<(), RunError> {
+        while !stop.is_cancelled() {
+            let error = match self.compete(&leading, &stop).await {
+                Ok(()) => return Ok(()),
+                Err(error) => error,
+            };
+            leading.send_replace(false);
+            let lease = &self.lease;
+            tracing::warn!(lease, error = %ErrorChain(&error), "Lease neither read nor written");
+            tokio::select! {
+                () = stop.cancelled() => {}
+                () = tokio::time::sleep(RETRY_AFTER) => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// One life of a lease manager: ends with `stop`, or when the Lease itself is lost.
+    async fn compete(
+        &self,
+        leading: &watch::Sender<bool>,
+        stop: &CancellationToken,
+    ) -> Result<(), LeaseManagerError> {
+        let renewed = watch::Sender::new(None);
+        let request_timeout = self.settings.grace / 2;
+        let client = watched(self.client.clone(), renewed.clone(), request_timeout);
+        let manager = LeaseManagerBuilder::new(client, &self.lease)
+            .with_namespace(&self.settings.namespace)
+            .with_identity(&self.identity)
+            .with_duration(self.settings.duration.as_secs())
+            .with_grace(self.settings.grace.as_secs())
+            .with_field_manager(format!("portolan-lease-{}", self.identity))
+            .build()
+            .await?;
+        let mut fence = Fence {
+            leading,
+            renewed: renewed.subscribe(),
+            valid_for: self.settings.duration - self.settings.grace / 2,
+            held: false,
+        };
+        tokio::select! {
+            ended = fence.follow(&manager) => ended,
+            () = stop.cancelled() => {
+                leading.send_replace(false);
+                if timeout(RELEASE_TIMEOUT, manager.release()).await.is_err() {
+                    tracing::debug!(lease = self.lease, "Lease not given back in time");
+                }
+                Ok(())
+            }
+        }
+    }
+}
+
+/// Leads while the manager says so *and* the last confirmed renewal is recent.
+struct Fence<'a> {
+    leading: &'a watch::Sender<bool>,
+    renewed: watch::Receiver<Option<Instant>>,
+    valid_for: Duration,
+    held: bool,
+}
+
+impl Fence<'_> {
+    /// Follows the manager until the Lease cannot be used any more.
+    async fn follow(&mut self, manager: &LeaseManager) -> Result<(), LeaseManagerError> {
+        loop {
+            match self.while_fenced(manager.changed()).await {
+                Ok(held) => self.held = held,
+                // Deleted by somebody: only a new manager makes a new one.
+                Err(error @ LeaseManagerError::NonexistentLease(_)) => return Err(error),
+                Err(error) => {
+                    tracing::warn!(error = %ErrorChain(&error), "Lease not renewed");
+                    // The fence goes on while we rest: it may fall meanwhile.
+                    self.while_fenced(tokio::time::sleep(RETRY_AFTER)).await;
+                }
+            }
+        }
+    }
+
+    /// Waits for `event` while renewals extend, and their absence ends, our leadership.
+    async fn while_fenced<R>(&mut self, event: impl Future<Output = R>) -> R {
+        tokio::pin!(event);
+        loop {
+            let deadline = self.publish();
+            tokio::select! {
+                result = &mut event => return result,
+                _ = self.renewed.changed() => {}
+                () = sleep_until(deadline.unwrap_or_else(Instant::now)), if deadline.is_some() => {}
+            }
+        }
+    }
+
+    /// Says whether we lead now. Returns until when, if we do.
+    fn publish(&mut self) -> Option<Instant> {
+        let renewed = *self.renewed.borrow_and_update();
+        let until = renewed.map(|sent| sent + self.valid_for);
+        let deadline = until.filter(|until| self.held && *until > Instant::now());
+        self.leading.send_if_modified(|leading| {
+            let changed = *leading != deadline.is_some();
+            *leading = deadline.is_some();
+            changed
+        });
+        deadline
+    }
+}
+
+/// A client that notes when a write that the API server confirmed was sent, and gives up on
+/// requests that take longer than `limit`.
+fn watched(client: Client, renewed: watch::Sender<Option<Instant>>, limit: Duration) -> Client {
+    let namespace = client.default_namespace().to_owned();
+    let service = tower::service_fn(move |request: http::Request<Body>| {
+        let (client, renewed) = (client.clone(), renewed.clone());
+        async move {
+            let is_write = request.method() == http::Method::PATCH;
+            let sent = Instant::now();
+            let response = timeout(limit, client.send(request)).await??;
+            if is_write && response.status().is_success() {
+                renewed.send_replace(Some(sent));
+            }
+            Ok::<_, BoxError>(response)
+        }
+    });
+    Client::new(service, namespace)
+}
