@@ -10,11 +10,12 @@
 
 use std::future::Future;
 
+use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::networking::v1::NetworkPolicy;
-use portolan_api::{App, AppVersion, SandboxPool, labels};
+use portolan_api::{App, AppVersion, Gateway, GatewayReport, Route, SandboxPool, labels};
 use portolan_reconcile::{
-    Cache, Context, Controller, Events, Gateway, Next, ObjectKey, Pass, Reconciler, RunError,
-    StatusWrite, Target, Watch, Writer,
+    Cache, Context, Controller, Events, Next, ObjectKey, Pass, Reconciler, RunError, StatusWrite,
+    Target, Watch, Writer,
 };
 
 mod apply;
@@ -39,10 +40,11 @@ pub fn run(
     settings: Settings,
 ) -> impl Future<Output = Result<(), RunError>> + Send + use<> {
     let mut controller = Controller::new(ctx, "app");
-    let apps: Cache<App> =
-        controller.primary(Watch::new().prune().index(BY_SETTLING, |app: &App| {
-            if is_unsettled(app) { vec![UNSETTLED.into()] } else { Vec::new() }
-        }));
+    let apps: Cache<App> = controller.primary(
+        Watch::new()
+            .prune()
+            .index(BY_SETTLING, |app: &App| is_unsettled(app).then(|| UNSETTLED.into())),
+    );
     let versions = controller.watch(
         Watch::new().prune().index(BY_APP, |version: &AppVersion| index(app_of_version(version))),
         |change| change.each(app_of_version),
@@ -65,17 +67,24 @@ pub fn run(
     );
     let reports = controller.watch(
         Watch::new().in_namespace(&settings.system_namespace).project(EpochFacts::of),
-        |change| changed_epochs(change.old, change.new),
+        |change| changed_epochs(change.old.map(AsRef::as_ref), change.new.map(AsRef::as_ref)),
     );
     let unsettled = apps.clone();
-    let gateways =
-        controller.watch(Gateway::watch(&settings.system_namespace), move |change| {
-            match (change.old, change.new) {
-                // A renewal moves the time of the lapse, which the next look reads.
-                (Some(_), Some(_)) => Vec::new(),
-                _ => unsettled.by_index(BY_SETTLING, UNSETTLED).iter().map(|app| ObjectKey::of(app.as_ref())).collect(),
-            }
-        });
+    let leases = Watch::<Lease>::new()
+        .in_namespace(&settings.system_namespace)
+        .labels(Gateway::SELECTOR)
+        .project(Gateway::of);
+    let gateways = controller.watch(leases, move |change| {
+        match (change.old, change.new) {
+            // A renewal moves the time of the lapse, which the next look reads.
+            (Some(_), Some(_)) => Vec::new(),
+            _ => unsettled
+                .by_index(BY_SETTLING, UNSETTLED)
+                .iter()
+                .map(|app| ObjectKey::of(app.as_ref()))
+                .collect(),
+        }
+    });
     let (writer, events) = (controller.writer(), controller.events());
     controller.run(AppReconciler {
         writer,
@@ -97,10 +106,10 @@ struct AppReconciler {
     apps: Cache<App>,
     versions: Cache<AppVersion>,
     pools: Cache<SandboxPool>,
-    routes: Cache<portolan_api::Route, RouteFacts>,
+    routes: Cache<Route, RouteFacts>,
     policies: Cache<NetworkPolicy>,
-    reports: Cache<portolan_api::GatewayReport, EpochFacts>,
-    gateways: Cache<k8s_openapi::api::coordination::v1::Lease, Gateway>,
+    reports: Cache<GatewayReport, EpochFacts>,
+    gateways: Cache<Lease, Gateway>,
     settings: Settings,
 }
 
@@ -157,8 +166,8 @@ fn changed_epochs(old: Option<&EpochFacts>, new: Option<&EpochFacts>) -> Vec<Obj
     std::collections::BTreeSet::from_iter(changed).into_iter().cloned().collect()
 }
 
-fn index(key: Option<ObjectKey>) -> Vec<String> {
-    key.map(|key| key.to_string()).into_iter().collect()
+fn index(key: Option<ObjectKey>) -> Option<String> {
+    key.map(|key| key.to_string())
 }
 
 fn app_of_version(version: &AppVersion) -> Option<ObjectKey> {

@@ -22,22 +22,22 @@ pub(crate) const UNSETTLED: &str = "unsettled";
 
 /// What this controller needs of a Route.
 #[derive(Clone, Debug, PartialEq)]
-pub struct RouteFacts {
+pub(crate) struct RouteFacts {
     /// Namespace and name.
-    pub key: ObjectKey,
+    pub(crate) key: ObjectKey,
     /// The App it names.
-    pub app: String,
+    pub(crate) app: String,
     /// When it was made; the oldest ready one gives the App's URL.
-    pub created: Option<Timestamp>,
+    pub(crate) created: Option<Timestamp>,
     /// Its `Ready` condition, once it has one.
-    pub ready: Option<Condition>,
+    pub(crate) ready: Option<Condition>,
     /// Where it answers.
-    pub url: Option<String>,
+    pub(crate) url: Option<String>,
 }
 
 impl RouteFacts {
     /// The facts of a Route; `None` for one without identity, which the API server never sends.
-    pub fn of(route: Route) -> Option<Self> {
+    pub(crate) fn of(route: Route) -> Option<Self> {
         let status = route.status.unwrap_or_default();
         Some(Self {
             key: ObjectKey::new(route.metadata.namespace?, route.metadata.name?),
@@ -51,16 +51,16 @@ impl RouteFacts {
 
 /// The epochs that one gateway follows.
 #[derive(Clone, Debug, PartialEq)]
-pub struct EpochFacts {
+pub(crate) struct EpochFacts {
     /// The gateway.
-    pub gateway: String,
+    pub(crate) gateway: String,
     /// Epoch by App; Apps that have settled are left out.
-    pub epochs: BTreeMap<ObjectKey, i64>,
+    pub(crate) epochs: BTreeMap<ObjectKey, i64>,
 }
 
 impl EpochFacts {
     /// The epochs of a report; `None` for the shard that holds none.
-    pub fn of(report: GatewayReport) -> Option<Self> {
+    pub(crate) fn of(report: GatewayReport) -> Option<Self> {
         (report.spec.shard == ReportShard::State).then(|| Self {
             gateway: report.spec.gateway,
             epochs: report
@@ -75,30 +75,30 @@ impl EpochFacts {
 
 /// One gateway, as seen for one App.
 #[derive(Clone, Debug, PartialEq)]
-pub struct GatewaySeen {
+pub(crate) struct GatewaySeen {
     /// Name of the gateway.
-    pub name: String,
+    pub(crate) name: String,
     /// When its Lease lapses unless it is renewed.
-    pub lapses: Timestamp,
+    pub(crate) lapses: Timestamp,
     /// The epoch of this App that it reports.
-    pub epoch: Option<i64>,
+    pub(crate) epoch: Option<i64>,
 }
 
 /// What was seen of one App.
 #[derive(Clone, Debug, Default)]
-pub struct Seen {
+pub(crate) struct Seen {
     /// The App; `None` when there is none.
-    pub app: Option<Arc<App>>,
+    pub(crate) app: Option<Arc<App>>,
     /// Versions that name it, by name; those of an earlier App of that name among them.
-    pub versions: BTreeMap<String, Arc<AppVersion>>,
+    pub(crate) versions: BTreeMap<String, Arc<AppVersion>>,
     /// Pools that name it, by name.
-    pub pools: BTreeMap<String, Arc<SandboxPool>>,
+    pub(crate) pools: BTreeMap<String, Arc<SandboxPool>>,
     /// Routes that name it, by name.
-    pub routes: BTreeMap<String, Arc<RouteFacts>>,
+    pub(crate) routes: BTreeMap<String, Arc<RouteFacts>>,
     /// Gateways that have a Lease, by name; one that has lapsed is still among them.
-    pub gateways: Vec<GatewaySeen>,
+    pub(crate) gateways: Vec<GatewaySeen>,
     /// Its NetworkPolicy.
-    pub policy: Option<Arc<NetworkPolicy>>,
+    pub(crate) policy: Option<Arc<NetworkPolicy>>,
 }
 
 impl AppReconciler {
@@ -121,10 +121,9 @@ impl AppReconciler {
             pools: by_name(self.pools.by_index(BY_APP, &index), |p| p.metadata.name.clone()),
             routes: by_name(self.routes.by_index(BY_APP, &index), |r| Some(r.key.name.clone())),
             gateways: gateways.collect(),
-            policy: self.policies.get(&ObjectKey::new(
-                key.namespace.clone(),
-                names::network_policy(&key.name),
-            )),
+            policy: self
+                .policies
+                .get(&ObjectKey::new(key.namespace.clone(), names::network_policy(&key.name))),
             app: Some(app),
         }
     }

@@ -22,7 +22,7 @@ pub struct Settings {
 
 /// What the App asks for.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub enum Wanted {
+pub(crate) enum Wanted {
     /// This version; it exists or is made by this plan.
     Version(String),
     /// `spec.version` names one that does not exist or is another App's.
@@ -33,28 +33,28 @@ pub enum Wanted {
 
 /// What to do for one App.
 #[derive(Debug, PartialEq, Serialize)]
-pub struct Plan {
+pub(crate) struct Plan {
     /// What the App asks for.
-    pub wanted: Wanted,
+    pub(crate) wanted: Wanted,
     /// The version to make.
-    pub create: Option<AppVersion>,
+    pub(crate) create: Option<AppVersion>,
     /// The switch that gateways are to follow; `None` before the first.
-    pub activation: Option<Activation>,
+    pub(crate) activation: Option<Activation>,
     /// The last epoch that all live gateways follow.
-    pub settled_epoch: Option<i64>,
+    pub(crate) settled_epoch: Option<i64>,
     /// When `wanted` began to be wanted.
-    pub wanted_since: Timestamp,
+    pub(crate) wanted_since: Timestamp,
     /// The NetworkPolicy to apply.
-    pub policy: NetworkPolicy,
+    pub(crate) policy: NetworkPolicy,
     /// Versions to delete, `(name, uid)`.
-    pub prune: Vec<(String, String)>,
+    pub(crate) prune: Vec<(String, String)>,
     /// When time alone changes the plan.
-    pub look_again: Option<Timestamp>,
+    pub(crate) look_again: Option<Timestamp>,
 }
 
 /// Decides from what was seen. `None` when there is nothing to do: the App is gone or going, and
 /// Kubernetes collects what it owns.
-pub fn plan(seen: &Seen, settings: &Settings, now: Timestamp) -> Option<Plan> {
+pub(crate) fn plan(seen: &Seen, settings: &Settings, now: Timestamp) -> Option<Plan> {
     let app = seen.app.as_deref().filter(|app| app.metadata.deletion_timestamp.is_none())?;
     let (wanted, create) = wanted(app, seen);
     let wanted_since = wanted_since(app, &wanted, now);
@@ -174,11 +174,7 @@ fn is_verified(version: &AppVersion, seen: &Seen) -> bool {
 
 /// An epoch has settled when every live gateway reports it or a later one. It stays settled: a
 /// gateway that starts afterwards begins with what the API server says.
-fn settled_epoch(
-    app: &App,
-    activation: Option<&Activation>,
-    live: &[&GatewaySeen],
-) -> Option<i64> {
+fn settled_epoch(app: &App, activation: Option<&Activation>, live: &[&GatewaySeen]) -> Option<i64> {
     let standing = app.status.as_ref().and_then(|status| status.settled_epoch);
     let epoch = activation?.epoch;
     let is_written = app.status.as_ref().and_then(|s| s.activation.as_ref()) == activation;

@@ -31,8 +31,7 @@ pub(crate) fn network_policy(
     let rule = |reach: Reach, peers: Option<Vec<NetworkPolicyPeer>>| {
         let ports: Vec<_> =
             ports.iter().filter(|(_, of)| **of == reach).map(|(port, _)| port_of(port)).collect();
-        (!ports.is_empty())
-            .then(|| NetworkPolicyIngressRule { from: peers, ports: Some(ports) })
+        (!ports.is_empty()).then_some(NetworkPolicyIngressRule { from: peers, ports: Some(ports) })
     };
     let rules = [
         rule(Reach::Gateways, Some(vec![gateways(&settings.system_namespace), own.clone()])),

@@ -47,7 +47,7 @@ pub(crate) fn status(
     };
     let status = AppStatus {
         observed_generation: Some(generation),
-        latest_since: latest.is_some().then(|| Time(plan.wanted_since)),
+        latest_since: latest.is_some().then_some(Time(plan.wanted_since)),
         latest_version: latest,
         active_version: plan.activation.as_ref().map(|activation| activation.version.clone()),
         activation: plan.activation.clone(),
@@ -128,12 +128,16 @@ fn cannot_start(wanted: &Wanted) -> Option<Word> {
         Wanted::Missing(name) => Some((
             Verdict::False,
             reason::VERSION_NOT_FOUND,
-            format!("spec.version names {name}, which is no version of this App; see kubectl get appversions"),
+            format!(
+                "spec.version names {name}, which is no version of this App; see kubectl get appversions"
+            ),
         )),
         Wanted::Taken(name) => Some((
             Verdict::False,
             reason::NAME_CONFLICT,
-            format!("an AppVersion named {name} exists and is not this App's; it may be one of an earlier App that is still going, else delete it"),
+            format!(
+                "an AppVersion named {name} exists and is not this App's; it may be one of an earlier App that is still going, else delete it"
+            ),
         )),
     }
 }
@@ -192,7 +196,8 @@ fn services_ready(active: Option<&AppVersion>, seen: &Seen) -> Word {
             return (Verdict::False, reason, format!("service {service}: {message}"));
         }
     }
-    let is_asleep = pools(version, seen).all(|(_, pool)| pool.is_some_and(|p| p.spec.wanted() == 0));
+    let is_asleep =
+        pools(version, seen).all(|(_, pool)| pool.is_some_and(|p| p.spec.wanted() == 0));
     if is_asleep {
         return (Verdict::True, reason::ASLEEP, "asleep; the first request wakes it".into());
     }

@@ -13,7 +13,7 @@
 use std::future::Future;
 use std::sync::Arc;
 
-use portolan_api::{AppVersion, SandboxPool};
+use portolan_api::{App, AppVersion, SandboxPool};
 use portolan_reconcile::{
     Cache, Context, Controller, Events, Next, ObjectKey, Pass, Reconciler, RunError, StatusWrite,
     Target, Watch, Writer,
@@ -43,23 +43,23 @@ pub fn run(
 ) -> impl Future<Output = Result<(), RunError>> + Send + use<> {
     let mut controller = Controller::new(ctx, "version");
     let verifying = Arc::new(Verifying::default());
-    let apps = controller.primary(Watch::new().project(AppFacts::of));
+    let apps = controller.primary(Watch::<App>::new().project(AppFacts::of));
     let versions = controller.watch(
         Watch::new().prune().index(BY_APP, |version: &AppVersion| {
-            app_of_version(version).map(|key| key.to_string()).into_iter().collect()
+            app_of_version(version).map(|key| key.to_string())
         }),
         |change| change.each(app_of_version),
     );
     let counted = verifying.clone();
     let pools = controller.watch(
-        Watch::new().prune().index(BY_APP, |pool: &SandboxPool| {
-            apply::app_of(pool).map(|key| key.to_string()).into_iter().collect()
-        }),
+        Watch::new()
+            .prune()
+            .index(BY_APP, |pool: &SandboxPool| apply::app_of(pool).map(|key| key.to_string())),
         move |change| {
             let mut keys = change.each(apply::app_of);
-            let was = change.old.is_some_and(observe::is_verifying);
-            let is = change.new.is_some_and(observe::is_verifying);
-            if let Some(app) = change.new.or(change.old).and_then(apply::app_of) {
+            let was = change.old.is_some_and(|pool| observe::is_verifying(pool));
+            let is = change.new.is_some_and(|pool| observe::is_verifying(pool));
+            if let Some(app) = change.new.or(change.old).and_then(|pool| apply::app_of(pool)) {
                 keys.extend(counted.note(&app, was, is));
             }
             keys
@@ -72,7 +72,7 @@ pub fn run(
 struct VersionReconciler {
     writer: Writer,
     events: Events,
-    apps: Cache<AppFacts>,
+    apps: Cache<App, AppFacts>,
     versions: Cache<AppVersion>,
     pools: Cache<SandboxPool>,
     verifying: Arc<Verifying>,

@@ -14,24 +14,24 @@ pub(crate) const BY_APP: &str = "app";
 
 /// What this controller needs of an App.
 #[derive(Clone, Debug, PartialEq)]
-pub struct AppFacts {
+pub(crate) struct AppFacts {
     /// Namespace and name.
-    pub key: ObjectKey,
+    pub(crate) key: ObjectKey,
     /// UID: versions of an earlier App of that name are not this one's.
-    pub uid: String,
+    pub(crate) uid: String,
     /// The App is going, and everything it owns with it.
-    pub is_deleting: bool,
+    pub(crate) is_deleting: bool,
     /// The version that serves.
-    pub active: Option<String>,
+    pub(crate) active: Option<String>,
     /// The version that the spec asks for.
-    pub latest: Option<String>,
+    pub(crate) latest: Option<String>,
     /// All live gateways follow the activation.
-    pub is_settled: bool,
+    pub(crate) is_settled: bool,
 }
 
 impl AppFacts {
     /// The facts of an App; `None` for one without identity, which the API server never sends.
-    pub fn of(app: App) -> Option<Self> {
+    pub(crate) fn of(app: App) -> Option<Self> {
         let status = app.status.unwrap_or_default();
         let epoch = status.activation.as_ref().map(|activation| activation.epoch);
         Some(Self {
@@ -47,17 +47,17 @@ impl AppFacts {
 
 /// What was seen of one App.
 #[derive(Clone, Debug, Default)]
-pub struct Seen {
+pub(crate) struct Seen {
     /// The App; `None` when there is none.
-    pub app: Option<AppFacts>,
+    pub(crate) app: Option<AppFacts>,
     /// Its versions, by name.
-    pub versions: BTreeMap<String, Arc<AppVersion>>,
+    pub(crate) versions: BTreeMap<String, Arc<AppVersion>>,
     /// Its pools, by name.
-    pub pools: BTreeMap<String, Arc<SandboxPool>>,
+    pub(crate) pools: BTreeMap<String, Arc<SandboxPool>>,
     /// UIDs of pool owners that a live read has declared gone.
-    pub gone: BTreeSet<String>,
+    pub(crate) gone: BTreeSet<String>,
     /// How many pools of other Apps are verifying.
-    pub verifying_elsewhere: usize,
+    pub(crate) verifying_elsewhere: usize,
 }
 
 impl VersionReconciler {

@@ -21,18 +21,18 @@ pub struct Settings {
 
 /// What to do for one App.
 #[derive(Debug, Default, PartialEq, Serialize)]
-pub struct Plan {
+pub(crate) struct Plan {
     /// Pools to apply, by name, each whole.
-    pub pools: BTreeMap<String, SandboxPool>,
+    pub(crate) pools: BTreeMap<String, SandboxPool>,
     /// The candidate version may not start verifying yet: too many others do.
-    pub is_waiting: bool,
+    pub(crate) is_waiting: bool,
 }
 
 /// Decides from what was seen of the App, its versions and its pools.
 ///
 /// Every pool is the work of one pass over all versions, because its owners are: the apply of one
 /// version alone would drop the others.
-pub fn plan(seen: &Seen, settings: &Settings) -> Plan {
+pub(crate) fn plan(seen: &Seen, settings: &Settings) -> Plan {
     let Some(app) = seen.app.as_ref().filter(|app| !app.is_deleting) else {
         return Plan::default();
     };
@@ -57,7 +57,10 @@ fn users(seen: &Seen) -> BTreeMap<String, Vec<User<'_>>> {
     let mut users = BTreeMap::<String, Vec<User<'_>>>::new();
     for version in seen.versions.values() {
         for service in &version.spec.services {
-            users.entry(pool_name(&version.spec.app, service)).or_default().push((version, service));
+            users
+                .entry(pool_name(&version.spec.app, service))
+                .or_default()
+                .push((version, service));
         }
     }
     users
@@ -190,11 +193,7 @@ fn metadata(
 
 /// Every version that uses the pool, and every other owner that a live read has not declared
 /// gone: a cache that lags must not take an owner away.
-fn owners(
-    users: &[User<'_>],
-    observed: Option<&SandboxPool>,
-    seen: &Seen,
-) -> Vec<OwnerReference> {
+fn owners(users: &[User<'_>], observed: Option<&SandboxPool>, seen: &Seen) -> Vec<OwnerReference> {
     let mut by_uid: BTreeMap<(String, String), OwnerReference> = users
         .iter()
         .filter_map(|(version, _)| owner(version))

@@ -9,8 +9,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::sandbox::{Port, PortType, SandboxTemplate};
 use crate::schema::{
-    distinct_node_ports, distinct_ports, env_name, env_port, env_prefix, env_value, is_name,
-    probe_handler, rule,
+    distinct_node_ports, distinct_node_ports_of_services, distinct_ports, env_name, env_port,
+    env_prefix, env_value, is_name, probe_handler, rule,
 };
 
 /// An application: one image or several, its services, and how they scale. Applying it makes an
@@ -46,12 +46,7 @@ use crate::schema::{
     "self.services.all(s, has(s.image) || has(self.image))",
     "an image is missing: set spec.image, or an image on every service",
 ))]
-#[x_kube(validation = rule(
-    "self.services.all(s, !has(s.ports) || s.ports.all(p, !has(p.nodePort) || \
-     self.services.exists_one(t, has(t.ports) && t.ports.exists(q, has(q.nodePort) && \
-     q.nodePort == p.nodePort && (q.type == 'udp') == (p.type == 'udp')))))",
-    "two services of this App ask for the same nodePort and transport; give each its own",
-))]
+#[x_kube(validation = distinct_node_ports_of_services())]
 pub struct AppSpec {
     /// Container image of every service that does not name its own.
     #[serde(default, skip_serializing_if = "Option::is_none")]

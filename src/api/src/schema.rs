@@ -55,25 +55,39 @@ pub(crate) fn is_name() -> Rule {
 
 /// 53/tcp and 53/udp are two ports, 8080/http and 8080/tcp are one.
 pub(crate) fn distinct_ports() -> Rule {
-    Rule::new(
-        "self.all(p, self.exists_one(q, q.port == p.port && (q.type == 'udp') == (p.type == 'udp')))",
-    )
-    .message(Message::Expression(
-        "'port ' + string(self.filter(p, !self.exists_one(q, q.port == p.port && \
-         (q.type == 'udp') == (p.type == 'udp')))[0].port) + ' is named twice for one transport \
-         (http and tcp are both TCP); each number and transport may be named once'"
-            .into(),
-    ))
+    let once = "self.exists_one(q, q.port == p.port && (q.type == 'udp') == (p.type == 'udp'))";
+    Rule::new(format!("self.all(p, {once})")).message(Message::Expression(format!(
+        "self.filter(p, !{once}).map(p, 'duplicate port %d/%s: http and tcp share the transport \
+         tcp, and each number may be used once for each transport'.format([p.port, \
+         {TRANSPORT}]))[0]"
+    )))
 }
 
-/// As [`distinct_ports`], for what is opened on nodes.
+/// As [`distinct_ports`], for what the ports of one service open on nodes.
 pub(crate) fn distinct_node_ports() -> Rule {
-    rule(
-        "self.all(p, !has(p.nodePort) || self.exists_one(q, has(q.nodePort) && \
-         q.nodePort == p.nodePort && (q.type == 'udp') == (p.type == 'udp')))",
-        "two ports ask for the same nodePort and transport; give each its own",
+    let once = "(!has(p.nodePort) || self.exists_one(q, has(q.nodePort) && \
+                q.nodePort == p.nodePort && (q.type == 'udp') == (p.type == 'udp')))";
+    Rule::new(format!("self.all(p, {once})")).message(Message::Expression(format!(
+        "self.filter(p, !{once}).map(p, 'nodePort %d/%s is asked for by two ports; give each its \
+         own'.format([p.nodePort, {TRANSPORT}]))[0]"
+    )))
+}
+
+/// As [`distinct_node_ports`], for the services of one App.
+pub(crate) fn distinct_node_ports_of_services() -> Rule {
+    let holds = "has(t.ports) && t.ports.exists(q, has(q.nodePort) && q.nodePort == p.nodePort && \
+                 (q.type == 'udp') == (p.type == 'udp'))";
+    let once = format!("(!has(p.nodePort) || self.services.exists_one(t, {holds}))");
+    Rule::new(format!("self.services.all(s, !has(s.ports) || s.ports.all(p, {once}))")).message(
+        Message::Expression(format!(
+            "'the services %s ask for the same nodePort and transport; give each its own'.format([\
+             self.services.filter(s, has(s.ports) && s.ports.exists(p, !{once})).map(s, s.name)])"
+        )),
     )
 }
+
+/// The transport of a port `p`, in words of an error message.
+const TRANSPORT: &str = "p.type == 'udp' ? 'udp' : 'tcp'";
 
 /// What Portolan sets itself is not to be set by the user.
 pub(crate) fn env_port() -> Rule {

@@ -1,5 +1,0 @@
-fn main() {
-    for crd in portolan_api::crds::manifests() {
-        println!("{}", crd);
-    }
-}
