@@ -41,13 +41,13 @@ fn manifests() -> BTreeMap<String, String> {
 }
 
 fn file_name(manifest: &Value) -> String {
-    format!("{}.yaml", manifest["metadata"]["name"].as_str().unwrap())
+    format!("{}.yaml", manifest["metadata"]["name"].as_str().expect("a manifest has a name"))
 }
 
 /// Without folding: a rule that is split over lines cannot be searched for.
 fn yaml(manifest: &Value) -> String {
     let options = serde_saphyr::ser_options! { prefer_block_scalars: false };
-    serde_saphyr::to_string_with_options(manifest, options).unwrap()
+    serde_saphyr::to_string_with_options(manifest, options).expect("a manifest is plain data")
 }
 
 /// `folder` holds exactly these YAML files.
@@ -56,14 +56,14 @@ fn check(folder: &str, expected: &BTreeMap<String, String>) {
     let folder = repository().join(folder);
     if env::var_os("UPDATE").is_some() {
         for (name, text) in expected {
-            fs::write(folder.join(name), text).unwrap();
+            fs::write(folder.join(name), text).expect("the tree can be written");
         }
     }
     let present: BTreeMap<String, String> = fs::read_dir(&folder)
-        .unwrap()
-        .map(|entry| entry.unwrap().path())
+        .unwrap_or_else(|error| panic!("{}: {error}", folder.display()))
+        .map(|entry| entry.expect("the folder can be read").path())
         .filter(|path| path.extension().is_some_and(|extension| extension == "yaml"))
-        .map(|path| (path.file_name().unwrap().to_string_lossy().into_owned(), read(&path)))
+        .map(|path| (name_of(&path), read(&path)))
         .collect();
     let stale: Vec<_> = expected
         .keys()
@@ -73,10 +73,14 @@ fn check(folder: &str, expected: &BTreeMap<String, String>) {
     assert!(stale.is_empty(), "stale in {}: {stale:?}; run `make crds`", folder.display());
 }
 
+fn name_of(path: &Path) -> String {
+    path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
+}
+
 fn read(path: &Path) -> String {
     fs::read_to_string(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
 
 fn repository() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2).unwrap().to_path_buf()
+    Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2).expect("src/api").to_path_buf()
 }
