@@ -91,7 +91,7 @@ impl Args {
                 Ok(())
             }
             Action::Status { cluster } => status(&cluster.name),
-            Action::Forward { cluster } => forward_ports(&cluster.name),
+            Action::Forward { cluster } => forward_ports(&cluster.name).await,
         }
     }
 }
@@ -136,10 +136,10 @@ fn status(name: &str) -> anyhow::Result<()> {
 }
 
 /// Runs before the cluster is complete, so it reads the record alone.
-fn forward_ports(name: &str) -> anyhow::Result<()> {
+async fn forward_ports(name: &str) -> anyhow::Result<()> {
     let files = ClusterPaths::new(&Paths::discover(), name);
     let Some(state) = State::load(&files)? else {
         anyhow::bail!("the cluster {name} was never started");
     };
-    forward::run(&files, state.ports)
+    forward::run(&files, state.ports).await
 }

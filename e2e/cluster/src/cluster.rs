@@ -29,6 +29,8 @@ use crate::{cgroups, command, go, packages, wait};
 
 /// How long a component may take to answer. They need seconds; a loaded machine needs more.
 const START_LIMIT: Duration = Duration::from_secs(120);
+/// How often the processes are looked at while one of them is waited for.
+const DEATH_LOOK_INTERVAL: Duration = Duration::from_millis(500);
 /// How long a stopped component may take to end on its own.
 const STOP_GRACE: Duration = Duration::from_secs(5);
 /// The recorded name of the forwarder's process.
@@ -336,8 +338,7 @@ impl Cluster {
         for node in nodes {
             let socket = node.containerd_socket();
             let awaited = format!("containerd on {}", node.name());
-            wait::until(&awaited, START_LIMIT, async || UnixStream::connect(&socket).map(drop))
-                .await?;
+            self.component(&awaited, async || Ok(UnixStream::connect(&socket).map(drop)?)).await?;
         }
         for archive in archives {
             self.load(&archive)?;
@@ -363,9 +364,33 @@ impl Cluster {
         fs::write(&stamp, &described.digest).context("note the image")
     }
 
+    /// Waits for a component, but not any longer once a process has ended.
+    async fn component(
+        &self,
+        awaited: &str,
+        probe: impl AsyncFnMut() -> anyhow::Result<()>,
+    ) -> anyhow::Result<()> {
+        tokio::select! {
+            result = wait::until(awaited, START_LIMIT, probe) => result,
+            name = self.first_death() => {
+                let logs = self.files.logs();
+                bail!("{name} ended while waiting for {awaited}; its log is in {}", logs.display())
+            }
+        }
+    }
+
+    async fn first_death(&self) -> String {
+        loop {
+            if let Some(name) = self.dead().first() {
+                return (*name).to_owned();
+            }
+            tokio::time::sleep(DEATH_LOOK_INTERVAL).await;
+        }
+    }
+
     async fn wait_for_api(&self) -> anyhow::Result<()> {
         let client = self.client().await?;
-        wait::until("the API server", START_LIMIT, async || {
+        self.component("the API server", async || {
             let ready = http_get("/readyz")?;
             client.request_text(ready).await.map(drop).map_err(anyhow::Error::from)
         })
@@ -380,14 +405,14 @@ impl Cluster {
         let client = self.client().await?;
         let nodes = Api::<NodeObject>::all(client.clone());
         let wanted = usize::from(self.state.nodes);
-        wait::until("every node to be ready", START_LIMIT, async || {
+        self.component("every node to be ready", async || {
             let nodes = nodes.list(&Default::default()).await?.items;
             let ready = nodes.iter().filter(|node| is_ready(node)).count();
             if ready == wanted { Ok(()) } else { bail!("{ready} of {wanted} nodes ready") }
         })
         .await?;
         let deployments = Api::<Deployment>::namespaced(client, "kube-system");
-        wait::until("the cluster's DNS", START_LIMIT, async || {
+        self.component("the cluster's DNS", async || {
             let status = deployments.get("coredns").await?.status.unwrap_or_default();
             match status.ready_replicas {
                 Some(1..) => Ok(()),

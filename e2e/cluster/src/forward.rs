@@ -36,23 +36,17 @@ const DIAL_LIMIT: Duration = Duration::from_secs(5);
 ///
 /// # Errors
 /// When a port is taken or a namespace is gone.
-pub fn run(cluster: &ClusterPaths, ports: Ports) -> anyhow::Result<()> {
+pub async fn run(cluster: &ClusterPaths, ports: Ports) -> anyhow::Result<()> {
     let control = Dialler::start(cluster, CONTROL)?;
     let node = Dialler::start(cluster, &network::node_name(1))?;
     let api = SocketAddr::from((addresses::CONTROL, API_PORT));
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .context("start the runtime")?;
-    runtime.block_on(async {
-        let ingress = |port| Target::Ingress(Ingress::new(cluster.kubeconfig(), port));
-        tokio::try_join!(
-            listen(ports.api, Target::Fixed(api), &control),
-            listen(ports.http, ingress(80), &node),
-            listen(ports.https, ingress(443), &node),
-        )?;
-        Ok(())
-    })
+    let ingress = |port| Target::Ingress(Ingress::new(cluster.kubeconfig(), port));
+    tokio::try_join!(
+        listen(ports.api, Target::Fixed(api), &control),
+        listen(ports.http, ingress(80), &node),
+        listen(ports.https, ingress(443), &node),
+    )?;
+    Ok(())
 }
 
 enum Target {

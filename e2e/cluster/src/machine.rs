@@ -50,7 +50,7 @@ impl Machine {
     pub fn boot(namespace: &str, pause: &Path, mounts: &[Mount]) -> anyhow::Result<Self> {
         let net = File::open(network::namespace_file(namespace))
             .with_context(|| format!("open the network namespace {namespace}"))?;
-        aside(|| {
+        let holder = aside(|| {
             setns(&net, CloneFlags::CLONE_NEWNET).context("enter the network namespace")?;
             unshare(CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWPID)
                 .context("make a mount and a pid namespace")?;
@@ -65,10 +65,11 @@ impl Machine {
                 perform(entry)?;
             }
             // The first process in the new pid namespace is its process 1.
-            let holder = detached(&mut Command::new(pause)).context("start the holder")?;
+            let holder = spawn(&mut Command::new(pause)).context("start the holder")?;
             command::output(Command::new("mount").args(["-t", "proc", "proc", "/proc"]))?;
-            Ok(Self { holder })
-        })
+            Ok(holder)
+        })?;
+        Ok(Self { holder: ProcessId::of(holder)? })
     }
 
     /// The machine whose holder was recorded earlier.
@@ -116,7 +117,10 @@ impl Machine {
     /// # Errors
     /// When the program cannot be started.
     pub fn start(&self, mut command: Command) -> anyhow::Result<ProcessId> {
-        self.enter(move || detached(&mut command))
+        // The pid is the host's, and inside the machine /proc knows its own pids only: the identity
+        // is read out here.
+        let pid = self.enter(|| spawn(&mut command))?;
+        identify(&command, pid)
     }
 
     /// Ends the machine and all that runs on it.
@@ -135,13 +139,22 @@ impl Machine {
 /// # Errors
 /// When the program cannot be started.
 pub fn detached(command: &mut Command) -> anyhow::Result<ProcessId> {
-    let program = command.get_program().to_string_lossy().into_owned();
-    let child = command
-        .stdin(Stdio::null())
-        .process_group(0)
-        .spawn()
-        .with_context(|| format!("start {program}"))?;
-    ProcessId::of(child.id()).with_context(|| format!("{program} ended at once"))
+    let pid = spawn(command)?;
+    identify(command, pid)
+}
+
+fn spawn(command: &mut Command) -> anyhow::Result<u32> {
+    let child = command.stdin(Stdio::null()).process_group(0).spawn();
+    let child = child.with_context(|| format!("start {}", program(command)))?;
+    Ok(child.id())
+}
+
+fn identify(command: &Command, pid: u32) -> anyhow::Result<ProcessId> {
+    ProcessId::of(pid).with_context(|| format!("{} ended at once", program(command)))
+}
+
+fn program(command: &Command) -> String {
+    command.get_program().to_string_lossy().into_owned()
 }
 
 /// Runs `work` on a thread of its own and waits for it.
