@@ -289,6 +289,7 @@ pub struct EphemeralPolicy {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Activation {
     /// Name of the `AppVersion`.
+    #[schemars(length(max = 63))]
     pub version: String,
     /// Grows by one with each activation of this App.
     pub epoch: i64,
@@ -299,8 +300,10 @@ pub struct Activation {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ServiceStatus {
     /// Name of the service.
+    #[schemars(length(max = 20))]
     pub name: String,
     /// The pool whose sandboxes serve it.
+    #[schemars(length(max = 63))]
     pub pool: String,
 }
 
@@ -313,12 +316,14 @@ pub struct AppStatus {
     pub observed_generation: Option<i64>,
     /// The version that the spec asks for; differs from the active one during a rollout.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 63))]
     pub latest_version: Option<String>,
     /// When `latestVersion` last changed: the start of the progress deadline.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub latest_since: Option<Time>,
     /// The version that serves.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 63))]
     pub active_version: Option<String>,
     /// The switch that gateways follow.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -329,10 +334,12 @@ pub struct AppStatus {
     pub settled_epoch: Option<i64>,
     /// Where the App answers, from its oldest ready Route.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 512))]
     pub url: Option<String>,
     /// The services of the active version.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
+    #[schemars(length(max = 16))]
     pub services: Vec<ServiceStatus>,
     /// `Ready`, `Progressing`, `ServicesReady`, `RoutesReady`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]

@@ -103,6 +103,8 @@ pub mod reason {
         NO_CERTIFICATE = "NoCertificate";
         /// The certificate is in use.
         CERTIFICATE_IN_USE = "CertificateInUse";
+        /// No gateway runs, so nobody has looked at the certificate yet.
+        NO_GATEWAY = "NoGateway";
         /// The Secret does not exist.
         SECRET_NOT_FOUND = "SecretNotFound";
         /// The gateway may not read the Secret.

@@ -4,6 +4,8 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube_derive::{CustomResource, KubeSchema};
 use serde::{Deserialize, Serialize};
 
+use crate::schema::{DNS_NAME, rule};
+
 /// Says which namespaces may claim hosts under a suffix. Where a Domain covers a host, no other
 /// namespace can have it; where none does, the first Route holds it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, CustomResource, KubeSchema)]
@@ -34,13 +36,18 @@ pub struct DomainSpec {
     /// The suffix: `example.com` covers itself, every host below it and their wildcards; `*`
     /// covers the default route and every host that no longer suffix covers.
     #[schemars(length(min = 1, max = 253))]
-    #[x_kube(validation = Rule::new(
-        "self == '*' || self.matches('^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?([.][a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?)*$')")
-        .message("suffix must be a lower-case DNS name without '*.', or '*' for all hosts"))]
+    #[x_kube(validation = rule(
+        &format!("self == '*' || self.matches('^{DNS_NAME}$')"),
+        "suffix must be a lower-case DNS name without '*.' and without a dot at its end, or '*' for all hosts",
+    ))]
     pub suffix: String,
     /// The namespaces that may claim hosts under it; `*` for all. Empty: none.
     #[schemars(length(max = 256), inner(length(min = 1, max = 63)))]
     #[x_kube(merge_strategy = ListMerge::Set)]
+    #[x_kube(validation = rule(
+        "self.all(n, n == '*' || n.matches('^[a-z0-9]([-a-z0-9]*[a-z0-9])?$'))",
+        "namespaces are names of namespaces, or '*' for all of them",
+    ))]
     pub namespaces: Vec<String>,
 }
 

@@ -118,6 +118,7 @@ pub struct SandboxPoolStatus {
     pub ready_replicas: i32,
     /// Label selector of the sandboxes, for the scale subresource.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 1024))]
     pub selector: Option<String>,
     /// The greatest incarnation used in a Pod name, so that no name is used twice.
     #[serde(default)]

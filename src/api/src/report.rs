@@ -55,12 +55,14 @@ pub struct GatewayReportSpec {
 }
 
 /// The requests of one pool in one gateway.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct PoolReport {
     /// Namespace of the pool.
+    #[schemars(length(max = 63))]
     pub namespace: String,
     /// Name of the pool.
+    #[schemars(length(max = 253))]
     pub name: String,
     /// Requests that wait for a sandbox.
     #[serde(default, skip_serializing_if = "is_zero")]
@@ -73,6 +75,8 @@ pub struct PoolReport {
     pub last_activity: Option<MicroTime>,
     /// Sandboxes that drain, with what still runs on them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 1024))]
+    #[x_kube(merge_strategy = ListMerge::Atomic)]
     pub draining: Vec<DrainReport>,
 }
 
@@ -80,6 +84,7 @@ pub struct PoolReport {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct DrainReport {
     /// Name of the Pod.
+    #[schemars(length(max = 253))]
     pub pod: String,
     /// The epoch of the drain mark that this gateway follows.
     pub epoch: i64,
@@ -91,8 +96,10 @@ pub struct DrainReport {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct EpochReport {
     /// Namespace of the App.
+    #[schemars(length(max = 63))]
     pub namespace: String,
     /// Name of the App.
+    #[schemars(length(max = 253))]
     pub name: String,
     /// The epoch.
     pub epoch: i64,
@@ -102,12 +109,16 @@ pub struct EpochReport {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct CertificateReport {
     /// Namespace of the Secret.
+    #[schemars(length(max = 63))]
     pub namespace: String,
     /// Name of the Secret.
+    #[schemars(length(max = 253))]
     pub name: String,
     /// A reason of the Route's `CertificateReady` condition.
+    #[schemars(length(max = 128))]
     pub reason: String,
     /// What to do.
+    #[schemars(length(max = 4096))]
     pub message: String,
 }
 

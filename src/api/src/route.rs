@@ -5,6 +5,8 @@ use kube_derive::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::schema::{DNS_NAME, is_name, rule};
+
 /// Sends the requests for a host to a service of an App in the same namespace.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, CustomResource, KubeSchema)]
 #[kube(
@@ -38,24 +40,36 @@ use serde::{Deserialize, Serialize};
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
 )]
 #[serde(rename_all = "camelCase")]
-#[x_kube(validation = Rule::new("self.host != '*' || !has(self.tls)")
-    .message("the default route has no certificate of its own; set the gateway's default certificate in the chart"))]
+#[x_kube(validation = rule(
+    "self.host != '*' || !has(self.tls)",
+    "the default route has no certificate of its own; remove tls, and set the gateway's default certificate in the chart",
+))]
 pub struct RouteSpec {
     /// The host: exact (`shop.example.com`), a wildcard for one label (`*.example.com`), or `*`
     /// for every host that no other Route names. Lower case.
     #[schemars(length(min = 1, max = 253))]
-    #[x_kube(validation = Rule::new(
-        "self == '*' || self.matches('^([*][.])?[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?([.][a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?)*$')")
-        .message("host must be a lower-case DNS name, '*.' and a DNS name of at least two labels, or '*' for the default route; no scheme, port or path"))]
-    #[x_kube(validation = Rule::new("!self.startsWith('*.') || self.matches('^[*][.][^.]+[.].+$')")
-        .message("a wildcard host needs at least two labels after '*.'"))]
+    #[x_kube(validation = rule(
+        &format!("self == '*' || self.matches('^([*][.])?{DNS_NAME}$')"),
+        "host must be a lower-case DNS name without a dot at its end, '*.' and a DNS name of at \
+         least two labels, or '*' for the default route; no scheme, port or path",
+    ))]
+    #[x_kube(validation = rule(
+        "!self.startsWith('*.') || self.matches('^[*][.][^.]+[.].+$')",
+        "a wildcard host needs at least two labels after '*.'",
+    ))]
+    #[x_kube(validation = rule(
+        "!isIP(self)",
+        "host must be a name, not an IP address; use '*' to answer on the gateway's addresses",
+    ))]
     pub host: String,
     /// The App, in the same namespace.
     #[schemars(length(min = 1, max = 40))]
+    #[x_kube(validation = is_name())]
     pub app: String,
     /// The service of that App; it needs an http port. Default `web`.
     #[serde(default = "default_service")]
     #[schemars(length(min = 1, max = 20))]
+    #[x_kube(validation = is_name())]
     pub service: String,
     /// The certificate for this host.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -121,6 +135,7 @@ pub struct RouteStatus {
     pub observed_generation: Option<i64>,
     /// Where the Route answers. Absent for wildcard and default routes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 512))]
     pub url: Option<String>,
     /// `Ready`, `HostClaimed`, `BackendResolved`, `CertificateReady`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]

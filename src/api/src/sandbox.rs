@@ -97,6 +97,7 @@ pub struct Port {
 #[serde(rename_all = "camelCase")]
 pub struct SandboxPort {
     /// Name of the port, unique within the sandbox.
+    #[schemars(length(max = 15))]
     pub name: String,
     /// The number that the program listens on.
     pub port: i32,
@@ -109,26 +110,34 @@ pub struct SandboxPort {
 
 /// One sandbox, fully resolved: nothing in here has a default left to be filled in by a later
 /// version of Portolan.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct SandboxSpec {
     /// Container image.
+    #[schemars(length(max = 1024))]
     pub image: String,
     /// Entry point; empty: the image's own.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 128), inner(length(max = 8192)))]
     pub command: Vec<String>,
     /// Arguments; empty: the image's own.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 256), inner(length(max = 8192)))]
     pub args: Vec<String>,
     /// Working directory. Absent: the image's own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 1024))]
     pub working_dir: Option<String>,
     /// Environment, in order: the App's, then the service's. `PORT` is not in here, it follows
     /// from `ports`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 512))]
+    #[x_kube(merge_strategy = ListMerge::Atomic)]
     pub env: Vec<EnvVar>,
     /// Ports in the user's order; empty: the program serves nothing.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16))]
+    #[x_kube(merge_strategy = ListMerge::Atomic)]
     pub ports: Vec<SandboxPort>,
     /// Readiness probe. Absent: ready once started.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -149,6 +158,7 @@ pub struct SandboxSpec {
     pub template: Option<SandboxTemplate>,
     /// Set by `spec.restartedAt` of the App: a new value is a new sandbox.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 64))]
     pub restarted_at: Option<String>,
 }
 

@@ -31,6 +31,10 @@ pub(crate) const REFUSED_TEMPLATE_FIELDS: [(&str, &str, &str); 13] = [
     ),
 ];
 
+/// A regular expression for a lower-case DNS name of labels of at most 63 characters.
+pub(crate) const DNS_NAME: &str =
+    "[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?([.][a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?)*";
+
 /// The rule that refuses one of [`REFUSED_TEMPLATE_FIELDS`].
 pub(crate) fn refused(field: &str, instead: &str) -> Value {
     json!({

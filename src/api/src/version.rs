@@ -2,7 +2,6 @@
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube_derive::{CustomResource, KubeSchema};
-use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::pool::PoolScale;
@@ -45,10 +44,11 @@ pub struct AppVersionSpec {
 }
 
 /// One service of a version.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct VersionService {
     /// Name of the service.
+    #[schemars(length(max = 63))]
     pub name: String,
     /// What its sandboxes run. Its digest names the pool, so versions with equal sandboxes share
     /// one.
@@ -57,6 +57,8 @@ pub struct VersionService {
     pub scale: PoolScale,
     /// Its ports with their node ports.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16))]
+    #[x_kube(merge_strategy = ListMerge::Atomic)]
     pub ports: Vec<Port>,
 }
 
