@@ -7,7 +7,7 @@ use kube::Client;
 use portolan_process::{Metrics, Readiness};
 use tokio_util::sync::CancellationToken;
 
-use crate::{Backoff, metrics::ReconcileMetrics};
+use crate::{Backoff, Writer, metrics::ReconcileMetrics};
 
 /// Where a pass gets its time from; called once per pass.
 pub type Clock = Arc<dyn Fn() -> Timestamp + Send + Sync>;
@@ -114,6 +114,12 @@ impl Context {
     /// The client.
     pub fn client(&self) -> Client {
         self.client.clone()
+    }
+
+    /// A writer for a component that is no controller; its field manager is
+    /// `portolan-<component>`.
+    pub fn writer(&self, component: &'static str) -> Writer {
+        Writer::new(self.client(), component, self.metrics.clone())
     }
 
     /// The framework's metrics.

@@ -1,1 +1,226 @@
+use std::time::Duration;
 
+use super::*;
+
+/// What the tests keep of an object: the pool it belongs to.
+type Pods = Store<&'static str>;
+
+const BY_POOL: &str = "pool";
+
+fn pods() -> Pods {
+    let by: IndexBy<&'static str> = Box::new(|pool| vec![(*pool).to_owned()]);
+    Store::new(vec![(BY_POOL, by)])
+}
+
+fn seen(name: &str, uid: &str, version: u64) -> Sighting {
+    Sighting { key: ObjectKey::new("team-a", name), uid: uid.to_owned(), version }
+}
+
+/// A store that has listed the given objects, all in pool `p`.
+fn listed(objects: &[(&str, u64)]) -> Pods {
+    let mut store = pods();
+    store.begin_relist();
+    for (name, version) in objects {
+        store.shown(seen(name, name, *version), Some("p"));
+    }
+    store.end_relist(Instant::now());
+    store
+}
+
+/// A change as (name, was, is).
+type Told = (String, Option<&'static str>, Option<&'static str>);
+
+fn told<'a>(deltas: impl IntoIterator<Item = &'a Delta<&'static str>>) -> Vec<Told> {
+    let side = |value: &Option<Arc<&'static str>>| value.as_deref().copied();
+    let told = |delta: &Delta<_>| (delta.key.name.clone(), side(&delta.old), side(&delta.new));
+    deltas.into_iter().map(told).collect()
+}
+
+#[track_caller]
+fn check(
+    delta: Option<Delta<&'static str>>,
+    expected: &[(&str, Option<&'static str>, Option<&'static str>)],
+) {
+    let expected: Vec<Told> =
+        expected.iter().map(|(name, old, new)| ((*name).to_owned(), *old, *new)).collect();
+    assert_eq!(told(&delta), expected);
+}
+
+#[test]
+fn a_relist_after_a_gap_tells_what_was_created_changed_and_deleted() {
+    let mut store = listed(&[("same", 1), ("changed", 2), ("deleted", 3)]);
+    store.begin_relist();
+    check(store.shown(seen("same", "same", 1), Some("p")), &[]);
+    check(
+        store.shown(seen("changed", "changed", 5), Some("q")),
+        &[("changed", Some("p"), Some("q"))],
+    );
+    check(store.shown(seen("created", "created", 6), Some("p")), &[("created", None, Some("p"))]);
+    let gone = store.end_relist(Instant::now());
+    assert_eq!(told(&gone), [("deleted".to_owned(), Some("p"), None)]);
+    assert_eq!(store.len(), 3);
+}
+
+#[test]
+fn an_object_made_again_under_its_name_in_a_gap_is_a_change() {
+    let mut store = listed(&[("a", 1)]);
+    store.begin_relist();
+    check(store.shown(seen("a", "other-uid", 9), Some("q")), &[("a", Some("p"), Some("q"))]);
+    assert!(store.end_relist(Instant::now()).is_empty());
+}
+
+#[test]
+fn indexes_follow_every_change() {
+    let mut store = listed(&[("a", 1), ("b", 2)]);
+    let names = |store: &Pods, pool: &str| store.by_index(BY_POOL, pool).count();
+    assert_eq!((names(&store, "p"), names(&store, "q")), (2, 0));
+    store.shown(seen("a", "a", 3), Some("q"));
+    assert_eq!((names(&store, "p"), names(&store, "q")), (1, 1));
+    store.gone(&seen("a", "a", 4));
+    assert_eq!((names(&store, "p"), names(&store, "q")), (1, 0));
+    // The projection no longer keeps it.
+    store.shown(seen("b", "b", 5), None);
+    assert_eq!((names(&store, "p"), store.len()), (0, 0));
+}
+
+#[test]
+fn listing_by_namespace_stops_at_its_border() {
+    let mut store = pods();
+    for (namespace, name) in [("team-a", "x"), ("team-b", "y"), ("team", "z"), ("team-b", "a")] {
+        let key = ObjectKey::new(namespace, name);
+        store.shown(Sighting { key, uid: name.to_owned(), version: 1 }, Some("p"));
+    }
+    assert_eq!(store.in_namespace("team-b").count(), 2);
+    assert_eq!(store.in_namespace("team").count(), 1);
+    assert_eq!(store.in_namespace("none").count(), 0);
+}
+
+// --- our own writes ---
+
+#[test]
+fn our_own_write_is_read_at_once_and_its_echo_tells_nobody() {
+    let mut store = listed(&[("a", 1)]);
+    check(store.wrote(seen("a", "a", 5), Some("q")), &[("a", Some("p"), Some("q"))]);
+    assert_eq!(store.find(&ObjectKey::new("team-a", "a")).map(|value| **value), Some("q"));
+    check(store.shown(seen("a", "a", 5), Some("q")), &[]);
+}
+
+#[test]
+fn a_foreign_write_before_ours_is_told_although_its_value_is_known() {
+    let mut store = listed(&[("a", 1)]);
+    store.wrote(seen("a", "a", 5), Some("q"));
+    check(store.shown(seen("a", "a", 4), Some("foreign")), &[("a", Some("q"), Some("q"))]);
+    check(store.shown(seen("a", "a", 5), Some("q")), &[]);
+    check(store.shown(seen("a", "a", 6), Some("r")), &[("a", Some("q"), Some("r"))]);
+}
+
+#[test]
+fn two_writes_of_one_pass_have_two_echoes() {
+    let mut store = listed(&[("a", 1)]);
+    store.wrote(seen("a", "a", 5), Some("q"));
+    store.wrote(seen("a", "a", 7), Some("r"));
+    check(store.shown(seen("a", "a", 5), Some("q")), &[]);
+    check(store.shown(seen("a", "a", 6), Some("foreign")), &[("a", Some("r"), Some("r"))]);
+    check(store.shown(seen("a", "a", 7), Some("r")), &[]);
+}
+
+#[test]
+fn an_answer_older_than_the_watch_changes_nothing() {
+    let mut store = listed(&[("a", 9)]);
+    check(store.wrote(seen("a", "a", 5), Some("old")), &[]);
+    check(store.shown(seen("a", "a", 10), Some("q")), &[("a", Some("p"), Some("q"))]);
+}
+
+#[test]
+fn what_we_deleted_is_not_brought_back_by_events_on_their_way() {
+    let mut store = listed(&[("a", 1)]);
+    let key = ObjectKey::new("team-a", "a");
+    check(store.deleted(&key, "a"), &[("a", Some("p"), None)]);
+    check(store.shown(seen("a", "a", 4), Some("late")), &[]);
+    check(store.gone(&seen("a", "a", 5)), &[]);
+    // The name is free for another object.
+    check(store.shown(seen("a", "next", 6), Some("q")), &[("a", None, Some("q"))]);
+}
+
+#[test]
+fn a_delete_of_an_object_that_was_made_again_touches_only_the_old_one() {
+    let mut store = listed(&[("a", 1)]);
+    store.wrote(seen("a", "next", 7), Some("q"));
+    check(store.gone(&seen("a", "a", 6)), &[]);
+    check(store.deleted(&ObjectKey::new("team-a", "a"), "a"), &[]);
+    assert_eq!(store.len(), 1);
+}
+
+#[test]
+fn what_was_created_during_a_relist_survives_it_until_it_is_confirmed() {
+    let mut store = listed(&[]);
+    let start = Instant::now();
+    store.begin_relist();
+    store.wrote(seen("new", "new", 9), Some("p"));
+    assert!(store.end_relist(start).is_empty(), "the list may be older than our write");
+    assert!(store.sweep(start + Duration::from_secs(59)).is_empty());
+    check(store.shown(seen("new", "new", 9), Some("p")), &[]);
+    assert!(store.sweep(start + Duration::from_secs(61)).is_empty(), "the watch confirmed it");
+    assert_eq!(store.len(), 1);
+}
+
+#[test]
+fn what_was_created_and_deleted_during_a_relist_does_not_stay_for_ever() {
+    let mut store = listed(&[]);
+    let start = Instant::now();
+    store.begin_relist();
+    store.wrote(seen("new", "new", 9), Some("p"));
+    store.end_relist(start);
+    let gone = store.sweep(start + Duration::from_secs(61));
+    assert_eq!(told(&gone), [("new".to_owned(), Some("p"), None)]);
+}
+
+#[test]
+fn what_was_created_before_a_relist_that_does_not_show_it_is_gone() {
+    let mut store = listed(&[]);
+    store.wrote(seen("new", "new", 9), Some("p"));
+    store.begin_relist();
+    assert_eq!(store.end_relist(Instant::now()).len(), 1);
+}
+
+// --- malformed objects ---
+
+#[test]
+fn a_malformed_object_is_known_as_such_and_its_last_good_value_stays() {
+    let mut store = listed(&[("a", 1)]);
+    let key = ObjectKey::new("team-a", "a");
+    store.begin_relist();
+    store.shown_malformed(key.clone(), "spec: expected a map".to_owned());
+    assert!(store.end_relist(Instant::now()).is_empty(), "malformed is not gone");
+    assert_eq!(store.malformed(&key), Some("spec: expected a map"));
+    assert!(store.find(&key).is_some());
+    store.shown(seen("a", "a", 5), Some("p"));
+    assert_eq!(store.malformed(&key), None);
+}
+
+#[test]
+fn a_malformed_object_that_is_gone_is_forgotten() {
+    let mut store = listed(&[]);
+    let odd = |name: &str| ObjectKey::new("team-a", name);
+    store.shown_malformed(odd("a"), "why".to_owned());
+    store.shown_malformed(odd("b"), "why".to_owned());
+    store.gone(&seen("a", "a", 5));
+    assert_eq!(store.malformed(&odd("a")), None);
+    store.begin_relist();
+    store.end_relist(Instant::now());
+    assert_eq!(store.malformed(&odd("b")), None);
+}
+
+// --- what a change names ---
+
+#[test]
+fn an_object_that_moves_concerns_its_old_and_its_new_owner() {
+    let key = ObjectKey::new("team-a", "pod");
+    let (old, new) = (Arc::new("p"), Arc::new("q"));
+    let owner = |pool: &&'static str| [ObjectKey::new("team-a", *pool)];
+    let moved = Change { key: &key, old: Some(&old), new: Some(&new) };
+    let expected = [ObjectKey::new("team-a", "p"), ObjectKey::new("team-a", "q")];
+    assert_eq!(moved.each(owner), expected);
+    let same = Change { key: &key, old: Some(&old), new: Some(&old) };
+    assert_eq!(same.each(owner).len(), 1);
+}

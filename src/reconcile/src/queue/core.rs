@@ -231,7 +231,7 @@ impl Core {
     }
 
     /// An upper bound of the distinct keys held: one may be ready and scheduled at once.
-    fn held(&self) -> usize {
+    pub(super) fn held(&self) -> usize {
         self.ready.len() + self.timers.len() + self.working.len()
     }
 }
