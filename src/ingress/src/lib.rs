@@ -25,6 +25,9 @@
 //! - Every queue, table, body and wait has a bound in [`Settings`].
 //! - What was not read is not denied: before `mark_synced` an unknown host is 503, not 404.
 
+pub mod feed;
+pub mod report;
+
 mod activator;
 mod cidr;
 mod core;

@@ -1,0 +1,256 @@
+//! From Kubernetes to the data plane: watches, what is kept of each object, and how they meet.
+//!
+//! Everything here runs beside the request path. Most objects translate one to one; a Route is
+//! served only while the Claim of its host names it, and that meeting is [`hosts`].
+//!
+//! Entry point: [`Feed::start`]. Invariants: a Route without its Claim is not served; no Secret is
+//! read outside the namespace of the Route that names it; until every cache has been read once,
+//! the ingress is not marked synced.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+
+use k8s_openapi::api::core::v1::Pod;
+use parking_lot::Mutex;
+use portolan_api::{App, Claim, Route, SandboxPool, labels};
+use portolan_reconcile::{Cache, Change, Context, RunError, Watch};
+use tokio::sync::watch;
+
+use crate::feed::certificates::{Certificates, Wanted};
+use crate::feed::facts::{AppFacts, ClaimFacts, PodFacts, RouteFacts};
+use crate::feed::hosts::Hosts;
+use crate::model::{Activation, RouteId};
+use crate::report::State;
+use crate::Ingress;
+
+mod certificates;
+mod facts;
+mod hosts;
+
+pub use certificates::SecretName;
+pub(crate) use facts::PoolFacts;
+
+/// The component name in metrics and field managers.
+const COMPONENT: &str = "gateway";
+
+/// A task of the feed, to be joined with the others of the process.
+pub type FeedTask = Pin<Box<dyn Future<Output = Result<(), RunError>> + Send>>;
+
+/// What the feed is started with.
+#[derive(Debug)]
+pub struct FeedSettings {
+    /// Name of this gateway, as slots are granted to it.
+    pub gateway: Arc<str>,
+    /// The certificate for hosts without their own.
+    pub default_certificate: Option<SecretName>,
+}
+
+/// The running feed.
+pub struct Feed {
+    /// The pools, for the scale-down delays that reports are rounded by.
+    pub(crate) pools: Cache<SandboxPool, PoolFacts>,
+    synced: Vec<Pin<Box<dyn Future<Output = ()> + Send>>>,
+}
+
+impl Feed {
+    /// Starts all watches. The tasks run until the context shuts down and must be joined by the
+    /// caller.
+    pub fn start(
+        ctx: &Context,
+        ingress: &Ingress,
+        state: &State,
+        settings: FeedSettings,
+    ) -> (Self, Vec<(&'static str, FeedTask)>) {
+        let (wanted, wishes) = watch::channel(Wanted::default());
+        let routing = Arc::new(Mutex::new(Routing {
+            hosts: Hosts::default(),
+            ingress: ingress.clone(),
+            wanted,
+            default: settings.default_certificate,
+        }));
+        routing.lock().want_certificates();
+        let (routes, route_task) = watch_routes(ctx, &routing);
+        let (claims, claim_task) = watch_claims(ctx, &routing);
+        let (apps, app_task) = watch_apps(ctx, ingress, state);
+        let (pools, pool_task) = watch_pools(ctx, ingress);
+        let (pods, pod_task) = watch_pods(ctx, ingress, settings.gateway);
+        let certificates = Certificates::new(ctx, ingress, state);
+        let tasks: Vec<(&'static str, FeedTask)> = vec![
+            ("routes", Box::pin(route_task)),
+            ("claims", Box::pin(claim_task)),
+            ("apps", Box::pin(app_task)),
+            ("pools", Box::pin(pool_task)),
+            ("pods", Box::pin(pod_task)),
+            ("certificates", Box::pin(certificates.run(wishes))),
+        ];
+        let synced = vec![synced(routes), synced(claims), synced(apps), synced(pools.clone()), synced(pods)];
+        (Self { pools, synced }, tasks)
+    }
+
+    /// Waits until everything that exists has been fed once.
+    pub async fn synced(&mut self) {
+        for cache in self.synced.drain(..) {
+            cache.await;
+        }
+    }
+}
+
+fn synced<K: portolan_reconcile::Watched, T: Send + Sync + 'static>(
+    cache: Cache<K, T>,
+) -> Pin<Box<dyn Future<Output = ()> + Send>> {
+    Box::pin(async move { cache.synced().await })
+}
+
+/// Where Routes and Claims meet, and what follows from it.
+struct Routing {
+    hosts: Hosts,
+    ingress: Ingress,
+    wanted: watch::Sender<Wanted>,
+    default: Option<SecretName>,
+}
+
+impl Routing {
+    fn serve(&mut self, changes: hosts::Changes) {
+        for key in &changes.withdrawn {
+            self.ingress.remove_route(&route_id(key));
+        }
+        for route in &changes.served {
+            self.ingress.upsert_route(route_id(&route.key), &route.config);
+        }
+        if changes.certificates {
+            self.want_certificates();
+        }
+    }
+
+    fn want_certificates(&self) {
+        let wanted = self.hosts.certificates(self.default.as_ref());
+        self.wanted.send_if_modified(|current| {
+            let is_new = *current != wanted;
+            *current = wanted;
+            is_new
+        });
+    }
+}
+
+fn route_id(key: &portolan_reconcile::ObjectKey) -> RouteId {
+    RouteId { namespace: key.namespace.as_str().into(), name: key.name.as_str().into() }
+}
+
+type Task = Result<(), RunError>;
+
+fn watch_routes(
+    ctx: &Context,
+    routing: &Arc<Mutex<Routing>>,
+) -> (Cache<Route, RouteFacts>, impl Future<Output = Task> + Send + use<>) {
+    let routing = routing.clone();
+    Watch::<Route>::new()
+        .project(RouteFacts::of)
+        .on_change(move |change| {
+            let mut routing = routing.lock();
+            let changes = routing.hosts.route(change.key, change.new.cloned());
+            routing.serve(changes);
+        })
+        .start(ctx, COMPONENT)
+}
+
+fn watch_claims(
+    ctx: &Context,
+    routing: &Arc<Mutex<Routing>>,
+) -> (Cache<Claim, ClaimFacts>, impl Future<Output = Task> + Send + use<>) {
+    let routing = routing.clone();
+    Watch::<Claim>::new()
+        .project(ClaimFacts::of)
+        .on_change(move |change| {
+            let mut routing = routing.lock();
+            let host = change.new.or(change.old).map(|claim| claim.host.clone());
+            let Some(host) = host else { return };
+            let changes = routing.hosts.claim(&host, change.new.cloned());
+            routing.serve(changes);
+        })
+        .start(ctx, COMPONENT)
+}
+
+fn watch_apps(
+    ctx: &Context,
+    ingress: &Ingress,
+    state: &State,
+) -> (Cache<App, AppFacts>, impl Future<Output = Task> + Send + use<>) {
+    let (ingress, state) = (ingress.clone(), state.clone());
+    Watch::<App>::new()
+        .project(AppFacts::of)
+        .on_change(move |change| follow(&ingress, &state, &change))
+        .start(ctx, COMPONENT)
+}
+
+/// Follows an activation: all services of the App first, then the report.
+fn follow(ingress: &Ingress, state: &State, change: &Change<'_, AppFacts>) {
+    let services = |app: Option<&Arc<AppFacts>>| {
+        app.map(|app| app.services.clone()).unwrap_or_default()
+    };
+    let (old, new) = (services(change.old), services(change.new));
+    for (service, _) in old.iter().filter(|(key, _)| new.iter().all(|(other, _)| other != key)) {
+        ingress.deactivate(service);
+    }
+    let Some(app) = change.new else {
+        state.forget(change.key);
+        return;
+    };
+    for (service, pool) in &app.services {
+        let activation =
+            Activation { app_uid: app.uid.clone(), epoch: app.epoch, pool: pool.clone() };
+        ingress.activate(service, activation);
+    }
+    if app.is_settled {
+        state.forget(change.key);
+    } else {
+        state.follow(change.key, app.epoch);
+    }
+}
+
+fn watch_pools(
+    ctx: &Context,
+    ingress: &Ingress,
+) -> (Cache<SandboxPool, PoolFacts>, impl Future<Output = Task> + Send + use<>) {
+    let ingress = ingress.clone();
+    Watch::<SandboxPool>::new()
+        .project(PoolFacts::of)
+        .on_change(move |change| {
+            if let Some(old) = change.old
+                && change.new.is_none_or(|new| new.id != old.id)
+            {
+                ingress.remove_pool(&old.id);
+            }
+            let Some(new) = change.new else { return };
+            if change.old.is_none_or(|old| old.id != new.id || old.config != new.config) {
+                ingress.upsert_pool(&new.id, new.config.clone());
+            }
+            ingress.set_pool_failure(&new.id, new.failure.clone());
+        })
+        .start(ctx, COMPONENT)
+}
+
+fn watch_pods(
+    ctx: &Context,
+    ingress: &Ingress,
+    gateway: Arc<str>,
+) -> (Cache<Pod, PodFacts>, impl Future<Output = Task> + Send + use<>) {
+    let ingress = ingress.clone();
+    Watch::<Pod>::new()
+        .labels(labels::POOL)
+        .project(move |pod| PodFacts::of(&pod, &gateway))
+        .on_change(move |change| {
+            if let Some(old) = change.old {
+                let is_other = |new: &Arc<PodFacts>| {
+                    new.pool != old.pool || new.sandbox.id.uid != old.sandbox.id.uid
+                };
+                if change.new.is_none_or(is_other) {
+                    ingress.remove_sandbox(&old.pool, &old.sandbox.id.uid);
+                }
+            }
+            if let Some(new) = change.new {
+                ingress.upsert_sandbox(&new.pool, &new.sandbox);
+            }
+        })
+        .start(ctx, COMPONENT)
+}
