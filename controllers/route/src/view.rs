@@ -1,0 +1,139 @@
+//! What is kept of objects that other components own: small, and only what a decision needs.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use k8s_openapi::api::coordination::v1::Lease;
+use portolan_api::{App, CertificateReport, GatewayReport, PortType, ReportShard, resolve};
+use portolan_reconcile::ObjectKey;
+use serde::Serialize;
+
+/// The services of an App, by name, and whether a Route can reach them.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub(crate) struct AppServices {
+    /// The App.
+    pub(crate) key: ObjectKey,
+    /// Whether each service has an http port.
+    pub(crate) has_http: BTreeMap<String, bool>,
+}
+
+impl AppServices {
+    /// From what the spec asks for now: a Route to a service that the next version brings is
+    /// resolved already, and becomes reachable with its activation.
+    pub(crate) fn of(app: App) -> Option<Self> {
+        let key = ObjectKey::of(&app);
+        let version = resolve::resolve(&key.name, &app.spec);
+        let has_http = version.services.into_iter().map(|service| {
+            let http = service.ports.iter().any(|port| port.r#type == PortType::Http);
+            (service.name, http)
+        });
+        Some(Self { has_http: has_http.collect(), key })
+    }
+}
+
+/// The certificates that one gateway could not use.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub(crate) struct CertificateProblems {
+    /// The gateway: the name of its Lease.
+    pub(crate) gateway: String,
+    /// One entry for each Secret, in the gateway's order.
+    pub(crate) certificates: Vec<CertificateReport>,
+}
+
+impl CertificateProblems {
+    /// From the shard that holds them; nothing is kept of reports of demand.
+    pub(crate) fn of(report: GatewayReport) -> Option<Self> {
+        let spec = report.spec;
+        (spec.shard == ReportShard::State)
+            .then_some(Self { gateway: spec.gateway, certificates: spec.certificates })
+    }
+}
+
+/// Until when a gateway counts as live.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub(crate) struct GatewayLease {
+    /// The gateway.
+    pub(crate) gateway: String,
+    /// When it last renewed its Lease.
+    pub(crate) renewed: Timestamp,
+    /// When its Lease lapses, unless it is renewed.
+    pub(crate) lapses: Timestamp,
+}
+
+impl GatewayLease {
+    /// From a Lease; one that nobody has taken yet is no gateway.
+    pub(crate) fn of(lease: Lease) -> Option<Self> {
+        let spec = lease.spec?;
+        let seconds = u64::try_from(spec.lease_duration_seconds?).ok()?;
+        let renewed = spec.renew_time?.0;
+        let lapses = renewed.checked_add(Duration::from_secs(seconds)).ok()?;
+        Some(Self { gateway: lease.metadata.name?, renewed, lapses })
+    }
+
+    /// Whether the gateway is live.
+    pub(crate) fn is_live(&self, now: Timestamp) -> bool {
+        now < self.lapses
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{from_value, json};
+
+    use super::*;
+
+    #[test]
+    fn services_are_known_with_their_defaults() {
+        let app: App = from_value(json!({
+            "metadata": { "name": "shop", "namespace": "team-a" },
+            "spec": { "image": "i", "services": [
+                { "name": "web" },
+                { "name": "worker" },
+                { "name": "irc", "port": 6667, "portType": "tcp" },
+                { "name": "mixed", "ports": [
+                    { "name": "line", "port": 1, "type": "tcp" }, { "name": "site", "port": 2 } ] },
+            ] },
+        }))
+        .unwrap();
+        let known = AppServices::of(app).unwrap();
+        let expected = [("irc", false), ("mixed", true), ("web", true), ("worker", false)];
+        assert_eq!(known.key, ObjectKey::new("team-a", "shop"));
+        assert_eq!(known.has_http, expected.map(|(name, http)| (name.into(), http)).into());
+    }
+
+    #[test]
+    fn a_lease_is_live_until_its_duration_has_passed() {
+        let lease: Lease = from_value(json!({
+            "metadata": { "name": "gw-1" },
+            "spec": { "renewTime": "2026-01-01T00:00:00.000000Z", "leaseDurationSeconds": 15 },
+        }))
+        .unwrap();
+        let lease = GatewayLease::of(lease).unwrap();
+        let at = |text: &str| text.parse::<Timestamp>().unwrap();
+        assert!(lease.is_live(at("2026-01-01T00:00:14.9Z")));
+        assert!(!lease.is_live(at("2026-01-01T00:00:15Z")));
+    }
+
+    #[test]
+    fn a_lease_without_a_holder_is_no_gateway() {
+        let lease: Lease =
+            from_value(json!({ "metadata": { "name": "gw-1" }, "spec": {} })).unwrap();
+        assert_eq!(GatewayLease::of(lease), None);
+    }
+
+    #[test]
+    fn only_the_state_shard_is_kept() {
+        let report = |shard: &str| -> GatewayReport {
+            from_value(json!({
+                "metadata": { "name": "gw-1" },
+                "spec": { "gateway": "gw-1", "shard": shard, "certificates": [
+                    { "namespace": "team-a", "name": "tls", "reason": "SecretNotFound", "message": "" } ] },
+            }))
+            .unwrap()
+        };
+        assert_eq!(CertificateProblems::of(report("Demand")), None);
+        let kept = CertificateProblems::of(report("State")).unwrap();
+        assert_eq!((kept.gateway.as_str(), kept.certificates.len()), ("gw-1", 1));
+    }
+}
