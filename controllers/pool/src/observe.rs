@@ -1,0 +1,126 @@
+//! All that a decision may know, and how it is read: from caches only, so a pass that changes
+//! nothing asks the API server nothing.
+
+use std::{collections::HashMap, sync::Arc};
+
+use k8s_openapi::api::{coordination::v1::Lease, core::v1::Pod};
+use parking_lot::Mutex;
+use portolan_api::{GatewayReport, SandboxPool};
+use portolan_reconcile::{Cache, ObjectKey, Observed};
+
+use crate::{
+    gateway::{Demand, Gateway, LeaseView, ReportView},
+    sandbox::Sandbox,
+    scale::History,
+};
+
+/// Index of Pods: by the pool that their label names, as `namespace/name`.
+pub(crate) const BY_POOL: &str = "pool";
+/// Index of reports: by gateway.
+pub(crate) const BY_GATEWAY: &str = "gateway";
+
+/// A pool and everything around it.
+#[derive(Clone, Debug)]
+pub(crate) struct Situation {
+    pub(crate) pool: Arc<SandboxPool>,
+    /// Every Pod that carries the pool's label, foreign ones too.
+    pub(crate) sandboxes: Vec<Arc<Sandbox>>,
+    /// Every gateway with a Lease, lapsed ones too.
+    pub(crate) gateways: Vec<Gateway>,
+    /// What was needed before; `None` after a restart, and of a pool that slept.
+    pub(crate) history: Option<History>,
+}
+
+/// The caches.
+pub(crate) struct Caches {
+    pub(crate) pools: Cache<SandboxPool>,
+    pub(crate) sandboxes: Cache<Pod, Sandbox>,
+    pub(crate) leases: Cache<Lease, LeaseView>,
+    pub(crate) reports: Cache<GatewayReport, ReportView>,
+}
+
+impl Caches {
+    /// Reads what concerns this pool. One that is being deleted is taken for absent: the garbage
+    /// collector ends its sandboxes, and a new one would outlive it.
+    pub(crate) fn observe(&self, key: &ObjectKey, memory: &Memory) -> Observed<Situation> {
+        let pool = match self.pools.observed(key) {
+            Observed::Present(pool) if pool.metadata.deletion_timestamp.is_some() => {
+                Observed::Absent
+            }
+            pool => pool,
+        };
+        pool.map(|pool| Situation {
+            sandboxes: self.sandboxes.by_index(BY_POOL, &key.to_string()),
+            gateways: self.leases.list().iter().map(|lease| self.gateway(lease, key)).collect(),
+            history: memory.recall(key, pool.metadata.uid.as_deref()),
+            pool,
+        })
+    }
+
+    fn gateway(&self, lease: &LeaseView, pool: &ObjectKey) -> Gateway {
+        Gateway {
+            name: lease.gateway.clone(),
+            expires: lease.expires,
+            demand: self.demand(&lease.gateway, pool),
+        }
+    }
+
+    fn demand(&self, gateway: &str, pool: &ObjectKey) -> Demand {
+        let mut sum = Demand::default();
+        for report in self.reports.by_index(BY_GATEWAY, gateway) {
+            if let Some(demand) = report.pools.get(pool) {
+                sum.add(demand);
+            }
+        }
+        sum
+    }
+
+    /// The pools that a gateway's coming or going concerns: with sandboxes, which have slots and
+    /// drains, or with requests in its report.
+    pub(crate) fn concerned(
+        sandboxes: &Cache<Pod, Sandbox>,
+        reports: &Cache<GatewayReport, ReportView>,
+        gateway: &str,
+    ) -> Vec<ObjectKey> {
+        let mut keys: Vec<ObjectKey> =
+            sandboxes.list().iter().map(|sandbox| sandbox.pool.clone()).collect();
+        for report in reports.by_index(BY_GATEWAY, gateway) {
+            keys.extend(report.pools.keys().cloned());
+        }
+        keys.sort();
+        keys.dedup();
+        keys
+    }
+}
+
+/// What this process remembers of pools that are awake. Losing it costs nothing but a number of
+/// sandboxes kept a little longer; see [`crate::scale`].
+#[derive(Debug, Default)]
+pub(crate) struct Memory {
+    histories: Mutex<HashMap<ObjectKey, (Option<String>, History)>>,
+}
+
+impl Memory {
+    fn recall(&self, key: &ObjectKey, uid: Option<&str>) -> Option<History> {
+        let histories = self.histories.lock();
+        let (owner, history) = histories.get(key)?;
+        (owner.as_deref() == uid).then(|| history.clone())
+    }
+
+    /// Replaces what is remembered of the pool.
+    pub(crate) fn keep(&self, pool: &SandboxPool, history: Option<History>) {
+        let key = ObjectKey::of(pool);
+        match history {
+            Some(history) => {
+                let remembered = (pool.metadata.uid.clone(), history);
+                self.histories.lock().insert(key, remembered);
+            }
+            None => self.forget(&key),
+        }
+    }
+
+    /// Forgets a pool that is gone.
+    pub(crate) fn forget(&self, key: &ObjectKey) {
+        self.histories.lock().remove(key);
+    }
+}

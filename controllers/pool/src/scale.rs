@@ -1,0 +1,194 @@
+//! How many sandboxes a pool wants. Pure: time is an argument, and what happened before is a value.
+//!
+//! Up at once; down only when a whole scale-down delay has passed since the greater number was
+//! last needed; to the least number only when the pool has been without a request for longer than
+//! the delay. The sandboxes that a delay keeps are known from [`History`]. It is lost with the
+//! process; then the number that `spec.replicas` says is taken as needed up to the last activity,
+//! which is reported and stored, so a restart neither stops a sandbox early nor keeps one late.
+
+use std::collections::VecDeque;
+
+use jiff::{SignedDuration, Timestamp};
+use portolan_api::{Concurrency, PoolRole, PoolScale};
+use serde::Serialize;
+
+/// The limit of the schema.
+const REPLICAS_MAX: i32 = 1000;
+/// "Strictly later than": the least step of the clock that timers resolve.
+const TICK: SignedDuration = SignedDuration::from_millis(1);
+
+/// What the decision follows from.
+#[derive(Clone, Debug)]
+pub(crate) struct Input<'a> {
+    pub(crate) role: PoolRole,
+    pub(crate) scale: &'a PoolScale,
+    /// Sandboxes to keep whatever the demand.
+    pub(crate) floor: i32,
+    /// What `spec.replicas` says.
+    pub(crate) replicas: i32,
+    /// Requests queued or running, for each live gateway.
+    pub(crate) demand: &'a [i64],
+    /// The latest activity that live gateways report.
+    pub(crate) reported: Option<Timestamp>,
+    /// `status.lastActivity`.
+    pub(crate) stored: Option<Timestamp>,
+    /// What this process remembers; `None` after a restart, and of a pool that slept.
+    pub(crate) history: Option<&'a History>,
+}
+
+/// How many sandboxes, and what follows from it.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub(crate) struct Decision {
+    /// 0 to 1 000.
+    pub(crate) wanted: i32,
+    /// What `status.lastActivity` shall say: whole seconds, `None` unless the role is Active.
+    pub(crate) last_activity: Option<Timestamp>,
+    /// What to remember; `None` when there is nothing.
+    pub(crate) history: Option<History>,
+    /// When time alone will change the decision.
+    pub(crate) next: Option<Timestamp>,
+}
+
+/// What was needed up to now.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub(crate) struct History {
+    /// Needed since the last decision.
+    current: i32,
+    /// Greater counts that were needed before: strictly descending, each with the time at which it
+    /// was last needed, ascending. So there are never more than there are possible counts.
+    peaks: VecDeque<(i32, Timestamp)>,
+    last_activity: Timestamp,
+}
+
+/// Decides.
+pub(crate) fn decide(input: &Input<'_>, now: Timestamp) -> Decision {
+    let max = input.scale.max.clamp(0, REPLICAS_MAX);
+    let fixed = |wanted: i32| Decision { wanted: wanted.clamp(0, max), ..Decision::default() };
+    match input.role {
+        PoolRole::Active => active(input, now),
+        PoolRole::Candidate => fixed(input.floor.max(1)),
+        PoolRole::Retired => fixed(0),
+    }
+}
+
+fn active(input: &Input<'_>, now: Timestamp) -> Decision {
+    let scale = input.scale;
+    let max = scale.max.clamp(0, REPLICAS_MAX);
+    let least = scale.min.max(input.floor).clamp(0, max);
+    let needed = needed(scale, input.demand).min(max);
+    let Some(delay) = scale.scale_down_delay_seconds else {
+        let wanted = if scale.min == scale.max { least } else { least.max(input.replicas) };
+        return Decision {
+            wanted: wanted.max(needed).min(max),
+            last_activity: Some(input.stored.unwrap_or(whole_seconds(now))),
+            ..Decision::default()
+        };
+    };
+    let delay = SignedDuration::from_secs(delay.max(0).into());
+    let mut history = History::resume(input, needed, now);
+    history.forget(now, delay);
+    let awake = i32::from(now.duration_since(history.last_activity) <= delay);
+    let kept = history.peak().max(needed).max(awake).min(max);
+    Decision {
+        wanted: kept.max(least),
+        last_activity: Some(stored_activity(input.stored, history.last_activity, delay)),
+        next: (kept > least).then(|| history.next(awake > 0, delay)).flatten(),
+        history: (kept > 0).then_some(history),
+    }
+}
+
+/// The sandboxes that this demand fills.
+fn needed(scale: &PoolScale, demand: &[i64]) -> i32 {
+    let sum = demand.iter().fold(0_i64, |sum, one| sum.saturating_add(*one));
+    let Some(slots) = scale.requests_per_instance.map(|slots| i64::from(slots.max(1))) else {
+        return i32::from(sum > 0);
+    };
+    let needed = match scale.concurrency {
+        Concurrency::Soft => filled(sum, slots),
+        // Slots that a gateway was given stay its own, so each gateway needs enough of its share.
+        Concurrency::Strict => {
+            let gateways = i64::try_from(demand.len()).unwrap_or(i64::MAX);
+            let shares = demand.iter().map(|one| one.saturating_mul(gateways));
+            shares.map(|share| filled(share, slots)).max().unwrap_or(0)
+        }
+    };
+    i32::try_from(needed).unwrap_or(i32::MAX)
+}
+
+/// How many sandboxes with that many slots so many requests fill; neither is negative.
+fn filled(requests: i64, slots: i64) -> i64 {
+    requests / slots + i64::from(requests % slots > 0)
+}
+
+/// The stored time moves only when it would be more than a quarter of the delay late: what is
+/// younger, gateways report and this process remembers.
+fn stored_activity(
+    stored: Option<Timestamp>,
+    actual: Timestamp,
+    delay: SignedDuration,
+) -> Timestamp {
+    match stored {
+        Some(stored) if actual.duration_since(stored) <= delay / 4 => stored,
+        _ => whole_seconds(actual),
+    }
+}
+
+/// Status times have whole seconds; rounded up, so that nothing sleeps early.
+fn whole_seconds(time: Timestamp) -> Timestamp {
+    let up = i64::from(time.subsec_nanosecond() > 0);
+    Timestamp::from_second(time.as_second().saturating_add(up)).unwrap_or(time)
+}
+
+impl History {
+    fn resume(input: &Input<'_>, needed: i32, now: Timestamp) -> Self {
+        let known = input.reported.max(input.stored);
+        let Some(before) = input.history else {
+            // A pool without a stored time was told to serve just now: what its verification has
+            // started is about to get the traffic.
+            let last_activity = if needed > 0 { now } else { known.unwrap_or(now) };
+            let peaks = if input.replicas > needed {
+                vec![(input.replicas, last_activity)]
+            } else {
+                vec![]
+            };
+            return Self { current: needed, peaks: peaks.into(), last_activity };
+        };
+        let mut history = before.clone();
+        let busy = needed > 0 || before.current > 0;
+        let last_activity = history.last_activity.max(known.unwrap_or(history.last_activity));
+        history.last_activity = if busy { last_activity.max(now) } else { last_activity };
+        history.set(needed, now);
+        history
+    }
+
+    fn set(&mut self, needed: i32, now: Timestamp) {
+        if needed < self.current {
+            while self.peaks.back().is_some_and(|(count, _)| *count <= self.current) {
+                self.peaks.pop_back();
+            }
+            self.peaks.push_back((self.current, now));
+        }
+        while self.peaks.back().is_some_and(|(count, _)| *count <= needed) {
+            self.peaks.pop_back();
+        }
+        self.current = needed;
+    }
+
+    /// Drops what was last needed longer ago than the delay.
+    fn forget(&mut self, now: Timestamp, delay: SignedDuration) {
+        while self.peaks.front().is_some_and(|(_, last)| now.duration_since(*last) > delay) {
+            self.peaks.pop_front();
+        }
+    }
+
+    fn peak(&self) -> i32 {
+        self.peaks.front().map_or(self.current, |(count, _)| *count)
+    }
+
+    /// When the oldest peak, or else the last activity, is longer ago than the delay.
+    fn next(&self, awake: bool, delay: SignedDuration) -> Option<Timestamp> {
+        let idle = (awake && self.current == 0).then_some(self.last_activity);
+        let since = self.peaks.front().map(|(_, last)| *last).or(idle)?;
+        since.checked_add(delay + TICK).ok()
+    }
+}
