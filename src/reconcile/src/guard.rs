@@ -13,6 +13,7 @@ use serde_json::value::RawValue;
 ///
 /// Kube has a guard of its own, which first copies every object into a generic tree and clones
 /// that. This one keeps the text, parses it once, and looks at it again only when that failed.
+/// It relies on a watch event's type standing before its object, as the API server writes it.
 #[derive(Clone, Debug)]
 pub(crate) enum Guarded<K> {
     Good(Box<K>),

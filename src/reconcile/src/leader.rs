@@ -163,3 +163,84 @@ fn watched(client: Client, renewed: watch::Sender<Option<Instant>>, limit: Durat
     });
     Client::new(service, namespace)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const VALID: Duration = Duration::from_secs(12);
+
+    struct Setup {
+        leading: watch::Sender<bool>,
+        renewed: watch::Sender<Option<Instant>>,
+    }
+
+    impl Setup {
+        fn new() -> Self {
+            Self { leading: watch::Sender::new(false), renewed: watch::Sender::new(None) }
+        }
+
+        fn fence(&self, held: bool) -> Fence<'_> {
+            let renewed = self.renewed.subscribe();
+            Fence { leading: &self.leading, renewed, valid_for: VALID, held }
+        }
+
+        fn leads(&self) -> bool {
+            *self.leading.borrow()
+        }
+    }
+
+    async fn seconds(seconds: u64) {
+        tokio::time::sleep(Duration::from_secs(seconds)).await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_holder_that_cannot_renew_stops_leading_before_the_lease_lapses() {
+        let setup = Setup::new();
+        let mut fence = setup.fence(true);
+        setup.renewed.send_replace(Some(Instant::now()));
+        let story = async {
+            seconds(11).await;
+            assert!(setup.leads(), "the renewal is recent");
+            seconds(2).await;
+            assert!(!setup.leads(), "nobody else can hold a lease of 15 s yet");
+        };
+        fence.while_fenced(story).await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn renewals_keep_leadership_and_bring_it_back() {
+        let setup = Setup::new();
+        let mut fence = setup.fence(true);
+        let story = async {
+            for _ in 0..5 {
+                setup.renewed.send_replace(Some(Instant::now()));
+                seconds(10).await;
+                assert!(setup.leads());
+            }
+            seconds(5).await;
+            assert!(!setup.leads());
+            setup.renewed.send_replace(Some(Instant::now()));
+            seconds(1).await;
+            assert!(setup.leads(), "the manager never said that the lease was lost");
+        };
+        fence.while_fenced(story).await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_write_to_a_lease_of_somebody_else_is_no_leadership() {
+        let setup = Setup::new();
+        let mut fence = setup.fence(false);
+        setup.renewed.send_replace(Some(Instant::now()));
+        fence.while_fenced(seconds(1)).await;
+        assert!(!setup.leads());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_lease_found_in_our_name_counts_only_once_it_is_renewed() {
+        let setup = Setup::new();
+        let mut fence = setup.fence(true);
+        fence.while_fenced(seconds(1)).await;
+        assert!(!setup.leads());
+    }
+}

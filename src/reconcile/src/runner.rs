@@ -1,6 +1,11 @@
 //! What runs a controller: waits for its caches and its Lease, then works the queue.
 
-use std::{any::Any, collections::HashMap, sync::Arc, time::Duration};
+use std::{
+    any::Any,
+    collections::{HashMap, HashSet, VecDeque},
+    sync::Arc,
+    time::Duration,
+};
 
 use futures::future::join_all;
 use portolan_process::{ErrorChain, Gate};
@@ -44,13 +49,15 @@ pub(crate) struct Runner<R> {
     reconciler: Arc<R>,
     passes: JoinSet<Ended>,
     keys: HashMap<Id, (ObjectKey, Span)>,
+    /// What is left of a full pass because the queue had no room for it.
+    backlog: VecDeque<ObjectKey>,
 }
 
 impl<R: Reconciler> Runner<R> {
     pub(crate) fn new(context: Context, name: &'static str, queue: Queue, reconciler: R) -> Self {
         let reconciler = Arc::new(reconciler);
-        let (passes, keys) = (JoinSet::new(), HashMap::new());
-        Self { context, name, queue, reconciler, passes, keys }
+        let (passes, keys, backlog) = (JoinSet::new(), HashMap::new(), VecDeque::new());
+        Self { context, name, queue, reconciler, passes, keys, backlog }
     }
 
     /// Runs until shutdown; every task it starts is joined here.
@@ -179,6 +186,7 @@ impl<R: Reconciler> Runner<R> {
                     if self.queue.take_overflow() {
                         self.enqueue_all(primaries);
                     }
+                    self.feed();
                 }
                 () = sleep_until(resync) => {
                     self.enqueue_all(primaries);
@@ -189,9 +197,19 @@ impl<R: Reconciler> Runner<R> {
         }
     }
 
-    fn enqueue_all(&self, primaries: &[Keys]) {
-        for key in primaries.iter().flat_map(|keys| keys()) {
-            self.queue.add(key);
+    /// Has every object looked at once. What is left of an earlier full pass comes first, so that
+    /// no key starves while the queue keeps overflowing.
+    fn enqueue_all(&mut self, primaries: &[Keys]) {
+        let waiting: HashSet<ObjectKey> = self.backlog.iter().cloned().collect();
+        let all = primaries.iter().flat_map(|keys| keys());
+        self.backlog.extend(all.filter(|key| !waiting.contains(key)));
+        self.feed();
+    }
+
+    /// Moves as much of the backlog into the queue as there is room for.
+    fn feed(&mut self) {
+        while !self.backlog.is_empty() && self.queue.has_room() {
+            self.backlog.drain(..1).for_each(|key| self.queue.add(key));
         }
     }
 

@@ -239,6 +239,14 @@ async fn record(request: Request<Body>) -> Result<Sent, BoxError> {
 
 type ResponseBody = UnsyncBoxBody<Bytes, BoxError>;
 
+/// One line. The API server writes a watch event's type before its object; our map sorts them.
+fn in_order(event: &Value) -> String {
+    match (event.get("type"), event.get("object")) {
+        (Some(type_), Some(object)) => format!("{{\"type\":{type_},\"object\":{object}}}\n"),
+        _ => format!("{event}\n"),
+    }
+}
+
 async fn respond(answer: Answer) -> Result<Response<ResponseBody>, BoxError> {
     let (code, events, ends) = match answer {
         Answer::Json(code, body) => (code, vec![body], true),
@@ -246,7 +254,7 @@ async fn respond(answer: Answer) -> Result<Response<ResponseBody>, BoxError> {
         Answer::WatchThenEnd(events) => (200, events, true),
         Answer::Silence => return pending().await,
     };
-    let line = |event: Value| Ok(Frame::data(Bytes::from(format!("{event}\n"))));
+    let line = |event: Value| Ok(Frame::data(Bytes::from(in_order(&event))));
     let lines = stream::iter(events.into_iter().map(line));
     let body: ResponseBody = if ends {
         StreamBody::new(lines).boxed_unsync()

@@ -103,7 +103,7 @@ impl Core {
         if self.queued.contains(&key) {
             return Added::Merged;
         }
-        if !self.timer_of.contains_key(&key) && self.is_full() {
+        if !self.timer_of.contains_key(&key) && !self.has_room() {
             self.overflowed = true;
             return Added::Refused;
         }
@@ -117,7 +117,7 @@ impl Core {
         match self.timer_of.get(&key) {
             Some(known) if *known <= due => return Added::Merged,
             Some(_) => {}
-            None if self.is_full() && !self.is_known(&key) => {
+            None if !self.has_room() && !self.is_known(&key) => {
                 self.overflowed = true;
                 return Added::Refused;
             }
@@ -226,8 +226,9 @@ impl Core {
         self.queued.contains(key) || self.working.contains_key(key)
     }
 
-    fn is_full(&self) -> bool {
-        self.held() >= self.capacity
+    /// Whether a key that is not known yet would be taken.
+    pub(crate) fn has_room(&self) -> bool {
+        self.held() < self.capacity
     }
 
     /// An upper bound of the distinct keys held: one may be ready and scheduled at once.

@@ -100,6 +100,11 @@ impl Queue {
         self.shared.core.lock().take_overflow()
     }
 
+    /// Whether one more key would be taken.
+    pub(crate) fn has_room(&self) -> bool {
+        self.shared.core.lock().has_room()
+    }
+
     fn offer(&self, add: impl FnOnce(&mut Core) -> Added) {
         let mut core = self.shared.core.lock();
         let added = add(&mut core);
