@@ -1,0 +1,265 @@
+//! The chart `portolan`, rendered by Helm without a cluster: what it asks for and what it refuses.
+
+#![expect(clippy::unwrap_used, reason = "a helper of a test fails as the test does")]
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use portolan_cluster::paths::Paths;
+use serde_json::{Value, json};
+
+const NAMESPACE: &str = "portolan-system";
+
+#[test]
+fn every_set_of_values_passes_the_linter() {
+    for values in value_files() {
+        let output = helm(&["lint", "--strict", "-f", values.to_str().unwrap(), &chart()]);
+        assert!(output.status.success(), "{}: {}", values.display(), text(&output));
+    }
+}
+
+#[test]
+fn no_object_is_rendered_twice_and_each_says_whose_it_is() {
+    for values in value_files() {
+        let mut seen = BTreeSet::new();
+        for object in render(&values) {
+            let metadata = &object["metadata"];
+            let key = format!("{}/{}/{}", object["kind"], metadata["namespace"], metadata["name"]);
+            assert_eq!(metadata["labels"]["app.kubernetes.io/part-of"], "portolan", "{key}");
+            assert!(seen.insert(key.clone()), "{key} is there twice");
+        }
+    }
+}
+
+#[test]
+fn pods_meet_the_restricted_level_and_write_nowhere() {
+    for values in value_files() {
+        let pods = pods(&render(&values));
+        assert_eq!(pods.len(), 2);
+        for (name, pod) in pods {
+            let security = &pod["securityContext"];
+            assert_eq!(security["runAsNonRoot"], true, "{name}");
+            assert_eq!(security["seccompProfile"]["type"], "RuntimeDefault", "{name}");
+            for host in ["hostNetwork", "hostPID", "hostIPC", "volumes"] {
+                assert!(pod[host].is_null(), "{name}: {host}");
+            }
+            for container in pod["containers"].as_array().unwrap() {
+                let security = json!({
+                    "allowPrivilegeEscalation": false,
+                    "readOnlyRootFilesystem": true,
+                    "capabilities": { "drop": ["ALL"] },
+                });
+                assert_eq!(container["securityContext"], security, "{name}");
+                assert!(container["resources"]["limits"]["memory"].is_string(), "{name}");
+            }
+        }
+    }
+}
+
+#[test]
+fn liveness_and_readiness_are_different_questions() {
+    for (name, pod) in pods(&render(&value_files()[0])) {
+        let container = &pod["containers"][0];
+        assert_eq!(container["livenessProbe"]["httpGet"]["path"], "/healthz", "{name}");
+        assert_eq!(container["readinessProbe"]["httpGet"]["path"], "/readyz", "{name}");
+    }
+}
+
+#[test]
+fn a_gateway_is_killed_only_after_its_drain() {
+    let pods = pods(&render(&value_files()[0]));
+    let gateway = &pods["portolan-gateway"];
+    let pause = &gateway["containers"][0]["lifecycle"]["preStop"]["sleep"]["seconds"];
+    let drain = 30;
+    let needed = pause.as_i64().unwrap() + drain;
+    assert!(gateway["terminationGracePeriodSeconds"].as_i64().unwrap() > needed);
+}
+
+#[test]
+fn roles_hold_the_table_of_permissions_and_nothing_else() {
+    for values in value_files() {
+        let rendered = render(&values);
+        for (component, scopes) in permissions() {
+            let name = format!("portolan-{component}");
+            let role = |kind| {
+                let of_name = |object: &&Value| {
+                    object["kind"] == kind && object["metadata"]["name"] == name.as_str()
+                };
+                rendered.iter().find(of_name).unwrap_or_else(|| panic!("no {kind} {name}"))
+            };
+            assert_eq!(role("ClusterRole")["rules"], rules(&scopes["cluster"]), "{name}");
+            assert_eq!(role("Role")["rules"], rules(&scopes["namespace"]), "{name}");
+            for kind in ["ClusterRoleBinding", "RoleBinding"] {
+                let binding = role(kind);
+                let subject =
+                    json!([{ "kind": "ServiceAccount", "name": name, "namespace": NAMESPACE }]);
+                assert_eq!(binding["subjects"], subject, "{kind} {name}");
+                assert_eq!(binding["roleRef"]["name"], name.as_str(), "{kind} {name}");
+            }
+        }
+    }
+}
+
+#[test]
+fn no_permission_is_wider_than_its_reason() {
+    for (component, scopes) in permissions() {
+        for (scope, rules) in scopes.as_object().unwrap() {
+            for rule in rules.as_array().unwrap() {
+                let place = format!("{component}, {scope}: {}", rule["why"]);
+                assert!(rule["why"].as_str().is_some_and(|why| !why.is_empty()), "{place}");
+                let words = [&rule["groups"], &rule["resources"], &rule["verbs"]];
+                let words: Vec<&str> = words
+                    .into_iter()
+                    .flat_map(|list| list.as_array().unwrap())
+                    .map(|word| word.as_str().unwrap())
+                    .collect();
+                let never =
+                    ["*", "secrets", "escalate", "bind", "impersonate", "nodes", "pods/exec"];
+                for word in never {
+                    assert!(!words.contains(&word), "{place}: {word}");
+                }
+                let reads = ["get", "list", "watch"];
+                let verbs = rule["verbs"].as_array().unwrap();
+                let only_reads = verbs.iter().all(|verb| reads.contains(&verb.as_str().unwrap()));
+                let is_gateway = component == "gateway" && scope == "cluster";
+                assert!(only_reads || !is_gateway, "{place}: a gateway writes in the cluster");
+            }
+        }
+    }
+}
+
+#[test]
+fn the_gateway_reads_only_secrets_that_are_named() {
+    let rendered = render(&ci("full-values.yaml"));
+    let mut granted = BTreeMap::new();
+    for role in rendered.iter().filter(|object| object["kind"] == "Role") {
+        for rule in role["rules"].as_array().unwrap() {
+            if rule["resources"] == json!(["secrets"]) {
+                let namespace = role["metadata"]["namespace"].as_str().unwrap().to_owned();
+                assert_eq!(rule["verbs"], json!(["get", "list", "watch"]));
+                granted.insert(namespace, rule["resourceNames"].clone());
+            }
+        }
+    }
+    let expected = BTreeMap::from([
+        (NAMESPACE.to_owned(), json!(["default-tls"])),
+        ("team-a".to_owned(), json!(["shop-tls", "blog-tls"])),
+        ("team-b".to_owned(), json!(["wiki-tls"])),
+    ]);
+    assert_eq!(granted, expected);
+}
+
+#[test]
+fn the_page_on_security_shows_the_table_of_permissions() {
+    let page = fs::read_to_string(repository().join("docs/security.md")).unwrap();
+    let list = |words: &Value| {
+        let words = words.as_array().unwrap().iter().map(|word| word.as_str().unwrap());
+        words.collect::<Vec<_>>().join(", ")
+    };
+    for (component, scopes) in permissions() {
+        for (scope, rules) in scopes.as_object().unwrap() {
+            for rule in rules.as_array().unwrap() {
+                let (resources, verbs) = (list(&rule["resources"]), list(&rule["verbs"]));
+                let why = rule["why"].as_str().unwrap();
+                let row = format!("| {component} | {scope} | {resources} | {verbs} | {why} |");
+                assert!(page.contains(&row), "docs/security.md misses the row\n{row}");
+            }
+        }
+    }
+}
+
+#[test]
+fn wrong_values_are_refused_by_name() {
+    #[track_caller]
+    fn check(set: &str, field: &str) {
+        let output = helm(&["template", "portolan", &chart(), "--set", set]);
+        assert!(!output.status.success(), "{set} is accepted");
+        assert!(text(&output).contains(field), "{set}: {}", text(&output));
+    }
+    check("gatway.replicas=3", "gatway");
+    check("gateway.replica=3", "replica");
+    check("gateway.replicas=-1", "/gateway/replicas");
+    check("gateway.replicas=two", "/gateway/replicas");
+    check("gateway.service.type=Ingress", "/gateway/service/type");
+    check("gateway.service.httpNodePort=70000", "/gateway/service/httpNodePort");
+    check("gateway.trustedProxies={10.0.0.1}", "/gateway/trustedProxies/0");
+    check("gateway.tls.namespaces.Team={a}", "Team");
+    check("gateway.tls.namespaces.team={}", "/gateway/tls/namespaces/team");
+    check("image.pullPolicy=Sometimes", "/image/pullPolicy");
+    check("image.digest=abc", "/image/digest");
+    check("metrics.serviceMonitor.interval=30", "/metrics/serviceMonitor/interval");
+}
+
+fn repository() -> PathBuf {
+    Paths::discover().repository
+}
+
+fn chart() -> String {
+    repository().join("charts/portolan").to_str().unwrap().to_owned()
+}
+
+fn ci(name: &str) -> PathBuf {
+    Path::new(&chart()).join("ci").join(name)
+}
+
+/// The chart's own values, then each file of `ci/`.
+fn value_files() -> Vec<PathBuf> {
+    let mut files = vec![Path::new(&chart()).join("values.yaml")];
+    let folder = fs::read_dir(Path::new(&chart()).join("ci")).unwrap();
+    files.extend(folder.map(|entry| entry.unwrap().path()));
+    assert!(files.len() > 1, "ci/ has files");
+    files
+}
+
+fn helm(arguments: &[&str]) -> Output {
+    let program = Paths::discover().programs().join("helm");
+    let mut command = Command::new(&program);
+    command.args(arguments).args(["--namespace", NAMESPACE]);
+    command.output().unwrap_or_else(|error| panic!("run {}: {error}", program.display()))
+}
+
+fn text(output: &Output) -> String {
+    String::from_utf8_lossy(&[&output.stdout[..], &output.stderr[..]].concat()).into_owned()
+}
+
+fn render(values: &Path) -> Vec<Value> {
+    let output = helm(&["template", "portolan", &chart(), "-f", values.to_str().unwrap()]);
+    assert!(output.status.success(), "{}: {}", values.display(), text(&output));
+    let objects: Vec<Value> =
+        serde_saphyr::from_multiple(std::str::from_utf8(&output.stdout).unwrap()).unwrap();
+    objects.into_iter().filter(|object| !object.is_null()).collect()
+}
+
+/// The Pod specifications of all Deployments, by name.
+fn pods(objects: &[Value]) -> BTreeMap<String, Value> {
+    let deployments = objects.iter().filter(|object| object["kind"] == "Deployment");
+    let pods = deployments.map(|deployment| {
+        let name = deployment["metadata"]["name"].as_str().unwrap().to_owned();
+        (name, deployment["spec"]["template"]["spec"].clone())
+    });
+    pods.collect()
+}
+
+/// Component -> scope -> rules.
+fn permissions() -> BTreeMap<String, Value> {
+    let path = Path::new(&chart()).join("files/permissions.yaml");
+    serde_saphyr::from_str(&fs::read_to_string(path).unwrap()).unwrap()
+}
+
+/// A row of the table as RBAC says it.
+fn rules(rows: &Value) -> Value {
+    let rule = |row: &Value| {
+        let mut rule = json!({
+            "apiGroups": row["groups"],
+            "resources": row["resources"],
+            "verbs": row["verbs"],
+        });
+        if !row["names"].is_null() {
+            rule["resourceNames"] = row["names"].clone();
+        }
+        rule
+    };
+    rows.as_array().unwrap().iter().map(rule).collect()
+}
