@@ -24,6 +24,8 @@ mod error;
 mod observe;
 mod plan;
 mod status;
+#[cfg(test)]
+mod tests;
 mod verifying;
 
 pub use error::Error;

@@ -1,0 +1,153 @@
+//! `portolan gateway`: ingress and activator.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use portolan_ingress::feed::{Feed, FeedSettings, SecretName};
+use portolan_ingress::report::{HeldLease, Identity, Reporter, State};
+use portolan_ingress::{
+    AccessLog, Cidr, Ingress, Listener, ListenerConfig, ProxyProtocol, Scheme, Settings,
+};
+use portolan_process::{AdminServer, Metrics, Readiness, Signals, Tasks};
+use portolan_reconcile::{Context, ContextParts, RunError, system_clock};
+use tokio_util::sync::CancellationToken;
+
+use crate::kubernetes;
+
+/// How long after the drain limit the process may take to end.
+const SHUTDOWN_MARGIN: Duration = Duration::from_secs(5);
+
+/// Run a gateway.
+#[derive(Debug, clap::Args)]
+pub(crate) struct GatewayArgs {
+    /// Where plain http is served.
+    #[arg(long, env = "PORTOLAN_HTTP_ADDRESS", default_value = "0.0.0.0:8080")]
+    http_address: SocketAddr,
+    /// Where https is served.
+    #[arg(long, env = "PORTOLAN_HTTPS_ADDRESS", default_value = "0.0.0.0:8443")]
+    https_address: SocketAddr,
+    /// The https port as visitors see it, for redirects.
+    #[arg(long, env = "PORTOLAN_PUBLIC_HTTPS_PORT", default_value_t = 443)]
+    public_https_port: u16,
+    /// Where /metrics, /healthz and /readyz answer.
+    #[arg(long, env = "PORTOLAN_ADMIN_ADDRESS", default_value = "127.0.0.1:9090")]
+    admin_address: SocketAddr,
+    /// Namespace of Portolan's own Pods, Leases and reports.
+    #[arg(long, env = "PORTOLAN_SYSTEM_NAMESPACE", default_value = "portolan-system")]
+    system_namespace: String,
+    /// Name of this gateway's Pod.
+    #[arg(long, env = "PORTOLAN_POD_NAME")]
+    pod_name: String,
+    /// UID of this gateway's Pod, which owns what the gateway writes.
+    #[arg(long, env = "PORTOLAN_POD_UID")]
+    pod_uid: Option<String>,
+    /// Networks (CIDR, by commas) whose X-Forwarded-* and PROXY headers are believed.
+    #[arg(long, env = "PORTOLAN_TRUSTED_PROXIES", value_delimiter = ',')]
+    trusted_proxies: Vec<Cidr>,
+    /// Expect a PROXY header from trusted proxies.
+    #[arg(long, env = "PORTOLAN_PROXY_PROTOCOL")]
+    proxy_protocol: bool,
+    /// A TLS Secret of the system namespace for hosts without their own certificate.
+    #[arg(long, env = "PORTOLAN_DEFAULT_CERTIFICATE")]
+    default_certificate: Option<String>,
+    /// Do not log requests.
+    #[arg(long, env = "PORTOLAN_NO_ACCESS_LOG")]
+    no_access_log: bool,
+}
+
+impl GatewayArgs {
+    pub(crate) async fn run(self) -> anyhow::Result<()> {
+        let listeners = self.listeners()?;
+        let settings = self.settings();
+        let drain = settings.drain;
+        let client = kubernetes::client().await?;
+        let (metrics, readiness) = (Metrics::new("portolan"), Readiness::new());
+        let mut tasks = Tasks::new();
+        let ctx = Context::new(
+            client,
+            ContextParts {
+                metrics: metrics.clone(),
+                readiness: readiness.clone(),
+                shutdown: tasks.shutdown(),
+                settings: portolan_reconcile::Settings::standard(&self.pod_name),
+                clock: system_clock(),
+            },
+        );
+        let measured = metrics.register(|registry| {
+            let measured = Arc::new(portolan_ingress::Metrics::new());
+            measured.register(registry);
+            measured
+        });
+        let ingress = Ingress::new(settings, measured);
+        let admin = AdminServer::bind(self.admin_address, metrics, readiness.clone()).await?;
+        tasks.spawn_last("admin", |stop| admin.serve(stop));
+        let identity = Identity {
+            namespace: self.system_namespace.clone(),
+            pod: self.pod_name.clone(),
+            uid: self.pod_uid.clone(),
+        };
+        let lease = HeldLease::take(&ctx, &identity).await.context("take the gateway's Lease")?;
+        // Given back when nothing runs any more: until then, switches wait for this gateway.
+        tasks.spawn_last("lease", |drained: CancellationToken| lease.keep(drained.cancelled_owned()));
+        let state = State::default();
+        let (mut feed, watches) = Feed::start(&ctx, &ingress, &state, self.feed());
+        for (name, watch) in watches {
+            tasks.spawn(name, watch);
+        }
+        let reporter = Reporter::new(&ctx, identity, ingress.clone(), state, &feed);
+        tasks.spawn("report", reporter.run());
+        let mut gate = readiness.gate("gateway.caches");
+        let (fed, stop) = (ingress.clone(), ctx.shutdown());
+        tasks.spawn("sync", async move {
+            tokio::select! {
+                () = stop.cancelled() => return Ok(()),
+                () = feed.synced() => {}
+            }
+            fed.mark_synced();
+            gate.open();
+            tracing::info!("Serving");
+            stop.cancelled().await;
+            gate.close();
+            Ok::<(), RunError>(())
+        });
+        let shutdown = tasks.shutdown();
+        tasks.spawn("ingress", async move { ingress.serve(listeners, shutdown).await });
+        tasks.run(Signals::listen()?.received(), drain + SHUTDOWN_MARGIN).await?;
+        Ok(())
+    }
+
+    fn listeners(&self) -> anyhow::Result<Vec<Listener>> {
+        let proxy_protocol = match self.proxy_protocol {
+            true => ProxyProtocol::FromTrusted,
+            false => ProxyProtocol::Off,
+        };
+        let http = Scheme::Http { https_port: Some(self.public_https_port) };
+        [(self.http_address, http), (self.https_address, Scheme::Https)]
+            .into_iter()
+            .map(|(address, scheme)| {
+                Listener::bind(address, ListenerConfig { scheme, proxy_protocol })
+                    .with_context(|| format!("listen on {address}"))
+            })
+            .collect()
+    }
+
+    fn settings(&self) -> Settings {
+        let access_log = match self.no_access_log {
+            true => AccessLog::Off,
+            false => AccessLog::On,
+        };
+        Settings { trusted_proxies: self.trusted_proxies.clone(), access_log, ..Settings::standard() }
+    }
+
+    fn feed(&self) -> FeedSettings {
+        FeedSettings {
+            gateway: Arc::from(self.pod_name.as_str()),
+            default_certificate: self.default_certificate.clone().map(|name| SecretName {
+                namespace: self.system_namespace.clone(),
+                name,
+            }),
+        }
+    }
+}
