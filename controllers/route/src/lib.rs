@@ -41,7 +41,11 @@ mod plan;
 #[cfg(test)]
 mod plan_tests;
 mod policy;
+#[cfg(test)]
+mod simulation;
 mod status;
+#[cfg(test)]
+mod status_tests;
 mod sweep;
 mod view;
 mod wake;
@@ -197,9 +201,8 @@ fn interests(route: &Route) -> Vec<String> {
 
 /// `namespace/name` of the Route that holds a Claim on a host.
 fn holder_of(claim: &Claim) -> Option<String> {
-    let holder = &claim.spec.holder;
-    let is_route = claim.spec.kind == ClaimKind::Host && observe::is_route(&holder.kind);
-    is_route.then(|| ObjectKey::new(&*holder.namespace, &*holder.name).to_string())
+    let is_route = claim.spec.kind == ClaimKind::Host && observe::is_route(&claim.spec.holder.kind);
+    is_route.then(|| observe::holder_key(claim).to_string())
 }
 
 /// `namespace/name` of something that a Route names in its own namespace.

@@ -90,29 +90,10 @@ impl RouteReconciler {
     /// A holder that the cache confirms needs no request; one that it does not confirm is read
     /// from the API server, because a Claim must not be lost to a cache that lags.
     async fn holder(&self, claim: &Claim, route: &Route) -> HolderState {
-        let wanted = route.spec.host.as_str();
-        let holder = &claim.spec.holder;
-        if !policy::is_claim_on(claim, wanted) || !is_route(&holder.kind) {
-            return HolderState::Reserved;
-        }
-        if route.metadata.uid.as_ref() == Some(&holder.uid) {
-            return HolderState::Own;
-        }
-        let key = ObjectKey::new(&*holder.namespace, &*holder.name);
-        let asks = |found: &Route| {
-            found.metadata.uid.as_ref() == Some(&holder.uid) && found.spec.host == wanted
-        };
-        if self.routes.get(&key).is_some_and(|cached| asks(&cached)) {
-            return HolderState::Asks;
-        }
-        match self.writer.get::<Route>(&key).await {
-            Observed::Absent => HolderState::Gone,
-            Observed::Present(live) if live.metadata.uid.as_ref() != Some(&holder.uid) => {
-                HolderState::Gone
-            }
-            Observed::Present(live) if asks(&live) => HolderState::Asks,
-            Observed::Present(_) => HolderState::Left,
-            Observed::Unknown(why) => HolderState::Unknown(why),
+        let key = holder_key(claim);
+        match confirmed(claim, route, self.routes.get(&key).as_deref()) {
+            Some(state) => state,
+            None => judged(claim, self.writer.get::<Route>(&key).await.as_ref()),
         }
     }
 
@@ -127,7 +108,7 @@ impl RouteReconciler {
 
     fn own_claims(&self, route: &Route, key: &ObjectKey) -> Vec<Arc<Claim>> {
         let mut own = self.claims.by_index(BY_HOLDER, &key.to_string());
-        own.retain(|claim| route.metadata.uid.as_ref() == Some(&claim.spec.holder.uid));
+        own.retain(|claim| is_holder(route, claim));
         own
     }
 
@@ -156,6 +137,48 @@ impl RouteReconciler {
         }
         sightings
     }
+}
+
+/// What the cache alone can say about the holder of the Claim on the host of `route`; `cached` is
+/// the Route under the holder's name.
+pub(crate) fn confirmed(
+    claim: &Claim,
+    route: &Route,
+    cached: Option<&Route>,
+) -> Option<HolderState> {
+    let holder = &claim.spec.holder;
+    if !policy::is_claim_on(claim, &route.spec.host) || !is_route(&holder.kind) {
+        return Some(HolderState::Reserved);
+    }
+    if route.metadata.uid.as_ref() == Some(&holder.uid) {
+        return Some(HolderState::Own);
+    }
+    cached.is_some_and(|cached| asks(cached, claim)).then_some(HolderState::Asks)
+}
+
+/// What the API server said about the holder of a Claim; `live` is the Route under its name.
+pub(crate) fn judged(claim: &Claim, live: Observed<&Route>) -> HolderState {
+    match live {
+        Observed::Absent => HolderState::Gone,
+        Observed::Present(live) if asks(live, claim) => HolderState::Asks,
+        Observed::Present(live) if is_holder(live, claim) => HolderState::Left,
+        Observed::Present(_) => HolderState::Gone,
+        Observed::Unknown(why) => HolderState::Unknown(why),
+    }
+}
+
+fn asks(route: &Route, claim: &Claim) -> bool {
+    is_holder(route, claim) && route.spec.host == claim.spec.value
+}
+
+/// An object of the same name with another UID does not hold the Claim.
+fn is_holder(route: &Route, claim: &Claim) -> bool {
+    route.metadata.uid.as_ref() == Some(&claim.spec.holder.uid)
+}
+
+/// The key of the object that holds a Claim.
+pub(crate) fn holder_key(claim: &Claim) -> ObjectKey {
+    ObjectKey::new(&*claim.spec.holder.namespace, &*claim.spec.holder.name)
 }
 
 /// The key of the Claim on a host.

@@ -50,7 +50,6 @@ pub(crate) fn report(
     let mut conditions = Conditions::new(before, generation, now);
 
     let claimed = host_claimed(route, plan, outcome);
-    let holds = claimed.as_ref().is_some_and(|finding| finding.verdict == Verdict::True);
     let backend = backend_resolved(situation);
     let certificate = certificate_ready(situation, before, settings);
     let findings = [claimed.as_ref(), Some(&backend), certificate.as_ref()];
@@ -62,17 +61,18 @@ pub(crate) fn report(
     set(&mut conditions, conditions::READY, ready.as_ref());
 
     let (conditions, transitions) = conditions.finish();
-    let decided = claimed.is_some();
-    let status = RouteStatus {
-        // A status that could not find out who holds the host does not speak of this generation.
-        observed_generation: if decided {
-            Some(generation)
-        } else {
-            observed.and_then(|status| status.observed_generation)
-        },
-        url: holds.then(|| host::url(&route.spec.host, route.spec.tls.is_some())).flatten(),
-        conditions,
+    // A pass that could not find out who holds the host does not speak of this generation.
+    let (observed_generation, url) = match &claimed {
+        Some(finding) => {
+            let holds = finding.verdict == Verdict::True;
+            let url = holds.then(|| host::url(&route.spec.host, route.spec.tls.is_some()));
+            (Some(generation), url.flatten())
+        }
+        None => observed
+            .map(|status| (status.observed_generation, status.url.clone()))
+            .unwrap_or_default(),
     };
+    let status = RouteStatus { observed_generation, url, conditions };
     Report { status, transitions, next: next(plan, &situation.certificate, now) }
 }
 

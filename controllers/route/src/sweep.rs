@@ -15,7 +15,7 @@ use portolan_reconcile::{
 };
 
 use crate::error::Error;
-use crate::observe::is_route;
+use crate::observe::{holder_key, is_route};
 use crate::{BY_HOLDER, holder_of};
 
 /// Deletes Claims on hosts whose Route is gone.
@@ -69,8 +69,7 @@ fn is_judged_here(claim: &Claim) -> bool {
 impl ClaimSweep {
     /// The cache may confirm a holder; only the API server may deny it.
     async fn is_abandoned(&self, claim: &Claim) -> Result<bool, Error> {
-        let holder = &claim.spec.holder;
-        let key = ObjectKey::new(&*holder.namespace, &*holder.name);
+        let (holder, key) = (&claim.spec.holder, holder_key(claim));
         if self.routes.get(&key).is_some_and(|uid| *uid == holder.uid) {
             return Ok(false);
         }

@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use portolan_api::{CertificateReport, Claim, ClaimKind, Route};
 use portolan_reconcile::{Cache, Change, ObjectKey};
 
-use crate::observe::is_route;
+use crate::observe::{holder_key, is_route};
 use crate::policy::DomainRule;
 use crate::view::{AppServices, CertificateProblems, GatewayLease};
 use crate::{BY_APP, BY_INTEREST, BY_SECRET, host};
@@ -16,9 +16,8 @@ pub(crate) fn by_claim(change: &Change<'_, Claim>, routes: &Cache<Route>) -> BTr
     let claims = change.old.into_iter().chain(change.new);
     let mut woken = BTreeSet::new();
     for claim in claims.filter(|claim| claim.spec.kind == ClaimKind::Host) {
-        let holder = &claim.spec.holder;
-        if is_route(&holder.kind) {
-            woken.insert(ObjectKey::new(&*holder.namespace, &*holder.name));
+        if is_route(&claim.spec.holder.kind) {
+            woken.insert(holder_key(claim));
         }
         woken.extend(found(routes, BY_INTEREST, &claim.spec.value));
     }
