@@ -24,6 +24,8 @@ mod observe;
 mod plan;
 mod policy;
 mod status;
+#[cfg(test)]
+mod tests;
 
 pub use error::Error;
 pub use plan::Settings;
