@@ -20,6 +20,7 @@ pub(crate) struct Core {
     pub(crate) changes: Changes,
     tickets: AtomicU64,
     tasks: TaskTracker,
+    streams: TaskTracker,
     stop: CancellationToken,
     runtime: Handle,
 }
@@ -35,6 +36,7 @@ impl Core {
             changes: Changes::default(),
             tickets: AtomicU64::new(0),
             tasks: TaskTracker::new(),
+            streams: TaskTracker::new(),
             stop: CancellationToken::new(),
             runtime: Handle::current(),
         }
@@ -47,20 +49,41 @@ impl Core {
 
     /// Runs a task that [`Core::stop`] ends and awaits.
     pub(crate) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
-        let stop = self.stop.clone();
-        let task = async move {
-            tokio::select! {
-                () = task => {}
-                () = stop.cancelled() => {}
-            }
-        };
-        self.tasks.spawn_on(task, &self.runtime);
+        self.tasks.spawn_on(self.stoppable(task), &self.runtime);
+    }
+
+    /// As [`Core::spawn`], for a client's stream that outlives its connection's task: draining
+    /// waits for it.
+    pub(crate) fn spawn_stream(&self, stream: impl Future<Output = ()> + Send + 'static) {
+        self.streams.spawn_on(self.stoppable(stream), &self.runtime);
+    }
+
+    /// Waits until all streams have ended.
+    pub(crate) async fn streams_ended(&self) {
+        self.streams.close();
+        self.streams.wait().await;
     }
 
     /// Ends all tasks.
     pub(crate) async fn stop(&self) {
         self.stop.cancel();
+        self.streams_ended().await;
         self.tasks.close();
         self.tasks.wait().await;
+    }
+
+    fn stoppable(
+        &self,
+        task: impl Future<Output = ()> + Send + 'static,
+    ) -> impl Future<Output = ()> + Send + 'static {
+        // A token of its own: polling a shared one takes a lock that all tasks would meet in.
+        let stop = self.stop.child_token();
+        async move {
+            tokio::select! {
+                biased;
+                () = task => {}
+                () = stop.cancelled() => {}
+            }
+        }
     }
 }

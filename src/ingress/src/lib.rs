@@ -38,6 +38,7 @@ mod ingress;
 mod listener;
 mod metrics;
 mod model;
+mod proxy;
 mod settings;
 mod sharded;
 mod table;

@@ -26,6 +26,7 @@ pub struct Metrics {
     pub(crate) in_flight: Gauge,
     pub(crate) upgrades: Gauge,
     pub(crate) queued: Gauge,
+    pub(crate) cancelled: Counter,
     pub(crate) retries: Counter,
     pub(crate) retired: Counter,
     pub(crate) connections: Gauge,
@@ -112,6 +113,7 @@ impl Metrics {
             in_flight: Gauge::default(),
             upgrades: Gauge::default(),
             queued: Gauge::default(),
+            cancelled: Counter::default(),
             retries: Counter::default(),
             retired: Counter::default(),
             connections: Gauge::default(),
@@ -150,6 +152,11 @@ impl Metrics {
         registry.register("requests_in_flight", "Requests being handled", self.in_flight.clone());
         registry.register("upgrades", "Upgraded connections open", self.upgrades.clone());
         registry.register("requests_queued", "Requests waiting for a slot", self.queued.clone());
+        registry.register(
+            "requests_cancelled",
+            "Requests whose client went away before the response began",
+            self.cancelled.clone(),
+        );
         registry.register("retries", "Requests sent to a second sandbox", self.retries.clone());
         registry.register("retired", "Sandboxes retired under Strict", self.retired.clone());
     }

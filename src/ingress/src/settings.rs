@@ -49,6 +49,9 @@ pub struct Settings {
     pub h2_connection_window: u32,
     /// Streams a peer may reset before we looked at them; more end the connection (rapid reset).
     pub h2_pending_resets_max: usize,
+    /// Pause between pings on an HTTP/2 connection, and the wait for the answer to one: what it
+    /// takes to notice a peer that is gone without a word.
+    pub h2_ping_interval: Duration,
 
     /// How long requests may run on after shutdown has begun. Streams are cut at the end of it.
     pub drain: Duration,
@@ -94,6 +97,7 @@ impl Settings {
             h2_stream_window: 256 * 1024,
             h2_connection_window: 1024 * 1024,
             h2_pending_resets_max: 20,
+            h2_ping_interval: Duration::from_secs(20),
             drain: Duration::from_secs(30),
             trusted_proxies: Vec::new(),
             access_log: AccessLog::On,

@@ -24,11 +24,14 @@ pub(crate) struct Route {
 /// What a look-up found.
 #[derive(Debug, Clone)]
 pub(crate) enum Found {
-    /// The route of this very host, of the wildcard above it, or the default.
-    Route(Arc<Route>),
+    /// The route of this very host.
+    Exact(Arc<Route>),
+    /// The route of the wildcard above the host, or the default: the answer as long as no route
+    /// of the very host is known.
+    Pattern(Arc<Route>),
     /// The host is one label under a routed exact host, so it can only mean a preview of that
-    /// route's app. It is never answered by the default route.
-    PreviewOf(Arc<Route>),
+    /// route's app, and none is known. It is never answered by the default route.
+    UnknownPreview,
     /// No route.
     Nothing,
 }
@@ -103,17 +106,17 @@ impl Table {
     /// found by the label, and every other label under it is ordinary traffic.
     pub(crate) fn find(&self, host: &str) -> Found {
         if let Some(route) = self.exact.load(host) {
-            return Found::Route(route);
+            return Found::Exact(route);
         }
         if let Some((_, parent)) = split_label(host) {
             if let Some(route) = self.wildcard.load(parent) {
-                return Found::Route(route);
+                return Found::Pattern(route);
             }
-            if let Some(route) = self.exact.load(parent) {
-                return Found::PreviewOf(route);
+            if self.exact.contains(parent) {
+                return Found::UnknownPreview;
             }
         }
-        self.default.load_full().map_or(Found::Nothing, Found::Route)
+        self.default.load_full().map_or(Found::Nothing, Found::Pattern)
     }
 
     /// Takes a route off a host, unless another one holds it by now.

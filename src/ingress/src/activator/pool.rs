@@ -87,10 +87,6 @@ impl Pool {
         Arc::new(Self { id, core, state: Mutex::new(state) })
     }
 
-    pub(super) const fn id(&self) -> &PoolId {
-        &self.id
-    }
-
     /// Whether the pool is known only from its sandboxes.
     pub(super) fn is_placeholder(&self) -> bool {
         self.state.lock().config.is_none()

@@ -17,10 +17,10 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use crate::Ingress;
 use crate::host::HostPattern;
 use crate::report::State;
 use crate::tls::Certificate;
-use crate::Ingress;
 
 /// A Secret.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]

@@ -75,8 +75,7 @@ impl Hosts {
         served.sort_by(|a, b| a.key.cmp(&b.key));
         for route in served {
             let Some(secret) = &route.secret else { continue };
-            let name =
-                SecretName { namespace: route.key.namespace.clone(), name: secret.clone() };
+            let name = SecretName { namespace: route.key.namespace.clone(), name: secret.clone() };
             wanted.entry(name).or_default().push(route.config.host.clone());
         }
         Wanted(wanted)
@@ -106,8 +105,8 @@ impl Hosts {
     }
 
     fn holds(&self, route: &RouteFacts) -> bool {
-        self.claims.get(&route.host).is_some_and(|claim| {
-            claim.namespace == route.key.namespace && claim.uid == route.uid
-        })
+        self.claims
+            .get(&route.host)
+            .is_some_and(|claim| claim.namespace == route.key.namespace && claim.uid == route.uid)
     }
 }

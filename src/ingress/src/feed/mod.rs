@@ -17,12 +17,12 @@ use portolan_api::{App, Claim, Route, SandboxPool, labels};
 use portolan_reconcile::{Cache, Change, Context, RunError, Watch};
 use tokio::sync::watch;
 
+use crate::Ingress;
 use crate::feed::certificates::{Certificates, Wanted};
 use crate::feed::facts::{AppFacts, ClaimFacts, PodFacts, RouteFacts};
 use crate::feed::hosts::Hosts;
 use crate::model::{Activation, RouteId};
 use crate::report::State;
-use crate::Ingress;
 
 mod certificates;
 mod facts;
@@ -84,7 +84,8 @@ impl Feed {
             ("pods", Box::pin(pod_task)),
             ("certificates", Box::pin(certificates.run(wishes))),
         ];
-        let synced = vec![synced(routes), synced(claims), synced(apps), synced(pools.clone()), synced(pods)];
+        let synced =
+            vec![synced(routes), synced(claims), synced(apps), synced(pools.clone()), synced(pods)];
         (Self { pools, synced }, tasks)
     }
 
@@ -185,9 +186,8 @@ fn watch_apps(
 
 /// Follows an activation: all services of the App first, then the report.
 fn follow(ingress: &Ingress, state: &State, change: &Change<'_, AppFacts>) {
-    let services = |app: Option<&Arc<AppFacts>>| {
-        app.map(|app| app.services.clone()).unwrap_or_default()
-    };
+    let services =
+        |app: Option<&Arc<AppFacts>>| app.map(|app| app.services.clone()).unwrap_or_default();
     let (old, new) = (services(change.old), services(change.new));
     for (service, _) in old.iter().filter(|(key, _)| new.iter().all(|(other, _)| other != key)) {
         ingress.deactivate(service);

@@ -1,12 +1,26 @@
 //! From a socket to requests: accept, PROXY header, TLS, connection limits, shutdown.
 
+//!
+//! - [`accept`]: takes connections in, within their limits.
+//! - [`proxy_protocol`]: for whom a balancer makes a connection.
+//! - [`connection`]: serves one connection to its end.
+//! - [`transport`]: its bytes, with a finger on its pulse.
+
+mod accept;
+mod connection;
+mod proxy_protocol;
+mod transport;
+
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
 use tokio::net::TcpListener;
+use tokio::task::JoinSet;
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
+use self::accept::Reception;
 use crate::ingress::Shared;
 
 /// How one listener treats its connections.
@@ -88,13 +102,29 @@ pub enum ServeError {
     Tls(#[source] rustls::Error),
 }
 
-/// Serves until `shutdown`.
+/// Serves until `shutdown`, then drains.
 pub(crate) async fn serve(
-    _shared: &Arc<Shared>,
+    shared: &Arc<Shared>,
     listeners: Vec<Listener>,
     shutdown: CancellationToken,
 ) -> Result<(), ServeError> {
-    shutdown.cancelled().await;
-    drop(listeners);
+    let reception = Arc::new(Reception::new(Arc::clone(shared), shutdown)?);
+    let mut acceptors = JoinSet::new();
+    for listener in listeners {
+        acceptors.spawn(accept::accept(Arc::clone(&reception), listener));
+    }
+    let mut connections = acceptors.join_all().await;
+    let drained = async {
+        for connections in &mut connections {
+            while connections.join_next().await.is_some() {}
+        }
+        shared.core.streams_ended().await;
+    };
+    if timeout(shared.core.settings.drain, drained).await.is_err() {
+        tracing::info!("Drain limit reached, cutting what still runs");
+    }
+    for connections in &mut connections {
+        connections.shutdown().await;
+    }
     Ok(())
 }

@@ -133,7 +133,8 @@ fn last_activity(idle: Duration, delay: Option<Duration>, now: Timestamp) -> Tim
     let then = now.checked_sub(idle).unwrap_or(Timestamp::MIN).as_microsecond();
     let quarter = delay.unwrap_or(Duration::from_secs(60)).as_micros() / 4;
     let quarter = i64::try_from(quarter).unwrap_or(i64::MAX).max(1);
-    let rounded = then.checked_add(quarter - 1).map_or(then, |then| then - then.rem_euclid(quarter));
+    let rounded =
+        then.checked_add(quarter - 1).map_or(then, |then| then - then.rem_euclid(quarter));
     Timestamp::from_microsecond(rounded).unwrap_or(now)
 }
 

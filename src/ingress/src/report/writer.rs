@@ -92,7 +92,8 @@ impl Reporter {
                 self.take(&mut book);
             }
             let entries = book.entries(self.ctx.now());
-            let spec = GatewayReportSpec { pools: entries.clone(), ..self.spec(ReportShard::Demand) };
+            let spec =
+                GatewayReportSpec { pools: entries.clone(), ..self.spec(ReportShard::Demand) };
             self.write("demand", spec).await;
             book.written(entries);
             last = Instant::now();

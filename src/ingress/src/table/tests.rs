@@ -43,8 +43,8 @@ impl Fixture {
     fn check(&self, host: &str, expected: &str) {
         let host = normalize(host).unwrap();
         let found = match self.table.find(&host) {
-            Found::Route(route) => route.id.name.to_string(),
-            Found::PreviewOf(route) => format!("preview of {}", route.id.name),
+            Found::Exact(route) | Found::Pattern(route) => route.id.name.to_string(),
+            Found::UnknownPreview => "unknown preview".to_owned(),
             Found::Nothing => "nothing".to_owned(),
         };
         assert_eq!(found, expected, "{host}");
@@ -68,20 +68,20 @@ async fn exact_then_wildcard_then_preview_then_default() {
     fixture.check("b.example.com", "wild");
     fixture.check("example.com", "nothing");
     fixture.check("x.b.example.com", "nothing");
-    fixture.check("x.a.example.com", "preview of exact");
+    fixture.check("x.a.example.com", "unknown preview");
     fixture.check("[::1]:80", "nothing");
 
     fixture.upsert("default", "*");
     fixture.check("x.b.example.com", "default");
     fixture.check("[::1]:80", "default");
-    fixture.check("x.a.example.com", "preview of exact");
+    fixture.check("x.a.example.com", "unknown preview");
 }
 
 #[tokio::test]
 async fn a_wildcard_over_an_exact_parent_keeps_its_ordinary_traffic() {
     let mut fixture = Fixture::new();
     fixture.upsert("parent", "example.com");
-    fixture.check("foo.example.com", "preview of parent");
+    fixture.check("foo.example.com", "unknown preview");
     fixture.upsert("wild", "*.example.com");
     fixture.check("foo.example.com", "wild");
 }

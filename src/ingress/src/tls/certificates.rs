@@ -124,6 +124,19 @@ impl Certificates {
         }
     }
 
+    /// Whether [`key_of`](Self::key_of) would say this key, without making one.
+    pub(crate) fn is_key_of(&self, host: &str, key: &CertificateKey) -> bool {
+        if self.exact.contains(host) {
+            return matches!(key, CertificateKey::Exact(exact) if **exact == *host);
+        }
+        match split_label(host) {
+            Some((_, parent)) if self.wildcard.contains(parent) => {
+                matches!(key, CertificateKey::Wildcard(suffix) if **suffix == *parent)
+            }
+            _ => *key == CertificateKey::Default,
+        }
+    }
+
     fn choose(&self, server_name: Option<&str>) -> Option<Arc<CertifiedKey>> {
         let by_name = server_name.and_then(|name| {
             let host = normalize(name).ok()?;

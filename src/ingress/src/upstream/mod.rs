@@ -1,19 +1,60 @@
-//! Connections to one sandbox.
+//! Connections to one sandbox: made, kept, shared, ended.
+//!
+//! - [`h1`]: one request at a time per connection; a stack of unused ones.
+//! - [`h2`]: one connection for all requests.
+//! - [`flight`]: one request on its connection, with its slot, to the end of the response.
+//! - [`request`]: the body on its way to the sandbox.
+//! - [`gap`]: the longest pause of either body.
 
+mod flight;
+mod gap;
+mod h1;
+mod h2;
+mod request;
+
+use std::io;
 use std::net::SocketAddr;
+use std::sync::Arc;
 
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+
+use crate::core::Core;
 use crate::model::AppProtocol;
+
+pub(crate) use flight::{DownloadError, Flight, SendError, UpstreamBody};
+pub(crate) use request::{Outgoing, RequestBody, UploadState};
 
 /// One sandbox's port.
 #[derive(Debug)]
 pub(crate) struct Upstream {
     address: SocketAddr,
     protocol: AppProtocol,
+    idle: h1::Idle,
+    shared: h2::Shared,
+}
+
+/// A connection that a request may be sent on.
+#[derive(Debug)]
+pub(crate) enum Connection {
+    H1(h1::Connection),
+    H2(h2::Sender),
+}
+
+/// No connection could be made, so nothing was sent.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ConnectError {
+    #[error("cannot connect to the sandbox")]
+    Io(#[source] io::Error),
+    #[error("sandbox did not accept the connection in time")]
+    Timeout,
+    #[error("HTTP handshake with the sandbox failed")]
+    Handshake(#[source] hyper::Error),
 }
 
 impl Upstream {
     pub(crate) const fn new(address: SocketAddr, protocol: AppProtocol) -> Self {
-        Self { address, protocol }
+        Self { address, protocol, idle: h1::Idle::new(), shared: h2::Shared::new() }
     }
 
     pub(crate) const fn address(&self) -> SocketAddr {
@@ -23,4 +64,34 @@ impl Upstream {
     pub(crate) const fn protocol(&self) -> AppProtocol {
         self.protocol
     }
+
+    /// An unused connection, or a new one.
+    ///
+    /// # Cancel safety
+    ///
+    /// A connection being made is dropped.
+    pub(crate) async fn connect(
+        self: &Arc<Self>,
+        core: &Arc<Core>,
+        protocol: AppProtocol,
+    ) -> Result<Connection, ConnectError> {
+        match protocol {
+            AppProtocol::Http1 => match self.idle.take(self).await {
+                Some(connection) => Ok(Connection::H1(connection)),
+                None => h1::Connection::open(self, core).await.map(Connection::H1),
+            },
+            AppProtocol::H2c => self.shared.sender(self.address, core).await.map(Connection::H2),
+        }
+    }
+}
+
+async fn dial(address: SocketAddr, core: &Core) -> Result<TcpStream, ConnectError> {
+    let stream = timeout(core.settings.connect_timeout, TcpStream::connect(address))
+        .await
+        .map_err(|_| ConnectError::Timeout)?
+        .map_err(ConnectError::Io)?;
+    // Heads and small bodies are written apart; waiting for an acknowledgement between them would
+    // cost up to 40 ms. It only fails on a socket that is gone, which the next write says.
+    let _ = stream.set_nodelay(true);
+    Ok(stream)
 }

@@ -23,15 +23,15 @@ fn slots() -> impl Strategy<Value = Slots> {
 }
 
 fn step() -> impl Strategy<Value = Step> {
-    let any = any::<usize>();
+    let place = any::<usize>;
     prop_oneof![
         6 => Just(Step::Enter),
-        2 => any.prop_map(Step::Cancel),
-        4 => any.prop_map(Step::Release),
+        2 => place().prop_map(Step::Cancel),
+        4 => place().prop_map(Step::Release),
         2 => slots().prop_map(Step::Insert),
-        1 => (any, slots()).prop_map(|(place, slots)| Step::SetSlots(place, slots)),
-        3 => (any, any::<bool>()).prop_map(|(place, usable)| Step::SetUsable(place, usable)),
-        1 => any.prop_map(Step::Remove),
+        1 => (place(), slots()).prop_map(|(place, slots)| Step::SetSlots(place, slots)),
+        3 => (place(), any::<bool>()).prop_map(|(place, usable)| Step::SetUsable(place, usable)),
+        1 => place().prop_map(Step::Remove),
         1 => Just(Step::Switch),
     ]
 }

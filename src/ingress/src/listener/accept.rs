@@ -1,0 +1,266 @@
+//! Takes connections in: how many, from whom, and up to the point where HTTP begins.
+
+use std::collections::HashMap;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use rustls::ServerConfig;
+use tokio::net::TcpStream;
+use tokio::task::JoinSet;
+use tokio::time::{sleep, timeout};
+use tokio_rustls::TlsAcceptor;
+use tokio_util::sync::CancellationToken;
+
+use super::proxy_protocol::{self, ProxyHeaderError};
+use super::{Listener, ListenerConfig, ProxyProtocol, Scheme, ServeError, connection};
+use crate::host::normalize;
+use crate::ingress::Shared;
+use crate::metrics::Refused;
+use crate::proxy::{Client, Security};
+use crate::tls;
+
+/// Pause after an accept that failed for want of file descriptors or memory: the connection stays
+/// in the backlog, so trying again at once would spin.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// What all listeners share.
+#[derive(Debug)]
+pub(super) struct Reception {
+    pub(super) shared: Arc<Shared>,
+    pub(super) shutdown: CancellationToken,
+    tls: Arc<ServerConfig>,
+    guests: Arc<Mutex<Guests>>,
+    pub(super) http: connection::Http,
+}
+
+/// How many connections there are, and from whom.
+#[derive(Debug, Default)]
+struct Guests {
+    total: usize,
+    by_client: HashMap<IpAddr, usize>,
+}
+
+impl Reception {
+    pub(super) fn new(
+        shared: Arc<Shared>,
+        shutdown: CancellationToken,
+    ) -> Result<Self, ServeError> {
+        let tls = tls::server_config(Arc::clone(&shared.certificates)).map_err(ServeError::Tls)?;
+        Ok(Self {
+            http: connection::Http::new(&shared.core.settings),
+            shared,
+            shutdown,
+            tls,
+            guests: Arc::default(),
+        })
+    }
+
+    fn is_trusted(&self, address: IpAddr) -> bool {
+        let trusted = &self.shared.core.settings.trusted_proxies;
+        trusted.iter().any(|range| range.contains(address))
+    }
+}
+
+/// Accepts until shutdown; returns the connections still open.
+pub(super) async fn accept(reception: Arc<Reception>, listener: Listener) -> JoinSet<()> {
+    let mut connections = JoinSet::new();
+    loop {
+        let accepted = tokio::select! {
+            biased;
+            () = reception.shutdown.cancelled() => return connections,
+            accepted = listener.socket.accept() => accepted,
+            // Ended ones are taken out as they end, or the set would grow.
+            Some(_) = connections.join_next() => continue,
+        };
+        let (stream, peer) = match accepted {
+            Ok(accepted) => accepted,
+            Err(error) if is_about_one(&error) => continue,
+            Err(error) => {
+                tracing::warn!(%error, "Cannot accept connections");
+                sleep(ACCEPT_PAUSE).await;
+                continue;
+            }
+        };
+        let metrics = &reception.shared.core.metrics;
+        let Some(place) = Place::take(&reception) else {
+            metrics.refused(Refused::Total);
+            continue;
+        };
+        let reception = Arc::clone(&reception);
+        let config = listener.config.clone();
+        connections.spawn(async move {
+            receive(&reception, &config, stream, peer, place).await;
+        });
+    }
+}
+
+/// Errors of a connection that was gone before it was accepted.
+fn is_about_one(error: &io::Error) -> bool {
+    use io::ErrorKind::{ConnectionAborted, ConnectionReset, Interrupted};
+    matches!(error.kind(), ConnectionAborted | ConnectionReset | Interrupted)
+}
+
+/// One connection: whom it is from, what it speaks, then its requests.
+async fn receive(
+    reception: &Reception,
+    config: &ListenerConfig,
+    stream: TcpStream,
+    peer: SocketAddr,
+    mut place: Place,
+) {
+    // It only fails on a socket that is gone, which the next read says.
+    let _ = stream.set_nodelay(true);
+    let limit = reception.shared.core.settings.handshake_timeout;
+    let shutdown = reception.shutdown.child_token();
+    let introduction = timeout(limit, introduce(reception, config, stream, peer, &mut place));
+    let introduced = tokio::select! {
+        introduced = introduction => introduced,
+        () = shutdown.cancelled() => return,
+    };
+    match introduced {
+        Ok(Ok(Introduced::Plain(stream, client))) => {
+            connection::serve(reception, stream, client).await;
+        }
+        Ok(Ok(Introduced::Tls(stream, client))) => {
+            connection::serve(reception, *stream, client).await;
+        }
+        Ok(Err(error)) => {
+            tracing::debug!(%error, "Connection was not taken");
+            error.count(reception);
+        }
+        Err(_) => {
+            tracing::debug!("Connection did not complete its handshake in time");
+            reception.shared.core.metrics.handshake_failures.inc();
+        }
+    }
+}
+
+/// A connection of which everything is known.
+enum Introduced {
+    Plain(TcpStream, Client),
+    Tls(Box<tokio_rustls::server::TlsStream<TcpStream>>, Client),
+}
+
+/// Why a connection was closed before its first request.
+#[derive(Debug, thiserror::Error)]
+enum IntroductionError {
+    #[error("PROXY header was refused")]
+    ProxyHeader(#[from] ProxyHeaderError),
+    #[error("client has too many connections")]
+    TooMany,
+    #[error("TLS handshake failed: {0}")]
+    Tls(#[source] io::Error),
+}
+
+impl IntroductionError {
+    fn count(&self, reception: &Reception) {
+        let metrics = &reception.shared.core.metrics;
+        match self {
+            Self::ProxyHeader(_) => metrics.refused(Refused::ProxyHeader),
+            Self::TooMany => metrics.refused(Refused::Client),
+            Self::Tls(_) => {
+                metrics.handshake_failures.inc();
+            }
+        }
+    }
+}
+
+async fn introduce(
+    reception: &Reception,
+    config: &ListenerConfig,
+    mut stream: TcpStream,
+    peer: SocketAddr,
+    place: &mut Place,
+) -> Result<Introduced, IntroductionError> {
+    let is_balancer = reception.is_trusted(peer.ip());
+    let mut address = peer.ip();
+    if is_balancer && config.proxy_protocol == ProxyProtocol::FromTrusted {
+        if let Some(source) = proxy_protocol::read(&mut stream).await? {
+            address = source;
+        }
+    }
+    // Whoever a balancer vouches for is a client as any other; the balancer itself is not limited.
+    let is_trusted = reception.is_trusted(address);
+    if !is_trusted && !place.assign(reception, address) {
+        return Err(IntroductionError::TooMany);
+    }
+    let shared = Arc::clone(&reception.shared);
+    let https_port = match config.scheme {
+        Scheme::Http { https_port } => https_port,
+        Scheme::Https => {
+            let stream = TlsAcceptor::from(Arc::clone(&reception.tls))
+                .accept(stream)
+                .await
+                .map_err(IntroductionError::Tls)?;
+            let (_, session) = stream.get_ref();
+            let certificate = session
+                .server_name()
+                .and_then(|name| normalize(name).ok())
+                .map(|name| shared.certificates.key_of(&name));
+            let is_h2 = session.alpn_protocol() == Some(tls::ALPN_H2);
+            let client = Client::new(shared, address, is_trusted, Security::Tls { certificate });
+            if is_h2 {
+                client.pulse.set_h2();
+            }
+            return Ok(Introduced::Tls(Box::new(stream), client));
+        }
+    };
+    let client = Client::new(shared, address, is_trusted, Security::Plain { https_port });
+    Ok(Introduced::Plain(stream, client))
+}
+
+/// A connection's place under the limits, given back when dropped.
+#[derive(Debug)]
+struct Place {
+    shared: Arc<Shared>,
+    guests: Arc<Mutex<Guests>>,
+    client: Option<IpAddr>,
+}
+
+impl Place {
+    /// `None`: there are too many connections.
+    fn take(reception: &Reception) -> Option<Self> {
+        let mut guests = reception.guests.lock();
+        if guests.total >= reception.shared.core.settings.connections_max {
+            return None;
+        }
+        guests.total += 1;
+        reception.shared.core.metrics.connections.inc();
+        Some(Self {
+            shared: Arc::clone(&reception.shared),
+            guests: Arc::clone(&reception.guests),
+            client: None,
+        })
+    }
+
+    /// Counts it for a client; `false`: that one has too many.
+    fn assign(&mut self, reception: &Reception, client: IpAddr) -> bool {
+        let mut guests = self.guests.lock();
+        let count = guests.by_client.entry(client).or_default();
+        if *count >= reception.shared.core.settings.connections_per_client_max {
+            return false;
+        }
+        *count += 1;
+        self.client = Some(client);
+        true
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut guests = self.guests.lock();
+        guests.total -= 1;
+        if let Some(client) = self.client {
+            if let Some(count) = guests.by_client.get_mut(&client) {
+                *count -= 1;
+                if *count == 0 {
+                    guests.by_client.remove(&client);
+                }
+            }
+        }
+        self.shared.core.metrics.connections.dec();
+    }
+}

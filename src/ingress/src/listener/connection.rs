@@ -1,0 +1,102 @@
+//! Serves the requests of one connection, watches its time limits, ends it on shutdown.
+
+use std::fmt;
+use std::pin::pin;
+use std::sync::Arc;
+
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::time::{Instant, sleep};
+
+use super::accept::Reception;
+use super::transport::Transport;
+use crate::proxy::{self, Client, Vitality};
+use crate::settings::Settings;
+
+/// How HTTP is spoken, the same for all connections.
+pub(super) struct Http(auto::Builder<TokioExecutor>);
+
+impl Http {
+    pub(super) fn new(settings: &Settings) -> Self {
+        let mut builder = auto::Builder::new(TokioExecutor::new());
+        builder
+            .http1()
+            // The time limits are ours: the parser's own would set a timer for every request.
+            .header_read_timeout(None)
+            .max_headers(settings.header_count_max)
+            // Smaller is refused with a panic.
+            .max_buf_size(settings.header_size_max.max(8 * 1024));
+        builder
+            .http2()
+            .timer(TokioTimer::new())
+            .max_concurrent_streams(settings.h2_streams_max)
+            .max_pending_accept_reset_streams(settings.h2_pending_resets_max)
+            .initial_stream_window_size(settings.h2_stream_window)
+            .initial_connection_window_size(settings.h2_connection_window)
+            .max_header_list_size(u32::try_from(settings.header_size_max).unwrap_or(u32::MAX))
+            .keep_alive_interval(settings.h2_ping_interval)
+            .keep_alive_timeout(settings.h2_ping_interval)
+            .enable_connect_protocol();
+        Self(builder)
+    }
+
+    const fn builder(&self) -> &auto::Builder<TokioExecutor> {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Http {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Http").finish_non_exhaustive()
+    }
+}
+
+/// Serves a connection to its end.
+pub(super) async fn serve<T>(reception: &Reception, stream: T, client: Client)
+where
+    T: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
+    let client = Arc::new(client);
+    let io = TokioIo::new(Transport::new(stream, Arc::clone(&client)));
+    let service = {
+        let client = Arc::clone(&client);
+        service_fn(move |request| proxy::handle(Arc::clone(&client), request))
+    };
+    let mut connection = pin!(reception.http.builder().serve_connection_with_upgrades(io, service));
+    let settings = &reception.shared.core.settings;
+    // One timer that looks now and then, instead of one that every request sets and clears.
+    let mut look = pin!(sleep(settings.header_timeout.min(settings.keep_alive)));
+    // A token of its own: polling a shared one takes a lock that all connections would meet in.
+    let shutdown = reception.shutdown.child_token();
+    let mut is_ending = false;
+    loop {
+        tokio::select! {
+            biased;
+            result = connection.as_mut() => {
+                if let Err(error) = result {
+                    tracing::debug!(error, "Connection ended with an error");
+                }
+                return;
+            }
+            () = shutdown.cancelled(), if !is_ending => {
+                is_ending = true;
+                connection.as_mut().graceful_shutdown();
+            }
+            () = look.as_mut() => {
+                let vitality = client.pulse.check(settings.header_timeout, settings.keep_alive);
+                match vitality {
+                    Vitality::Alive(next) => look.as_mut().reset(Instant::now() + next),
+                    Vitality::SlowHead => return,
+                    Vitality::Idle => {
+                        is_ending = true;
+                        connection.as_mut().graceful_shutdown();
+                        // A peer that does not close its side in turn is not waited for.
+                        look.as_mut().reset(Instant::now() + settings.header_timeout);
+                    }
+                }
+            }
+        }
+    }
+}

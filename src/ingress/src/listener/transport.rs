@@ -1,0 +1,76 @@
+//! The bytes of one connection from outside, with a finger on its pulse.
+
+use std::io::{self, IoSlice};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use crate::proxy::Client;
+
+/// How a connection over HTTP/2 begins, as far as no HTTP/1 request can.
+const H2_PREFACE: &[u8] = b"PRI * HTTP/2";
+
+/// Tells the client's pulse when bytes come in.
+#[derive(Debug)]
+pub(super) struct Transport<T> {
+    io: T,
+    client: Arc<Client>,
+    is_fresh: bool,
+}
+
+impl<T> Transport<T> {
+    pub(super) const fn new(io: T, client: Arc<Client>) -> Self {
+        Self { io, client, is_fresh: true }
+    }
+}
+
+impl<T: AsyncRead + Unpin> AsyncRead for Transport<T> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let filled = buf.filled().len();
+        let result = Pin::new(&mut self.io).poll_read(cx, buf);
+        let read = &buf.filled()[filled..];
+        if result.is_ready() && !read.is_empty() {
+            if std::mem::take(&mut self.is_fresh) && read.starts_with(H2_PREFACE) {
+                self.client.pulse.set_h2();
+            }
+            self.client.pulse.read();
+        }
+        result
+    }
+}
+
+impl<T: AsyncWrite + Unpin> AsyncWrite for Transport<T> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.io).poll_write(cx, buf)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.io).poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.io.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_shutdown(cx)
+    }
+}

@@ -1,0 +1,84 @@
+//! The body of a response to the client.
+
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use bytes::Bytes;
+use http_body::{Body, Frame, SizeHint};
+
+use super::exchange::Exchange;
+use crate::error::Code;
+use crate::upstream::{DownloadError, UpstreamBody};
+
+/// A sandbox's body on its way, or one of ours. Holds the record of the request to its end.
+#[derive(Debug)]
+pub(crate) struct ResponseBody {
+    content: Content,
+    /// `None`: the request goes on elsewhere, as an upgraded connection.
+    exchange: Option<Exchange>,
+}
+
+#[derive(Debug)]
+enum Content {
+    Upstream(UpstreamBody),
+    /// `None`: sent, or empty from the start.
+    Own(Option<Bytes>),
+}
+
+impl ResponseBody {
+    pub(super) const fn upstream(body: UpstreamBody, exchange: Exchange) -> Self {
+        Self { content: Content::Upstream(body), exchange: Some(exchange) }
+    }
+
+    pub(super) fn own(text: Bytes, exchange: Exchange) -> Self {
+        let text = Some(text).filter(|text| !text.is_empty());
+        Self { content: Content::Own(text), exchange: Some(exchange) }
+    }
+
+    pub(super) const fn switched() -> Self {
+        Self { content: Content::Own(None), exchange: None }
+    }
+}
+
+impl Body for ResponseBody {
+    type Data = Bytes;
+    type Error = DownloadError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, DownloadError>>> {
+        let this = &mut *self;
+        let frame = match &mut this.content {
+            Content::Own(text) => text.take().map(|text| Ok(Frame::data(text))),
+            Content::Upstream(body) => ready!(Pin::new(body).poll_frame(cx)),
+        };
+        if let Some(exchange) = &mut this.exchange {
+            match &frame {
+                Some(Ok(frame)) => {
+                    exchange.bytes += frame.data_ref().map_or(0, |data| data.len() as u64);
+                }
+                Some(Err(DownloadError::Reset(_))) => exchange.code = Some(Code::UpstreamReset),
+                Some(Err(DownloadError::Stalled)) => exchange.code = Some(Code::UpstreamTimeout),
+                None => {}
+            }
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match &self.content {
+            Content::Own(text) => text.is_none(),
+            Content::Upstream(body) => body.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.content {
+            Content::Own(text) => {
+                SizeHint::with_exact(text.as_ref().map_or(0, |text| text.len() as u64))
+            }
+            Content::Upstream(body) => body.size_hint(),
+        }
+    }
+}

@@ -1,0 +1,178 @@
+//! Who is at the other end of a connection from outside.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::time::Duration;
+
+use http::HeaderValue;
+use tokio::time::Instant;
+
+use crate::ingress::Shared;
+use crate::tls::CertificateKey;
+
+/// One connection from outside, as its requests see it.
+#[derive(Debug)]
+pub(crate) struct Client {
+    pub(crate) shared: Arc<Shared>,
+    /// The address as headers show it.
+    pub(crate) address: HeaderValue,
+    /// May speak for others.
+    pub(crate) is_trusted: bool,
+    pub(crate) security: Security,
+    pub(crate) pulse: Pulse,
+}
+
+/// Plain text or TLS.
+#[derive(Debug)]
+pub(crate) enum Security {
+    Plain {
+        /// Where redirects lead to; `None`: nowhere.
+        https_port: Option<u16>,
+    },
+    Tls {
+        /// The entry whose certificate the client was shown for the name it asked for; `None`: it
+        /// asked for no name.
+        certificate: Option<CertificateKey>,
+    },
+}
+
+impl Client {
+    pub(crate) fn new(
+        shared: Arc<Shared>,
+        address: IpAddr,
+        is_trusted: bool,
+        security: Security,
+    ) -> Self {
+        let text = address.to_canonical().to_string();
+        let address = HeaderValue::from_str(&text).expect("an address is a header value");
+        Self { shared, address, is_trusted, security, pulse: Pulse::new() }
+    }
+}
+
+/// What a connection does right now, for its time limits. Written on the request path with plain
+/// stores; read by one coarse timer per connection.
+#[derive(Debug)]
+pub(crate) struct Pulse {
+    born: Instant,
+    requests: AtomicU32,
+    /// Milliseconds after `born`; when the last request ended.
+    idle_since: AtomicU64,
+    /// Milliseconds after `born`, plus one; zero: no head is being read.
+    head_since: AtomicU64,
+    is_h2: AtomicBool,
+}
+
+/// What the time limits of a connection say.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Vitality {
+    /// Look again after this.
+    Alive(Duration),
+    /// Nothing was asked for too long.
+    Idle,
+    /// A head began and did not end.
+    SlowHead,
+}
+
+impl Pulse {
+    fn new() -> Self {
+        Self {
+            born: Instant::now(),
+            requests: AtomicU32::new(0),
+            idle_since: AtomicU64::new(0),
+            head_since: AtomicU64::new(0),
+            is_h2: AtomicBool::new(false),
+        }
+    }
+
+    pub(crate) fn set_h2(&self) {
+        self.is_h2.store(true, Ordering::Relaxed);
+    }
+
+    /// Bytes came in.
+    pub(crate) fn read(&self) {
+        let is_head = self.requests.load(Ordering::Relaxed) == 0
+            && self.head_since.load(Ordering::Relaxed) == 0;
+        if is_head {
+            self.head_since.store(self.now() + 1, Ordering::Relaxed);
+        }
+    }
+
+    pub(super) fn request_began(&self) {
+        self.requests.fetch_add(1, Ordering::Relaxed);
+        self.head_since.store(0, Ordering::Relaxed);
+    }
+
+    pub(super) fn request_ended(&self, now: Instant) {
+        let now = millis(now - self.born);
+        self.idle_since.store(now, Ordering::Relaxed);
+        self.requests.fetch_sub(1, Ordering::Release);
+    }
+
+    /// Judges the connection. `header`: limit for a head; `keep_alive`: for having no request.
+    pub(crate) fn check(&self, header: Duration, keep_alive: Duration) -> Vitality {
+        let now = self.now();
+        if self.requests.load(Ordering::Acquire) > 0 {
+            return Vitality::Alive(header);
+        }
+        // HTTP/2 exchanges frames between requests too; only the pause between requests counts.
+        let head_since = self.head_since.load(Ordering::Relaxed);
+        if head_since > 0 && !self.is_h2.load(Ordering::Relaxed) {
+            let spent = Duration::from_millis(now.saturating_sub(head_since - 1));
+            return match header.checked_sub(spent).filter(|left| !left.is_zero()) {
+                Some(left) => Vitality::Alive(left),
+                None => Vitality::SlowHead,
+            };
+        }
+        let idle = now.saturating_sub(self.idle_since.load(Ordering::Relaxed));
+        match keep_alive.checked_sub(Duration::from_millis(idle)).filter(|left| !left.is_zero()) {
+            // A head may begin any moment, and its limit is the shorter one.
+            Some(left) => Vitality::Alive(left.min(header)),
+            None => Vitality::Idle,
+        }
+    }
+
+    fn now(&self) -> u64 {
+        millis(self.born.elapsed())
+    }
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use tokio::time::{Instant, advance};
+
+    use super::{Pulse, Vitality};
+
+    const HEADER: Duration = Duration::from_secs(10);
+    const KEEP_ALIVE: Duration = Duration::from_secs(75);
+
+    #[tokio::test(start_paused = true)]
+    async fn limits_follow_what_the_connection_does() {
+        let pulse = Pulse::new();
+        let check = || pulse.check(HEADER, KEEP_ALIVE);
+        assert_eq!(check(), Vitality::Alive(HEADER));
+        pulse.read();
+        advance(Duration::from_secs(4)).await;
+        pulse.read();
+        assert_eq!(check(), Vitality::Alive(Duration::from_secs(6)), "a trickle gains nothing");
+        pulse.request_began();
+        advance(Duration::from_secs(600)).await;
+        assert_eq!(check(), Vitality::Alive(HEADER), "requests have their own limits");
+        pulse.request_ended(Instant::now());
+        advance(Duration::from_secs(74)).await;
+        assert_eq!(check(), Vitality::Alive(Duration::from_secs(1)));
+        advance(Duration::from_secs(1)).await;
+        assert_eq!(check(), Vitality::Idle);
+        pulse.read();
+        advance(HEADER).await;
+        assert_eq!(check(), Vitality::SlowHead);
+        pulse.set_h2();
+        assert_eq!(check(), Vitality::Idle);
+    }
+}

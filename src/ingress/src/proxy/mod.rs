@@ -1,0 +1,150 @@
+//! One request: checked, routed, given a slot, forwarded, answered.
+//!
+//! - [`target`]: what it is for, and whether it may be forwarded.
+//! - [`headers`]: what must not pass, and what is said about the client.
+//! - [`forward`]: the way to a sandbox and back.
+//! - [`upgrade`]: connections that switch protocols.
+//! - [`reply`]: answers of our own.
+//! - [`client`], [`exchange`], [`body`]: the connection, the record, the response's body.
+
+mod body;
+mod client;
+mod exchange;
+mod forward;
+mod headers;
+mod reply;
+mod target;
+mod upgrade;
+
+use std::convert::Infallible;
+use std::sync::Arc;
+
+use http::header::{CONTENT_LENGTH, HeaderValue};
+use http::request::Parts;
+use http::{Request, Response, Uri};
+use hyper::body::Incoming;
+
+use crate::error::Code;
+use crate::model::PlainHttp;
+use crate::table::{Found, Route};
+
+pub(crate) use body::ResponseBody;
+pub(crate) use client::{Client, Security, Vitality};
+use exchange::Exchange;
+use reply::{Asker, Failure, Format};
+use target::Reserved;
+
+/// Answers one request of a client.
+///
+/// # Cancel safety
+///
+/// A client that goes away leaves the queue, or gives its request up at the sandbox.
+pub(crate) async fn handle(
+    client: Arc<Client>,
+    request: Request<Incoming>,
+) -> Result<Response<ResponseBody>, Infallible> {
+    let mut exchange = Exchange::begin(&client, &request);
+    let (mut parts, incoming) = request.into_parts();
+    exchange.request_id = headers::request_id(&mut parts.headers);
+    Ok(match decide(&client, &parts, &mut exchange) {
+        Ok(Decision::Forward(route)) => {
+            forward::forward(&client, &route, parts, incoming, exchange).await
+        }
+        Ok(Decision::Redirect(location)) => reply::redirect(location, &parts.method, exchange),
+        Ok(Decision::Health) => reply::health(client.shared.is_synced(), &parts.method, exchange),
+        Err(code) => {
+            let format = Format::wanted(&parts.headers);
+            let asker = Asker { method: parts.method, format };
+            reply::failure(&Failure::from(code), &asker, exchange)
+        }
+    })
+}
+
+/// What to do with a request.
+#[derive(Debug)]
+enum Decision {
+    Forward(Arc<Route>),
+    Redirect(HeaderValue),
+    Health,
+}
+
+fn decide(client: &Client, parts: &Parts, exchange: &mut Exchange) -> Result<Decision, Code> {
+    target::check_form(parts)?;
+    let host = target::host_of(parts)?;
+    exchange.host = Some(host.clone());
+    match target::reserved(&parts.uri) {
+        Some(Reserved::Health) => return Ok(Decision::Health),
+        Some(Reserved::Blocked) => return Err(Code::Blocked),
+        None => {}
+    }
+    let name = target::normalized(&host)?;
+    check_direction(client, &name)?;
+    let route = find(client, &name)?;
+    if let Some(location) = redirect(client, &route, parts, &name) {
+        return Ok(Decision::Redirect(location));
+    }
+    check_size(client, &route, parts)?;
+    Ok(Decision::Forward(route))
+}
+
+fn find(client: &Client, name: &str) -> Result<Arc<Route>, Code> {
+    let is_synced = client.shared.is_synced();
+    match client.shared.table.find(name) {
+        Found::Exact(route) => Ok(route),
+        // A route of this very host may exist and not have been read.
+        _ if !is_synced => Err(Code::NotSynced),
+        Found::Pattern(route) => Ok(route),
+        Found::UnknownPreview => Err(Code::UnknownPreview),
+        Found::Nothing => Err(Code::NoRoute),
+    }
+}
+
+/// Refuses a host that the certificate shown on this connection was not chosen for. Browsers join
+/// hosts on one connection when its certificate covers them; those whose certificate is another
+/// must come on their own connection (RFC 9110 section 7.4).
+fn check_direction(client: &Client, name: &str) -> Result<(), Code> {
+    let Security::Tls { certificate: Some(shown) } = &client.security else { return Ok(()) };
+    // Decided by entry, not by certificate, so that a renewal disturbs nobody.
+    if client.shared.certificates.is_key_of(name, shown) { Ok(()) } else { Err(Code::Misdirected) }
+}
+
+fn redirect(client: &Client, route: &Route, parts: &Parts, name: &str) -> Option<HeaderValue> {
+    let Security::Plain { https_port: Some(port) } = client.security else { return None };
+    if route.plain_http == PlainHttp::Serve || !client.shared.certificates.covers(name) {
+        return None;
+    }
+    let is_secure_before_us = client.is_trusted
+        && parts
+            .headers
+            .get(headers::X_FORWARDED_PROTO)
+            .is_some_and(|proto| proto.as_bytes().eq_ignore_ascii_case(b"https"));
+    // An authority that issues certificates asks in plain text, and must not depend on the old one.
+    if is_secure_before_us || parts.uri.path().starts_with("/.well-known/acme-challenge/") {
+        return None;
+    }
+    let path = path_of(&parts.uri);
+    let location = match port {
+        443 => format!("https://{name}{path}"),
+        port => format!("https://{name}:{port}{path}"),
+    };
+    HeaderValue::from_str(&location).ok()
+}
+
+fn path_of(uri: &Uri) -> &str {
+    uri.path_and_query().map_or("/", |path| path.as_str())
+}
+
+/// Refuses a body that announces itself as too large before anything waits for it.
+fn check_size(client: &Client, route: &Route, parts: &Parts) -> Result<(), Code> {
+    let Some(length) = parts.headers.get(CONTENT_LENGTH) else { return Ok(()) };
+    let length: u64 =
+        length.to_str().ok().and_then(|text| text.parse().ok()).ok_or(Code::BadRequest)?;
+    match body_size_max(client, route) {
+        Some(limit) if length > limit => Err(Code::TooLarge),
+        _ => Ok(()),
+    }
+}
+
+fn body_size_max(client: &Client, route: &Route) -> Option<u64> {
+    route.request_body_max.or(client.shared.core.settings.request_body_max)
+}
