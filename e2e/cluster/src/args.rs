@@ -6,9 +6,9 @@ use clap::{Parser, Subcommand};
 use portolan_cluster::cluster::Cluster;
 use portolan_cluster::images::Known;
 use portolan_cluster::paths::{ClusterPaths, Paths};
-use portolan_cluster::progress::step;
+use portolan_cluster::progress::{step, step_async};
 use portolan_cluster::state::State;
-use portolan_cluster::{forward, go, packages};
+use portolan_cluster::{forward, go, kwok, logs, packages};
 
 /// A real Kubernetes on this machine, in namespaces of its own.
 #[derive(Debug, Parser)]
@@ -43,8 +43,24 @@ enum Action {
         #[arg(required = true)]
         archives: Vec<PathBuf>,
     },
-    /// Build our own images into target/images.
-    Images,
+    /// Build images of ours into target/images.
+    Image {
+        /// Which; without any, all.
+        images: Vec<Known>,
+    },
+    /// Give the cluster fake nodes, for tests with thousands of Pods.
+    Kwok {
+        #[command(flatten)]
+        cluster: Name,
+        /// How many; 0 ends the fake nodes.
+        #[arg(long)]
+        nodes: usize,
+    },
+    /// Collect all logs into one folder.
+    Logs {
+        #[command(flatten)]
+        cluster: Name,
+    },
     /// Print the lines to source in a shell.
     Env {
         #[command(flatten)]
@@ -85,7 +101,15 @@ impl Args {
             }
             Action::Down { name } => down(name),
             Action::Load { cluster, archives } => load(&cluster.name, &archives),
-            Action::Images => images(),
+            Action::Image { images } => build(images),
+            Action::Kwok { cluster, nodes } => {
+                let mut cluster = Cluster::open(&cluster.name)?;
+                step_async("set the fake nodes", kwok::scale(&mut cluster, nodes)).await
+            }
+            Action::Logs { cluster } => {
+                println!("{}", logs::collect(&cluster.name)?.display());
+                Ok(())
+            }
             Action::Env { cluster } => {
                 print!("{}", Cluster::open(&cluster.name)?.env());
                 Ok(())
@@ -119,9 +143,12 @@ fn load(name: &str, archives: &[PathBuf]) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn images() -> anyhow::Result<()> {
+fn build(mut images: Vec<Known>) -> anyhow::Result<()> {
     let paths = Paths::discover();
-    for image in Known::CLUSTER.into_iter().chain(Known::PLATFORM) {
+    if images.is_empty() {
+        images.extend(Known::CLUSTER.into_iter().chain(Known::PLATFORM));
+    }
+    for image in images {
         println!("{}", image.ensure(&paths)?.display());
     }
     Ok(())

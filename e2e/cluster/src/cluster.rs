@@ -230,6 +230,22 @@ impl Cluster {
         self.state.start(&self.files, name, spec)
     }
 
+    /// Ends a process that [`Cluster::run`] started, for good.
+    ///
+    /// # Errors
+    /// When the cluster has no such process or it survives.
+    pub fn forget(&mut self, name: &str) -> anyhow::Result<()> {
+        self.stop(name)?;
+        self.state.processes.remove(name);
+        self.state.save(&self.files)
+    }
+
+    /// Whether a process is known and runs.
+    #[must_use]
+    pub fn is_running(&self, name: &str) -> bool {
+        self.state.processes.get(name).is_some_and(|recorded| recorded.id.is_alive())
+    }
+
     /// The recorded processes that do not run.
     #[must_use]
     pub fn dead(&self) -> Vec<&str> {
@@ -519,7 +535,9 @@ fn forwarder_program(paths: &Paths) -> anyhow::Result<PathBuf> {
     Ok(program)
 }
 
-fn is_ready(node: &NodeObject) -> bool {
+/// Whether a node's condition `Ready` is true.
+#[must_use]
+pub fn is_ready(node: &NodeObject) -> bool {
     let conditions = node.status.iter().flat_map(|status| status.conditions.iter().flatten());
     conditions.into_iter().any(|condition| condition.type_ == "Ready" && condition.status == "True")
 }

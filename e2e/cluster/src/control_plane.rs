@@ -21,6 +21,9 @@ pub const API_PORT: u16 = 6443;
 /// The API server's process.
 pub const API_SERVER: &str = "control/kube-apiserver";
 
+/// The user as which the API server speaks for others.
+const FRONT: &str = "front-proxy";
+
 /// The API server's URL inside the cluster's network.
 #[must_use]
 pub fn api_url() -> String {
@@ -59,13 +62,15 @@ pub fn write_identities(
     // Kubelets let this one do anything: it is how `kubectl exec` and `logs` reach them.
     let caller = authority.client("kube-apiserver", Some(ADMINISTRATORS))?;
     authority.write("apiserver-kubelet", &caller)?;
+    // For API servers behind this one: it vouches to them for the caller.
+    let voucher = authority.client(FRONT, None)?;
+    authority.write(FRONT, &voucher)?;
     for user in ["kube-controller-manager", "kube-scheduler"] {
         let identity = authority.client(&format!("system:{user}"), None)?;
         authority.kubeconfig(&kubeconfig(cluster, user), &api_url(), &identity)?;
     }
     let administrator = authority.client("portolan-admin", Some(ADMINISTRATORS))?;
-    let inside = cluster.run.join("admin.kubeconfig");
-    authority.kubeconfig(&inside, &api_url(), &administrator)?;
+    authority.kubeconfig(&admin_kubeconfig(cluster), &api_url(), &administrator)?;
     let loopback = format!("https://127.0.0.1:{}", ports.api);
     authority
         .kubeconfig(&cluster.kubeconfig(), &loopback, &administrator)
@@ -90,6 +95,12 @@ pub fn processes(paths: &Paths, cluster: &ClusterPaths) -> Vec<(&'static str, Sp
         ),
         ("control/kube-scheduler", program("kube-scheduler", scheduler(cluster))),
     ]
+}
+
+/// The administrator's kubeconfig for programs inside the cluster's network.
+#[must_use]
+pub fn admin_kubeconfig(cluster: &ClusterPaths) -> PathBuf {
+    kubeconfig(cluster, "admin")
 }
 
 fn etcd_data(cluster: &ClusterPaths) -> PathBuf {
@@ -131,6 +142,13 @@ fn api_server(cluster: &ClusterPaths) -> Vec<String> {
         flag("kubelet-client-certificate", pki("apiserver-kubelet.crt")),
         flag("kubelet-client-key", pki("apiserver-kubelet.key")),
         flag("kubelet-preferred-address-types", "InternalIP"),
+        flag("proxy-client-cert-file", pki("front-proxy.crt")),
+        flag("proxy-client-key-file", pki("front-proxy.key")),
+        flag("requestheader-client-ca-file", pki("ca.crt")),
+        flag("requestheader-allowed-names", FRONT),
+        flag("requestheader-username-headers", "X-Remote-User"),
+        flag("requestheader-group-headers", "X-Remote-Group"),
+        flag("requestheader-extra-headers-prefix", "X-Remote-Extra-"),
         flag("service-account-issuer", "https://kubernetes.default.svc.cluster.local"),
         flag("service-account-key-file", pki("tokens.pub")),
         flag("service-account-signing-key-file", pki("tokens.key")),

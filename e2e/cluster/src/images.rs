@@ -16,11 +16,12 @@ use crate::paths::Paths;
 const TRUSTED: &str = "/etc/ssl/certs/ca-certificates.crt";
 
 /// An image of ours.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum Known {
     /// Holds a Pod's namespaces.
     Pause,
     /// The cluster's DNS.
+    #[value(name = "coredns")]
     CoreDns,
     /// The `portolan` program.
     Portolan,
@@ -56,34 +57,39 @@ impl Known {
         let folder = paths.images();
         fs::create_dir_all(&folder).with_context(|| format!("make {}", folder.display()))?;
         let archive = folder.join(format!("{}.tar", self.name()));
-        let source = self.source(paths)?;
+        let sources = self.sources(paths)?;
         let stamp = archive.with_extension("stamp");
-        let wanted = fingerprint(&source)?;
+        let wanted = fingerprint(&sources)?;
         if archive.exists() && fs::read_to_string(&stamp).is_ok_and(|have| have == wanted) {
             return Ok(archive);
         }
-        self.build(paths, &source)
+        self.build(paths, &sources[0])
             .and_then(|image| image.write(&archive))
             .with_context(|| format!("build the image {}", self.name()))?;
         fs::write(&stamp, wanted).with_context(|| format!("write {}", stamp.display()))?;
         Ok(archive)
     }
 
-    /// The file that decides whether the archive is up to date.
-    fn source(self, paths: &Paths) -> anyhow::Result<PathBuf> {
+    /// The files that decide whether the archive is up to date; the first is the main one.
+    fn sources(self, paths: &Paths) -> anyhow::Result<Vec<PathBuf>> {
         let cargo = |program: &str| paths.target().join("debug").join(program);
-        let source = match self {
-            Self::Pause => pause(paths)?,
-            Self::CoreDns => fs::canonicalize(paths.programs().join("coredns"))
-                .context("find coredns; `portolan-cluster deps` builds it")?,
-            Self::Portolan => cargo("portolan"),
-            Self::SampleEcho => cargo("portolan-sample-echo"),
-            Self::SampleNginx => paths.repository.join("docs/samples/nginx/nginx.conf"),
+        let sources = match self {
+            Self::Pause => vec![pause(paths)?],
+            Self::CoreDns => {
+                let program = fs::canonicalize(paths.programs().join("coredns"));
+                vec![program.context("find coredns; `portolan-cluster deps` builds it")?]
+            }
+            Self::Portolan => vec![cargo("portolan")],
+            Self::SampleEcho => vec![cargo("portolan-sample-echo")],
+            Self::SampleNginx => {
+                let sample = paths.repository.join("docs/samples/nginx");
+                vec![sample.join("nginx.conf"), sample.join("index.html")]
+            }
         };
-        if !source.exists() {
-            bail!("{} does not exist; `make build` makes it", source.display());
+        if let Some(missing) = sources.iter().find(|source| !source.exists()) {
+            bail!("{} does not exist; `make build` makes it", missing.display());
         }
-        Ok(source)
+        Ok(sources)
     }
 
     fn build(self, paths: &Paths, source: &Path) -> anyhow::Result<Image> {
@@ -140,10 +146,14 @@ fn strip(program: &Path, stripped: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Size and time of a file: enough to see a new build, without reading it.
-fn fingerprint(path: &Path) -> anyhow::Result<String> {
-    let data = fs::metadata(path).with_context(|| format!("look at {}", path.display()))?;
-    let changed = data.modified().context("read the time of the last change")?;
-    let changed = changed.duration_since(UNIX_EPOCH).unwrap_or_default();
-    Ok(format!("{} {} {}", path.display(), data.len(), changed.as_nanos()))
+/// Size and time of files: enough to see a new build, without reading it.
+fn fingerprint(sources: &[PathBuf]) -> anyhow::Result<String> {
+    let mut lines = String::new();
+    for path in sources {
+        let data = fs::metadata(path).with_context(|| format!("look at {}", path.display()))?;
+        let changed = data.modified().context("read the time of the last change")?;
+        let changed = changed.duration_since(UNIX_EPOCH).unwrap_or_default();
+        lines += &format!("{} {} {}\n", path.display(), data.len(), changed.as_nanos());
+    }
+    Ok(lines)
 }

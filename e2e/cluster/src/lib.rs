@@ -24,6 +24,8 @@ pub mod control_plane;
 pub mod forward;
 pub mod go;
 pub mod images;
+pub mod kwok;
+pub mod logs;
 pub mod machine;
 pub mod network;
 pub mod nginx;

@@ -24,7 +24,7 @@ pub fn fill(image: &mut Image, paths: &Paths, configuration: &Path) -> anyhow::R
     image.copy(&root.join("etc/nginx/mime.types"), "/etc/nginx/mime.types", 0o644);
     image.copy(configuration, "/etc/nginx/nginx.conf", 0o644);
     image.copy(&sample.join("index.html"), "/srv/index.html", 0o644);
-    image.entrypoint(&["/usr/sbin/nginx", "-c", "/etc/nginx/nginx.conf"]);
+    image.entrypoint(&["/usr/sbin/nginx", "-e", "stderr", "-c", "/etc/nginx/nginx.conf"]);
     Ok(())
 }
 
