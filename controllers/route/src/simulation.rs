@@ -1,5 +1,6 @@
-//! Many Routes, Domains and passes against one small model of an API server: passes see old
-//! states and crash between any two steps, and still everything ends right.
+//! Many Routes, Domains and passes against one small model of an API server: two processes that
+//! both believe to lead see old states and crash between any two steps, and still everything ends
+//! right.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -15,7 +16,9 @@ use crate::plan::{Hold, Plan, Step, plan};
 use crate::policy::DomainRule;
 
 const NAMESPACES: [&str; 3] = ["team-a", "team-b", "team-c"];
-const NAMES: [&str; 3] = ["alpha", "beta", "gamma"];
+const NAMES: [&str; 2] = ["alpha", "beta"];
+/// A leader, and one that has not noticed that it no longer is.
+const PROCESSES: usize = 2;
 const HOSTS: [&str; 6] =
     ["shop.example.com", "x.shop.example.com", "*.example.com", "*.shop.example.com", "a.org", "*"];
 const SUFFIXES: [&str; 4] = ["example.com", "shop.example.com", "a.org", "*"];
@@ -42,12 +45,22 @@ enum Event {
     Delete { namespace: usize, name: usize },
     /// An administrator applies a Domain, or deletes it if no namespaces are given.
     Domain { suffix: usize, namespaces: Option<Vec<usize>> },
-    /// The caches catch up with the API server.
-    CatchUp,
+    /// One cache of a process, or each, catches up with the API server: watches are independent.
+    CatchUp { process: usize, watched: Watched },
     /// A pass over a Route, with what the caches know, that crashes after so many steps.
-    Pass { namespace: usize, name: usize, steps: usize },
+    Pass { process: usize, namespace: usize, name: usize, steps: usize },
     /// A look at a Claim.
-    Sweep { host: usize },
+    Sweep { process: usize, host: usize },
+}
+
+const WATCHED: [Watched; 4] = [Watched::Routes, Watched::Claims, Watched::Domains, Watched::All];
+
+#[derive(Clone, Copy, Debug)]
+enum Watched {
+    Routes,
+    Claims,
+    Domains,
+    All,
 }
 
 fn event() -> impl Strategy<Value = Event> {
@@ -60,11 +73,17 @@ fn event() -> impl Strategy<Value = Event> {
             .prop_map(|(namespace, name)| Event::Delete { namespace, name }),
         1 => (0..SUFFIXES.len(), prop::option::of(namespaces))
             .prop_map(|(suffix, namespaces)| Event::Domain { suffix, namespaces }),
-        3 => Just(Event::CatchUp),
-        8 => (namespace, name, 0..4_usize)
-            .prop_map(|(namespace, name, steps)| Event::Pass { namespace, name, steps }),
-        2 => host.prop_map(|host| Event::Sweep { host }),
+        4 => (process(), prop::sample::select(&WATCHED[..]))
+            .prop_map(|(process, watched)| Event::CatchUp { process, watched }),
+        8 => (process(), namespace, name, 0..4_usize).prop_map(
+            |(process, namespace, name, steps)| Event::Pass { process, namespace, name, steps }
+        ),
+        2 => (process(), host).prop_map(|(process, host)| Event::Sweep { process, host }),
     ]
+}
+
+fn process() -> std::ops::Range<usize> {
+    0..PROCESSES
 }
 
 fn key(namespace: usize, name: usize) -> ObjectKey {
@@ -75,6 +94,15 @@ impl World {
     fn tick(&mut self) -> i64 {
         self.ticks += 1;
         self.ticks
+    }
+
+    fn catch_up(&mut self, watched: Watched, live: &Self) {
+        match watched {
+            Watched::Routes => self.routes = live.routes.clone(),
+            Watched::Claims => self.claims = live.claims.clone(),
+            Watched::Domains => self.domains = live.domains.clone(),
+            Watched::All => *self = live.clone(),
+        }
     }
 
     /// What users and administrators do.
@@ -101,7 +129,7 @@ impl World {
                 let rule = domain(&format!("d-{suffix}"), suffix, &listed, tick);
                 self.domains.insert(suffix.into(), Arc::new(rule));
             }
-            Event::CatchUp | Event::Pass { .. } | Event::Sweep { .. } => {}
+            Event::CatchUp { .. } | Event::Pass { .. } | Event::Sweep { .. } => {}
         }
     }
 
@@ -251,19 +279,20 @@ impl World {
 
 fn run(events: &[Event]) -> World {
     let mut world = World::default();
-    let mut seen = world.clone();
+    let mut seen: [World; PROCESSES] = Default::default();
     for event in events {
         world.apply_event(event);
         match event {
-            Event::CatchUp => seen = world.clone(),
-            Event::Pass { namespace, name, steps } => {
+            Event::CatchUp { process, watched } => seen[*process].catch_up(*watched, &world),
+            Event::Pass { process, namespace, name, steps } => {
+                let seen = &seen[*process];
                 if let Some(route) = seen.routes.get(&key(*namespace, *name)) {
                     let plan = plan(&seen.situation(route, &world));
                     world.take(&plan, route, *steps);
                 }
             }
-            Event::Sweep { host } => {
-                world.sweep(&seen, &claim_key(HOSTS[*host]));
+            Event::Sweep { process, host } => {
+                world.sweep(&seen[*process], &claim_key(HOSTS[*host]));
             }
             _ => {}
         }
@@ -272,7 +301,7 @@ fn run(events: &[Event]) -> World {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 1024, failure_persistence: None, ..Default::default() })]
+    #![proptest_config(ProptestConfig { cases: 4096, failure_persistence: None, ..Default::default() })]
 
     #[test]
     fn whatever_happens_everything_settles(events in prop::collection::vec(event(), 0..80)) {
@@ -284,9 +313,10 @@ proptest! {
     #[test]
     fn of_two_namespaces_exactly_one_gets_the_host(first in 0..2_usize, steps in 0..3_usize) {
         let apply = |namespace| Event::Apply { namespace, name: 0, host: 0 };
-        let pass = |namespace, steps| Event::Pass { namespace, name: 0, steps };
-        // Both see the host free; one of them may crash before its step.
-        let race = [apply(0), apply(1), Event::CatchUp, pass(first, steps), pass(1 - first, 3)];
+        let look = |process| Event::CatchUp { process, watched: Watched::All };
+        let pass = |process, namespace, steps| Event::Pass { process, namespace, name: 0, steps };
+        // Two processes see the host free; the first may crash before its step.
+        let race = [apply(0), apply(1), look(0), look(1), pass(0, first, steps), pass(1, 1 - first, 3)];
         let mut world = run(&race);
         prop_assert_eq!(world.claims.len(), 1);
         let winner = world.claims.values().next().unwrap().spec.holder.namespace.clone();
