@@ -257,7 +257,7 @@ impl PodFacts {
                     name: metadata.name.as_deref()?.into(),
                     uid: metadata.uid.as_deref()?.into(),
                 },
-                address: status.and_then(|status| status.pod_ip.as_ref()).and_then(parse_address),
+                address: status.and_then(|status| status.pod_ip.as_deref()).and_then(parse_address),
                 phase: sandbox_phase(pod),
                 slots: slots(pod, gateway),
             },
@@ -265,7 +265,7 @@ impl PodFacts {
     }
 }
 
-fn parse_address(text: &String) -> Option<IpAddr> {
+fn parse_address(text: &str) -> Option<IpAddr> {
     text.parse().ok()
 }
 

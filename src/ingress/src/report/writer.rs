@@ -139,8 +139,7 @@ impl Reporter {
         let metadata = self.identity.metadata(format!("{}-{shard}", self.identity.pod));
         let report = GatewayReport { metadata, spec };
         while let Err(error) = self.writer.apply(&report).await {
-            let error = ErrorChain(&error);
-            tracing::warn!(shard, %error, "Report not written");
+            tracing::warn!(shard, error = %ErrorChain(&error), "Report not written");
             sleep(PAUSE).await;
         }
     }
