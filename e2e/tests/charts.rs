@@ -185,6 +185,7 @@ fn wrong_values_are_refused_by_name() {
     check("gateway.service.type=Ingress", "/gateway/service/type");
     check("gateway.service.httpNodePort=70000", "/gateway/service/httpNodePort");
     check("gateway.trustedProxies={10.0.0.1}", "/gateway/trustedProxies/0");
+    check("gateway.proxyProtocol=true", "/gateway/trustedProxies");
     check("gateway.tls.namespaces.Team={a}", "Team");
     check("gateway.tls.namespaces.team={}", "/gateway/tls/namespaces/team");
     check("image.pullPolicy=Sometimes", "/image/pullPolicy");
