@@ -235,3 +235,6 @@ fn starting(note: Option<String>) -> Diagnosis {
 fn failing(reason: &'static str, message: String) -> Diagnosis {
     Diagnosis::Failing { reason, message }
 }
+
+#[cfg(test)]
+mod tests;

@@ -122,3 +122,6 @@ impl ReportView {
         changed.cloned().collect()
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -28,6 +28,9 @@ mod settings;
 mod slots;
 mod status;
 
+#[cfg(test)]
+mod fixture;
+
 use std::future::Future;
 
 use k8s_openapi::api::{coordination::v1::Lease, core::v1::Pod};

@@ -365,3 +365,6 @@ fn split_surplus<'a>(
 fn count(wanted: i32) -> usize {
     usize::try_from(wanted).unwrap_or(0)
 }
+
+#[cfg(test)]
+mod tests;

@@ -231,3 +231,6 @@ fn default_spread(pool: &SandboxPool) -> Vec<TopologySpreadConstraint> {
 fn filled<T>(list: Vec<T>) -> Option<Vec<T>> {
     (!list.is_empty()).then_some(list)
 }
+
+#[cfg(test)]
+mod tests;

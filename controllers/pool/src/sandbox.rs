@@ -175,3 +175,6 @@ fn exit(state: &ContainerState) -> Option<Exit> {
         message: ended.message.clone().unwrap_or_default(),
     })
 }
+
+#[cfg(test)]
+mod tests;

@@ -192,3 +192,6 @@ impl History {
         since.checked_add(delay + TICK).ok()
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -75,7 +75,6 @@ pub(crate) fn divide(
             for grants in held {
                 division.keep_or_divide(grants.as_ref());
             }
-            division.follow_demand();
         }
         Concurrency::Strict => {
             for grants in held {
@@ -85,6 +84,9 @@ pub(crate) fn divide(
     }
     for _ in 0..new {
         division.top_up(Grants::new());
+    }
+    if scale.concurrency == Concurrency::Soft {
+        division.follow_demand();
     }
     division.done
 }
@@ -123,7 +125,10 @@ impl Division<'_> {
     fn top_up(&mut self, mut grants: Grants) {
         let free = (self.limit - grants.values().sum::<i32>()).max(0);
         let count = i32::try_from(self.holders.len()).unwrap_or(i32::MAX);
-        let held = |name: &str| self.totals.get(name).copied().unwrap_or_default();
+        let held = |name: &str| {
+            let count = |grants: &Grants| grants.get(name).copied().unwrap_or_default();
+            count(&self.totals) + count(&grants)
+        };
         let mut order: Vec<&Holder> = self.holders.iter().collect();
         order.sort_by_key(|holder| (held(&holder.name), holder.name.as_str()));
         for (place, holder) in (0..).zip(order) {
@@ -151,8 +156,9 @@ impl Division<'_> {
         }
     }
 
+    /// On the newest sandboxes first: those that are about to be created cost no extra write.
     fn shift(&mut self, giver: &Holder, taker: &Holder, mut amount: i32) {
-        for grants in &mut self.done {
+        for grants in self.done.iter_mut().rev() {
             let Some(had) = grants.get_mut(&giver.name) else { continue };
             let moved = amount.min(*had);
             *had -= moved;
@@ -163,3 +169,6 @@ impl Division<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -181,3 +181,6 @@ impl<'a> View<'a> {
 fn length(count: usize) -> i32 {
     i32::try_from(count).unwrap_or(i32::MAX)
 }
+
+#[cfg(test)]
+mod tests;
