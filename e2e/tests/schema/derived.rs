@@ -5,7 +5,7 @@ use anyhow::ensure;
 use serde_json::{Value, json};
 
 use crate::support::{
-    ACCEPTED, DryRun, Rows, Scratch, check, client, create, object, replace, yaml,
+    ACCEPTED, DryRun, Rows, Scratch, change, check, client, create, object, yaml,
 };
 
 #[tokio::test]
@@ -41,13 +41,13 @@ async fn a_claim_never_changes() -> anyhow::Result<()> {
     const NEVER: &str = "a Claim never changes; delete it to release it";
     let rows: Rows<'_> = &[
         ("{}", ACCEPTED),
-        ("{value: other.example}", NEVER),
-        ("{kind: NodePort}", NEVER),
+        ("{value: 6698/TCP}", NEVER),
+        ("{kind: Host}", NEVER),
         ("{holder: {uid: other}}", NEVER),
     ];
-    let name = format!("host.schema-{}.example", std::process::id());
-    let spec = "{kind: Host, value: a.example, \
-                 holder: {kind: Route, namespace: a, name: b, uid: c}}";
+    let name = format!("nodeport-schema-{}", std::process::id());
+    let spec = "{kind: NodePort, value: 6697/TCP, \
+                 holder: {kind: AppService, namespace: a, name: b, uid: c}}";
     changes(object("Claim", &name, &yaml(spec)), rows).await
 }
 
@@ -108,20 +108,21 @@ async fn a_resolved_sandbox_is_not_judged_again() -> anyhow::Result<()> {
 /// Stores `manifest`, then tries each fragment merged into its spec.
 async fn changes(manifest: Value, rows: Rows<'_>) -> anyhow::Result<()> {
     let client = client().await?;
-    let scratch = Scratch::new(&client).await?;
-    let stored = scratch.store(manifest).await?;
-    let mut wrong = Vec::new();
-    for (fragment, expected) in rows {
-        let mut changed = stored.clone();
-        merge(&mut changed["spec"], yaml(fragment));
-        let answer = replace(&client, &changed, DryRun::Yes).await?;
-        if let Err(complaint) = answer.compare(expected) {
-            wrong.push(format!("{fragment}\n    {complaint:#}"));
+    Scratch::with(&client, async |scratch| {
+        let stored = scratch.store(manifest).await?;
+        let mut wrong = Vec::new();
+        for (fragment, expected) in rows {
+            let mut spec = stored["spec"].clone();
+            merge(&mut spec, yaml(fragment));
+            let answer = change(&client, &stored, None, ("/spec", spec)).await?;
+            if let Err(complaint) = answer.compare(expected) {
+                wrong.push(format!("{fragment}\n    {complaint:#}"));
+            }
         }
-    }
-    scratch.remove().await?;
-    ensure!(wrong.is_empty(), "{} rows are wrong:\n{}", wrong.len(), wrong.join("\n"));
-    Ok(())
+        ensure!(wrong.is_empty(), "{} rows are wrong:\n{}", wrong.len(), wrong.join("\n"));
+        Ok(())
+    })
+    .await
 }
 
 fn merge(into: &mut Value, from: Value) {

@@ -4,7 +4,7 @@ use anyhow::ensure;
 use portolan_api::crds;
 use serde_json::{Value, json};
 
-use crate::support::{DryRun, Scratch, client, create, get, object, put, replace, yaml};
+use crate::support::{DryRun, Scratch, change, client, create, get, object, yaml};
 
 #[tokio::test]
 async fn the_api_server_accepts_the_definitions_without_a_warning() -> anyhow::Result<()> {
@@ -107,23 +107,28 @@ async fn defaults_are_filled_in_and_null_means_absent() -> anyhow::Result<()> {
 #[tokio::test]
 async fn status_is_written_through_its_own_door() -> anyhow::Result<()> {
     let client = client().await?;
-    let scratch = Scratch::new(&client).await?;
-    let route = object("Route", "shop", &yaml("{host: a.schema.example, app: shop}"));
-    let mut route = scratch.store(route).await?;
-    route["status"] = json!({ "url": "https://a.schema.example" });
-    let replaced = replace(&client, &route, DryRun::Yes).await?.object()?;
-    ensure!(replaced["status"]["url"].is_null(), "the spec's door wrote a status: {replaced:#}");
-    route["spec"]["app"] = json!("other");
-    let written = put(&client, &route, "status", DryRun::Yes).await?.object()?;
-    ensure!(written["status"]["url"] == "https://a.schema.example", "{written:#}");
-    ensure!(written["spec"]["app"] == "shop", "the status' door wrote a spec: {written:#}");
-    route["status"]["conditions"] = yaml(
-        "[{type: Ready, status: Yes, reason: Available, message: '', \
-           lastTransitionTime: '2026-11-20T10:00:00Z'}]",
-    );
-    let refused = put(&client, &route, "status", DryRun::Yes).await?;
-    refused.compare("status.conditions[0].status: Unsupported value | \"True\"")?;
-    scratch.remove().await
+    Scratch::with(&client, async |scratch| {
+        let route = object("Route", "shop", &yaml("{host: a.schema.example, app: shop}"));
+        let route = scratch.store(route).await?;
+        let url = json!("https://other.example");
+        let status = ("/status", json!({ "url": url }));
+        let changed = change(&client, &route, None, status.clone()).await?.object()?;
+        ensure!(changed["status"]["url"] != url, "the spec's door wrote a status: {changed:#}");
+        let changed = change(&client, &route, Some("status"), status).await?.object()?;
+        ensure!(changed["status"]["url"] == url, "{changed:#}");
+        let app = ("/spec/app", json!("other"));
+        let changed = change(&client, &route, Some("status"), app).await?.object()?;
+        ensure!(changed["spec"]["app"] == "shop", "the status' door wrote a spec: {changed:#}");
+        let condition = yaml(
+            "{type: Ready, status: 'Yes', reason: Available, message: '', \
+              lastTransitionTime: '2026-11-20T10:00:00Z'}",
+        );
+        let status = ("/status", json!({ "conditions": [condition] }));
+        let refused = change(&client, &route, Some("status"), status).await?;
+        refused.compare("status.conditions[0].status: Unsupported value | \"True\"")?;
+        Ok(())
+    })
+    .await
 }
 
 fn list(value: &Value) -> &[Value] {

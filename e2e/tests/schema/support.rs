@@ -12,14 +12,14 @@ use serde_json::{Value, json};
 use tokio::sync::Mutex;
 
 /// Expectation of a manifest that is accepted.
-pub const ACCEPTED: &str = "";
+pub(crate) const ACCEPTED: &str = "";
 
 /// Rows of a table: a fragment of YAML, and [`ACCEPTED`] or the parts of the refusal, separated by
 /// ` | `: the field, and what is said about it.
-pub type Rows<'a> = &'a [(&'a str, &'a str)];
+pub(crate) type Rows<'a> = &'a [(&'a str, &'a str)];
 
 /// Sends each fragment, made a manifest by `build`, and compares the answers.
-pub async fn check(build: impl Fn(Value) -> Value, rows: Rows<'_>) -> anyhow::Result<()> {
+pub(crate) async fn check(build: impl Fn(Value) -> Value, rows: Rows<'_>) -> anyhow::Result<()> {
     let client = client().await?;
     let mut wrong = Vec::new();
     for (fragment, expected) in rows {
@@ -35,16 +35,16 @@ pub async fn check(build: impl Fn(Value) -> Value, rows: Rows<'_>) -> anyhow::Re
 
 /// What the API server said.
 #[derive(Debug)]
-pub struct Answer {
+pub(crate) struct Answer {
     /// Values of the `Warning` headers.
-    pub warnings: Vec<String>,
+    pub(crate) warnings: Vec<String>,
     /// The object, or why not.
-    pub outcome: Result<Value, String>,
+    pub(crate) outcome: Result<Value, String>,
 }
 
 impl Answer {
     /// Compares with an expectation, as in [`Rows`].
-    pub fn compare(&self, expected: &str) -> anyhow::Result<()> {
+    pub(crate) fn compare(&self, expected: &str) -> anyhow::Result<()> {
         let said = match &self.outcome {
             Ok(_) if expected == ACCEPTED => return Ok(()),
             Ok(_) => anyhow::bail!("was accepted, expected: {expected}"),
@@ -58,14 +58,14 @@ impl Answer {
     }
 
     /// The object of an answer that must be one.
-    pub fn object(self) -> anyhow::Result<Value> {
+    pub(crate) fn object(self) -> anyhow::Result<Value> {
         self.outcome.map_err(anyhow::Error::msg)
     }
 }
 
 /// Whether a write is only tried.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub enum DryRun {
+pub(crate) enum DryRun {
     /// All checks, nothing is stored.
     Yes,
     /// Stored.
@@ -82,48 +82,61 @@ impl DryRun {
 }
 
 /// Creates an object.
-pub async fn create(client: &Client, manifest: &Value, dry: DryRun) -> anyhow::Result<Answer> {
+pub(crate) async fn create(
+    client: &Client,
+    manifest: &Value,
+    dry: DryRun,
+) -> anyhow::Result<Answer> {
     let path = format!("{}?{}", collection(manifest), dry.query());
     send(client, Method::POST, &path, manifest).await
 }
 
-/// Replaces an object with a changed copy of what the API server gave.
-pub async fn replace(client: &Client, manifest: &Value, dry: DryRun) -> anyhow::Result<Answer> {
-    send(client, Method::PUT, &format!("{}?{}", path(manifest), dry.query()), manifest).await
-}
-
-/// Replaces a subresource of an object.
-pub async fn put(
+/// Tries to put `value` at `pointer` of a stored object, through its own door or through that of a
+/// subresource. As a patch, which does not mind what controllers write meanwhile.
+pub(crate) async fn change(
     client: &Client,
-    manifest: &Value,
-    subresource: &str,
-    dry: DryRun,
+    stored: &Value,
+    subresource: Option<&str>,
+    (pointer, value): (&str, Value),
 ) -> anyhow::Result<Answer> {
-    let path = format!("{}/{subresource}?{}", path(manifest), dry.query());
-    send(client, Method::PUT, &path, manifest).await
+    let door = subresource.map(|name| format!("/{name}")).unwrap_or_default();
+    let path = format!("{}{door}?{}", path(stored), DryRun::Yes.query());
+    let patch = json!([{ "op": "add", "path": pointer, "value": value }]);
+    send(client, Method::PATCH, &path, &patch).await
 }
 
 /// A namespace for objects that are stored, and what was stored outside of it.
-pub struct Scratch {
+pub(crate) struct Scratch {
     client: Client,
     namespace: Value,
     outside: Mutex<Vec<Value>>,
 }
 
 impl Scratch {
-    /// Makes a namespace.
-    pub async fn new(client: &Client) -> anyhow::Result<Self> {
+    /// Makes a namespace, does the work, and removes what was stored, whatever came of it.
+    pub(crate) async fn with(
+        client: &Client,
+        work: impl AsyncFnOnce(&Self) -> anyhow::Result<()>,
+    ) -> anyhow::Result<()> {
         let namespace = json!({
             "apiVersion": "v1",
             "kind": "Namespace",
             "metadata": { "generateName": "schema-" },
         });
         let namespace = create(client, &namespace, DryRun::No).await?.object()?;
-        Ok(Self { client: client.clone(), namespace, outside: Mutex::default() })
+        let scratch = Self { client: client.clone(), namespace, outside: Mutex::default() };
+        let outcome = work(&scratch).await;
+        scratch.remove().await?;
+        outcome
+    }
+
+    /// The namespace's name, which is like no other.
+    pub(crate) fn name(&self) -> &str {
+        self.namespace["metadata"]["name"].as_str().expect("the API server has named it")
     }
 
     /// Stores an object, in the namespace if its kind has one.
-    pub async fn store(&self, mut manifest: Value) -> anyhow::Result<Value> {
+    pub(crate) async fn store(&self, mut manifest: Value) -> anyhow::Result<Value> {
         if is_namespaced(&manifest) {
             manifest["metadata"]["namespace"] = self.namespace["metadata"]["name"].clone();
         }
@@ -134,8 +147,7 @@ impl Scratch {
         Ok(stored)
     }
 
-    /// Removes what was stored.
-    pub async fn remove(self) -> anyhow::Result<()> {
+    async fn remove(self) -> anyhow::Result<()> {
         for object in self.outside.into_inner().iter().chain([&self.namespace]) {
             send(&self.client, Method::DELETE, &path(object), &json!({})).await?.object()?;
         }
@@ -144,16 +156,20 @@ impl Scratch {
 }
 
 /// Reads anything.
-pub async fn get(client: &Client, path: &str, accept: &str) -> anyhow::Result<Value> {
+pub(crate) async fn get(client: &Client, path: &str, accept: &str) -> anyhow::Result<Value> {
     let request = Request::get(path).header("accept", accept).body(Body::empty())?;
     answer(client, request).await?.object()
 }
 
 async fn send(client: &Client, method: Method, path: &str, body: &Value) -> anyhow::Result<Answer> {
+    let content = match method {
+        Method::PATCH => "application/json-patch+json",
+        _ => "application/json",
+    };
     let request = Request::builder()
         .method(method)
         .uri(path)
-        .header("content-type", "application/json")
+        .header("content-type", content)
         .body(Body::from(body.to_string().into_bytes()))?;
     answer(client, request).await
 }
@@ -181,7 +197,7 @@ fn collection(manifest: &Value) -> String {
     let version = manifest["apiVersion"].as_str().unwrap_or_default();
     let root = if version == "v1" { "/api/v1".into() } else { format!("/apis/{version}") };
     let plural = match manifest["kind"].as_str().unwrap_or_default() {
-        "ValidatingAdmissionPolicy" => "validatingadmissionpolicies".to_owned(),
+        "ValidatingAdmissionPolicy" => "validatingadmissionpolicies".into(),
         kind => format!("{}s", kind.to_lowercase()),
     };
     if !is_namespaced(manifest) {
@@ -197,19 +213,19 @@ fn is_namespaced(manifest: &Value) -> bool {
 }
 
 /// A client of the test cluster.
-pub async fn client() -> anyhow::Result<Client> {
+pub(crate) async fn client() -> anyhow::Result<Client> {
     static STARTED: LazyLock<Mutex<()>> = LazyLock::new(Default::default);
     let _one_at_a_time = STARTED.lock().await;
     Cluster::ensure("test", 1).await?.client().await
 }
 
 /// Reads a fragment of a test.
-pub fn yaml(text: &str) -> Value {
+pub(crate) fn yaml(text: &str) -> Value {
     serde_saphyr::from_str(text).unwrap_or_else(|error| panic!("{text}: {error}"))
 }
 
 /// An object of ours with this spec.
-pub fn object(kind: &str, name: &str, spec: &Value) -> Value {
+pub(crate) fn object(kind: &str, name: &str, spec: &Value) -> Value {
     json!({
         "apiVersion": "portolan.dev/v1alpha1",
         "kind": kind,
