@@ -131,6 +131,22 @@ fn no_permission_is_wider_than_its_reason() {
 }
 
 #[test]
+fn every_controller_has_its_lease() {
+    let mut expected = BTreeSet::new();
+    for file in rust_files(&repository().join("controllers")) {
+        let source = fs::read_to_string(&file).unwrap();
+        for call in source.split("Controller::new(ctx, \"").skip(1) {
+            expected.insert(format!("portolan-{}", call.split('"').next().unwrap()));
+        }
+    }
+    assert!(expected.contains("portolan-app"), "controllers are found: {expected:?}");
+    let rendered = render(&value_files()[0]);
+    let leases = rendered.iter().filter(|object| object["kind"] == "Lease");
+    let names = leases.map(|lease| lease["metadata"]["name"].as_str().unwrap().to_owned());
+    assert_eq!(names.collect::<BTreeSet<_>>(), expected);
+}
+
+#[test]
 fn the_gateway_reads_only_secrets_that_are_named() {
     let rendered = render(&ci("full-values.yaml"));
     let mut granted = BTreeMap::new();
@@ -195,6 +211,19 @@ fn wrong_values_are_refused_by_name() {
 
 fn repository() -> PathBuf {
     Paths::discover().repository
+}
+
+fn rust_files(folder: &Path) -> Vec<PathBuf> {
+    let mut files = Vec::new();
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            files.extend(rust_files(&path));
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            files.push(path);
+        }
+    }
+    files
 }
 
 fn chart() -> String {
