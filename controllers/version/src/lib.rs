@@ -16,7 +16,7 @@ use std::sync::Arc;
 use portolan_api::{App, AppVersion, SandboxPool};
 use portolan_reconcile::{
     Cache, Context, Controller, Events, Next, ObjectKey, Pass, Reconciler, RunError, StatusWrite,
-    Target, Watch, Writer,
+    Target, Verdict, Watch, Writer,
 };
 
 mod apply;
@@ -111,7 +111,10 @@ impl VersionReconciler {
                 .map_err(|source| Error::WriteStatus { name, source })?;
             if let StatusWrite::Written(live) = write {
                 self.versions.observe(*live, pass);
-                self.events.publish_transitions(version.as_ref(), "Verify", &transitions);
+                // Its owner follows the App; of a version only what went wrong is news.
+                let bad: Vec<_> =
+                    transitions.into_iter().filter(|t| t.to == Verdict::False).collect();
+                self.events.publish_transitions(version.as_ref(), "Verify", &bad);
             }
         }
         Ok(())

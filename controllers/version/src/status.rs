@@ -22,6 +22,7 @@ pub(crate) fn status(
     };
     seen.versions
         .iter()
+        .filter(|(name, version)| has_a_part(app, name, version))
         .map(|(name, version)| {
             let (verdict, reason, message) = ready(app, version, seen, plan);
             let observed = version.status.as_ref().map_or(&[][..], |status| &status.conditions);
@@ -33,6 +34,13 @@ pub(crate) fn status(
             (name.clone(), (status, transitions))
         })
         .collect()
+}
+
+/// A version that has just been made is named by the App's status a moment later; until then it
+/// has nothing to say.
+fn has_a_part(app: &AppFacts, name: &str, version: &AppVersion) -> bool {
+    let is_named = |by: &Option<String>| by.as_deref() == Some(name);
+    version.status.is_some() || is_named(&app.active) || is_named(&app.latest)
 }
 
 fn ready(

@@ -116,10 +116,17 @@ impl World {
         owners.unwrap_or_default().into_iter().map(|owner| owner.name).collect()
     }
 
-    fn reason(&self, version: &str) -> String {
+    /// Reports, and stores what is reported.
+    fn reason(&mut self, version: &str) -> String {
         let plan = plan(&self.seen, &SETTINGS);
-        let (status, _) = &status(&self.seen, &plan, Timestamp::UNIX_EPOCH)[version];
-        format!("{} {}", status.conditions[0].status, status.conditions[0].reason)
+        for (name, (status, _)) in status(&self.seen, &plan, Timestamp::UNIX_EPOCH) {
+            Arc::make_mut(self.seen.versions.get_mut(&name).unwrap()).status = Some(status);
+        }
+        let status = self.seen.versions[version].status.clone();
+        let conditions = status.map(|status| status.conditions).unwrap_or_default();
+        conditions
+            .first()
+            .map_or("nothing".into(), |ready| format!("{} {}", ready.status, ready.reason))
     }
 }
 
@@ -144,11 +151,22 @@ fn a_first_version_is_verified_and_then_serves() {
 }
 
 #[test]
+fn a_version_that_nobody_names_yet_says_nothing() {
+    let mut world = World::new();
+    let v1 = world.apply(WEB);
+    world.app().latest = None;
+    assert_eq!(world.reason(&v1), "nothing");
+    world.app().latest = Some(v1.clone());
+    assert_eq!(world.reason(&v1), "Unknown Verifying");
+}
+
+#[test]
 fn the_old_pool_stays_until_every_gateway_follows() {
     let mut world = World::new();
     let v1 = world.apply(WEB);
     world.activate(&v1, true);
     world.pass();
+    assert_eq!(world.reason(&v1), "True Active");
     world.ready(&v1, "web", 3);
     let v2 = world.apply(WEB_NEW);
     world.pass();
@@ -159,6 +177,7 @@ fn the_old_pool_stays_until_every_gateway_follows() {
     world.pass();
     world.check(&v1, "web", PoolRole::Active, None);
     world.check(&v2, "web", PoolRole::Active, None);
+    assert_eq!(world.reason(&v2), "True Active");
     world.app().is_settled = true;
     world.pass();
     world.check(&v1, "web", PoolRole::Retired, None);
@@ -193,7 +212,7 @@ fn a_service_that_did_not_change_shares_its_pool() {
     let mut both = vec![v1.clone(), v2.clone()];
     both.sort();
     assert_eq!(world.owners(&v1, "worker"), both);
-    assert_eq!(world.owners(&v1, "web"), [v1.clone()]);
+    assert_eq!(world.owners(&v1, "web"), [v1.as_str()]);
     world.check(&v1, "worker", PoolRole::Active, Some(1));
 }
 

@@ -96,7 +96,8 @@ impl Events {
         }
     }
 
-    /// One Event per transition of a condition.
+    /// One Event per transition that an owner can act on or waits for: any condition that turns
+    /// false, and `Ready` when it turns true. What is merely on its way is in the conditions.
     ///
     /// It is a warning if `Ready` stops being true or changes why it is not; the first verdict on
     /// a new object and every other condition is normal.
@@ -108,6 +109,9 @@ impl Events {
     ) {
         for transition in transitions {
             let Transition { type_, from, to, reason, message } = transition;
+            if *to == Verdict::Unknown || (*to == Verdict::True && type_ != "Ready") {
+                continue;
+            }
             let bad = type_ == "Ready" && *to == Verdict::False && from.is_some();
             let event_type = if bad { EventType::Warning } else { EventType::Normal };
             let note = format!("{type_}={}: {message}", to.as_str());
