@@ -1,0 +1,147 @@
+//! What one client can take from the others.
+
+use std::time::Duration;
+
+use portolan_ingress::{SandboxPhase, Slots};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+use crate::client::{fetch, get, h1, h2, raw, read_until};
+use crate::gateway::{Gateway, soon, until};
+use crate::program::Program;
+
+#[tokio::test]
+async fn one_address_has_its_share_of_connections() {
+    let gateway = Gateway::start_with(|settings| settings.connections_per_client_max = 2);
+    let kept = [h1(gateway.http).await, h1(gateway.http).await];
+    until("both are taken", || {
+        let open = gateway.metric("connections");
+        if open == 2.0 { Ok(()) } else { Err(open) }
+    })
+    .await;
+    assert_eq!(raw(gateway.http, b"").await, "", "the third is closed");
+    drop(kept);
+    until("both are gone", || {
+        let open = gateway.metric("connections");
+        if open == 0.0 { Ok(()) } else { Err(open) }
+    })
+    .await;
+    assert_eq!(fetch(gateway.http, get("/")).await.status, 404);
+}
+
+#[tokio::test]
+async fn all_connections_together_are_bounded() {
+    let gateway = Gateway::start_with(|settings| settings.connections_max = 1);
+    let kept = h1(gateway.http).await;
+    until("it is taken", || {
+        let open = gateway.metric("connections");
+        if open == 1.0 { Ok(()) } else { Err(open) }
+    })
+    .await;
+    assert_eq!(raw(gateway.http, b"").await, "");
+    drop(kept);
+}
+
+#[tokio::test]
+async fn a_head_must_come_in_time() {
+    let gateway = Gateway::start_with(|settings| {
+        settings.header_timeout = Duration::from_millis(200);
+        settings.keep_alive = Duration::from_secs(60);
+    });
+    let mut stream = TcpStream::connect(gateway.http).await.unwrap();
+    let mut answer = Vec::new();
+    let trickle = async {
+        stream.write_all(b"GET / HTTP/1.1\r\nHost: shop.example\r\n").await.unwrap();
+        loop {
+            tokio::select! {
+                read = stream.read_buf(&mut answer) => if read.unwrap_or(0) == 0 { return },
+                () = tokio::time::sleep(Duration::from_millis(50)) => {
+                    let _ = stream.write_all(b"X: y\r\n").await;
+                }
+            }
+        }
+    };
+    soon("the trickle is cut", trickle).await;
+}
+
+#[tokio::test]
+async fn unused_connections_are_closed() {
+    let gateway = Gateway::start_with(|settings| {
+        settings.header_timeout = Duration::from_millis(200);
+        settings.keep_alive = Duration::from_millis(300);
+    });
+    let mut stream = TcpStream::connect(gateway.http).await.unwrap();
+    stream.write_all(b"GET / HTTP/1.1\r\nHost: x.example\r\n\r\n").await.unwrap();
+    read_until(&mut stream, "Request: ").await;
+    let mut rest = Vec::new();
+    soon("it is closed", stream.read_to_end(&mut rest)).await.unwrap();
+
+    let mut sender = h2(gateway.http).await;
+    soon("so is HTTP/2", async {
+        while !sender.is_closed() {
+            let _ = sender.ready().await;
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn heads_are_bounded_in_size_and_number() {
+    let gateway = Gateway::start_with(|settings| {
+        settings.header_size_max = 16 * 1024;
+        settings.header_count_max = 20;
+    });
+    let head = |lines: String| format!("GET / HTTP/1.1\r\nHost: x.example\r\n{lines}\r\n");
+    let many = (0..30).map(|number| format!("X-{number}: y\r\n")).collect();
+    let answer = raw(gateway.http, head(many).as_bytes()).await;
+    assert!(answer.starts_with("HTTP/1.1 431"), "{answer}");
+    let long = format!("X: {}\r\n", "y".repeat(40_000));
+    let answer = raw(gateway.http, head(long).as_bytes()).await;
+    assert!(answer.starts_with("HTTP/1.1 431"), "{answer}");
+    let line = format!("GET /{} HTTP/1.1\r\nHost: x.example\r\n\r\n", "y".repeat(70_000));
+    let answer = raw(gateway.http, line.as_bytes()).await;
+    assert!(answer.starts_with("HTTP/1.1 4"), "{answer}");
+}
+
+#[tokio::test]
+async fn a_balancer_says_for_whom_it_connects() {
+    let program = Program::start().await;
+    let gateway = Gateway::start_with(|settings| {
+        settings.trusted_proxies = vec!["127.0.0.1/32".parse().unwrap()];
+    });
+    let app = gateway.app("shop", program.address.port());
+    app.sandbox("one", program.address.ip(), SandboxPhase::Ready, Slots::Unlimited);
+    let request = "GET / HTTP/1.1\r\nHost: shop.example\r\nX-Forwarded-For: 198.51.100.1\r\n\
+                   Connection: close\r\n\r\n";
+    let ask = async |header: &[u8]| raw(gateway.http, &[header, request.as_bytes()].concat()).await;
+    let answer = ask(b"PROXY TCP4 192.0.2.7 10.0.0.1 5555 80\r\n").await;
+    assert!(answer.contains("x-forwarded-for: 192.0.2.7\n"), "{answer}");
+    let v2 = b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c\xc0\0\x02\x08\x0a\0\0\x01\0\x05\0\x50";
+    let answer = ask(v2).await;
+    assert!(answer.contains("x-forwarded-for: 192.0.2.8\n"), "{answer}");
+    assert_eq!(ask(b"").await, "", "a trusted balancer must say it");
+    assert!(gateway.metric("connections_refused_total{reason=\"proxy_header\"}") == 1.0);
+}
+
+#[tokio::test]
+async fn rapid_resets_end_the_connection() {
+    let gateway = Gateway::start_with(|settings| settings.h2_pending_resets_max = 5);
+    let mut stream = TcpStream::connect(gateway.http).await.unwrap();
+    let mut bytes = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0".to_vec();
+    for stream_id in (1_u32..2_000).step_by(2) {
+        // HEADERS, end of stream and of headers: GET http /, then RST_STREAM with CANCEL.
+        bytes.extend([0, 0, 3, 1, 5]);
+        bytes.extend(stream_id.to_be_bytes());
+        bytes.extend([0x82, 0x86, 0x84]);
+        bytes.extend([0, 0, 4, 3, 0]);
+        bytes.extend(stream_id.to_be_bytes());
+        bytes.extend([0, 0, 0, 8]);
+    }
+    let _ = stream.write_all(&bytes).await;
+    let mut answer = Vec::new();
+    let _ = soon("the gateway ends it", stream.read_to_end(&mut answer)).await;
+    // GOAWAY with ENHANCE_YOUR_CALM.
+    let is_calmed = answer.windows(4).any(|window| window == [0, 0, 0, 0x0b]);
+    assert!(is_calmed, "{answer:?}");
+}

@@ -1,0 +1,15 @@
+//! The data plane from socket to socket, on loopback: real clients, real programs as sandboxes,
+//! and the tests in the role of the feed.
+
+mod client;
+mod forwarding;
+mod gateway;
+mod lifecycle;
+mod limits;
+mod program;
+mod protocols;
+mod slots;
+mod smuggling;
+mod tls;
+mod upgrades;
+mod wake;

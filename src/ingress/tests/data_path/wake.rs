@@ -1,0 +1,191 @@
+//! Requests that come before there is anything to answer them.
+
+use std::time::Duration;
+
+use portolan_ingress::{
+    BootFailure, FailureKind, PoolName, Probe, SandboxConfig, SandboxPhase, Slots,
+};
+
+use crate::client::{Reply, fetch, get, post, send};
+use crate::gateway::{App, Gateway, mk_pool, mk_sandbox, soon};
+use crate::program::{Program, free_address};
+
+#[tokio::test]
+async fn a_sleeping_app_is_woken_and_says_where_the_time_went() {
+    let gateway = Gateway::start();
+    let address = free_address().await;
+    let app = gateway.app("shop", address.port());
+    let _ = gateway.ingress.take_changes();
+
+    let request = tokio::spawn(fetch(gateway.http, post("/echo", "hello")));
+    soon("demand", gateway.ingress.changed()).await;
+    app.reaches(1, 0).await;
+    let changes = gateway.ingress.take_changes();
+    assert_eq!(changes.iter().map(|demand| demand.queued).collect::<Vec<_>>(), [1]);
+
+    let mut sandbox = SandboxConfig {
+        id: mk_sandbox("one"),
+        address: None,
+        phase: SandboxPhase::Created,
+        slots: Slots::Limited(1),
+    };
+    gateway.ingress.upsert_sandbox(&app.pool, &sandbox);
+    sandbox.phase = SandboxPhase::Scheduled;
+    sandbox.address = Some(address.ip());
+    gateway.ingress.upsert_sandbox(&app.pool, &sandbox);
+    // The feed never says that it is ready: the gateway finds out.
+    let _program = Program::start_at("woken", address).await;
+
+    let reply = soon("the woken app", request).await.unwrap();
+    assert_eq!(reply.status, 200);
+    assert!(reply.body.ends_with("\n\nhello"), "the body came along: {}", reply.body);
+    let timing = reply.header("server-timing").expect("a woken request says where its time went");
+    for stage in ["queue", "create", "schedule", "start", "connect"] {
+        assert!(timing.contains(&format!("{stage};dur=")), "{timing}");
+    }
+    app.reaches(0, 0).await;
+    let warm = fetch(gateway.http, get("/echo")).await;
+    assert_eq!(warm.header("server-timing"), None, "a warm request did not wait");
+    gateway.ended().await;
+}
+
+#[tokio::test]
+async fn an_http_probe_waits_for_success() {
+    let gateway = Gateway::start();
+    let program = Program::start().await;
+    let app = gateway.app("shop", program.address.port());
+    app.configure(&app.pool, program.address.port(), |config| {
+        let port = config.port;
+        config.probe = Probe::Http { port, path: "/hold".into(), host: Some("probe".into()) };
+    });
+    let ip = program.address.ip();
+    app.sandbox("one", ip, SandboxPhase::Scheduled, Slots::Unlimited);
+    let request = tokio::spawn(fetch(gateway.http, get("/echo")));
+    app.reaches(1, 0).await;
+    program.open_gate(100);
+    assert_eq!(soon("the probe succeeds", request).await.unwrap().status, 200);
+    assert_eq!(program.state.order.lock().iter().filter(|path| *path == "/echo").count(), 1);
+}
+
+#[tokio::test]
+async fn an_exec_probe_is_the_feeds() {
+    let gateway = Gateway::start();
+    let program = Program::start().await;
+    let app = gateway.app("shop", program.address.port());
+    app.configure(&app.pool, program.address.port(), |config| config.probe = Probe::Feed);
+    let ip = program.address.ip();
+    app.sandbox("one", ip, SandboxPhase::Scheduled, Slots::Unlimited);
+    let request = tokio::spawn(fetch(gateway.http, get("/echo")));
+    app.reaches(1, 0).await;
+    assert_eq!(program.connections(), 0, "nobody probes");
+    app.sandbox("one", ip, SandboxPhase::Ready, Slots::Unlimited);
+    assert_eq!(soon("an answer", request).await.unwrap().status, 200);
+}
+
+#[tokio::test]
+async fn the_feeds_order_does_not_matter() {
+    let gateway = Gateway::start();
+    let program = Program::start().await;
+    let app = App::new(&gateway, "shop");
+    let (ip, port) = (program.address.ip(), program.address.port());
+    // Sandbox, activation, route, and only then the pool.
+    app.sandbox("one", ip, SandboxPhase::Ready, Slots::Unlimited);
+    app.activate(1, &app.pool);
+    app.route(|_| {});
+    let request = tokio::spawn(fetch(gateway.http, get("/echo")));
+    tokio::task::yield_now().await;
+    app.configure(&app.pool, port, |_| {});
+    assert_eq!(soon("an answer", request).await.unwrap().status, 200);
+}
+
+#[tokio::test]
+async fn a_pool_made_again_under_its_name_inherits_nothing() {
+    let gateway = Gateway::start();
+    let (old, new) = (Program::start().await, Program::start().await);
+    let app = gateway.app("shop", old.address.port());
+    app.sandbox("one", old.address.ip(), SandboxPhase::Ready, Slots::Unlimited);
+    assert_eq!(fetch(gateway.http, get("/echo")).await.status, 200);
+
+    let again = mk_pool("shop", "uid-2");
+    assert_eq!(again.name, PoolName { ..app.pool.name.clone() });
+    app.configure(&again, new.address.port(), |_| {});
+    gateway.ingress.remove_pool(&app.pool);
+    let request = tokio::spawn(fetch(gateway.http, get("/echo")));
+    app.reaches_in(&again, 1, 0).await;
+    app.sandbox_in(&again, "two", new.address.ip(), SandboxPhase::Ready, Slots::Unlimited);
+    assert_eq!(soon("an answer", request).await.unwrap().status, 200);
+    assert_eq!(old.begun(), 1, "the old sandbox gets nothing more");
+}
+
+#[tokio::test]
+async fn a_failed_start_is_told_at_once() {
+    let gateway = Gateway::start();
+    let app = gateway.app("shop", 1);
+    let request = tokio::spawn(fetch(gateway.http, get("/")));
+    app.reaches(1, 0).await;
+    let failure = BootFailure { kind: FailureKind::Boot, reason: "CrashLooping".into() };
+    let sandbox = SandboxConfig {
+        id: mk_sandbox("one"),
+        address: None,
+        phase: SandboxPhase::Created,
+        slots: Slots::Unlimited,
+    };
+    gateway.ingress.upsert_sandbox(&app.pool, &sandbox);
+    gateway.ingress.set_pool_failure(&app.pool, Some(failure));
+    let reply = soon("the waiting request fails", request).await.unwrap();
+    reply.assert_error(503, "boot_failed");
+    assert_eq!(reply.header("retry-after"), Some("10"));
+    assert!(reply.body.contains("CrashLooping"), "{}", reply.body);
+
+    let mut later = get("/");
+    later.headers_mut().insert("accept", "application/json".parse().unwrap());
+    let reply = fetch(gateway.http, later).await;
+    reply.assert_error(503, "boot_failed");
+    let json: serde_json::Value = serde_json::from_str(&reply.body).unwrap();
+    assert_eq!(json["error"]["reason"], "CrashLooping");
+    assert_eq!(json["error"]["requestId"].as_str(), reply.header("x-request-id"));
+
+    // A failure without a sandbox is history: the next request asks for one.
+    gateway.ingress.remove_sandbox(&app.pool, "one-uid");
+    let request = tokio::spawn(send(gateway.http, get("/")));
+    app.reaches(1, 0).await;
+    request.abort();
+    app.reaches(0, 0).await;
+    let kind = FailureKind::NoCapacity;
+    let request = tokio::spawn(fetch(gateway.http, get("/")));
+    app.reaches(1, 0).await;
+    let failure = BootFailure { kind, reason: "Unschedulable".into() };
+    gateway.ingress.set_pool_failure(&app.pool, Some(failure));
+    soon("an answer", request).await.unwrap().assert_error(503, "no_capacity");
+}
+
+#[tokio::test]
+async fn a_wait_is_bounded_in_number_and_time() {
+    let gateway = Gateway::start_with(|settings| {
+        settings.queue_limit = 2;
+        settings.wait = Duration::from_millis(300);
+    });
+    let app = gateway.app("shop", 1);
+    let waiting: Vec<_> = (0..2).map(|_| tokio::spawn(fetch(gateway.http, get("/")))).collect();
+    app.reaches(2, 0).await;
+    let reply = fetch(gateway.http, get("/")).await;
+    reply.assert_error(503, "queue_full");
+    assert_eq!(reply.header("retry-after"), Some("5"));
+    for request in waiting {
+        let reply: Reply = soon("the wait ends", request).await.unwrap();
+        reply.assert_error(503, "wait_timeout");
+    }
+    app.reaches(0, 0).await;
+    assert!(gateway.metric("requests_queued") == 0.0);
+}
+
+#[tokio::test]
+async fn a_service_without_a_version_says_so() {
+    let gateway = Gateway::start();
+    let app = App::new(&gateway, "shop");
+    app.route(|_| {});
+    fetch(gateway.http, get("/")).await.assert_error(503, "no_version");
+    app.activate(1, &app.pool);
+    gateway.ingress.deactivate(&app.service);
+    fetch(gateway.http, get("/")).await.assert_error(503, "no_version");
+}
