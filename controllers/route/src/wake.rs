@@ -2,6 +2,7 @@
 //! nothing new wakes nobody.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use portolan_api::{CertificateReport, Claim, ClaimKind, Route};
 use portolan_reconcile::{Cache, Change, ObjectKey};
@@ -24,7 +25,7 @@ pub(crate) fn by_claim(change: &Change<'_, Claim>, routes: &Cache<Route>) -> BTr
     woken
 }
 
-/// A Domain concerns the Routes it covers, and the default route even if it does not cover it.
+/// A Domain concerns the Routes it covers or covered.
 pub(crate) fn by_domain(
     change: &Change<'_, DomainRule>,
     routes: &Cache<Route>,
@@ -33,11 +34,13 @@ pub(crate) fn by_domain(
         return BTreeSet::new();
     }
     let rules: Vec<_> = change.old.into_iter().chain(change.new).collect();
-    let concerned = |route: &Route| {
-        let asked = &route.spec.host;
-        asked == host::DEFAULT || rules.iter().any(|rule| host::covers(&rule.suffix, asked))
-    };
+    let concerned = |route: &Route| rules.iter().any(|rule| concerns(rule, &route.spec.host));
     keys(routes.list().iter().filter(|route| concerned(route)).map(|route| -> &Route { route }))
+}
+
+/// The default route needs a Domain for it as soon as there is any.
+fn concerns(rule: &DomainRule, asked: &str) -> bool {
+    asked == host::DEFAULT || host::covers(&rule.suffix, asked)
 }
 
 /// An App concerns the Routes that name it, when its services change.
@@ -56,29 +59,39 @@ pub(crate) fn by_report(
     change: &Change<'_, CertificateProblems>,
     routes: &Cache<Route>,
 ) -> BTreeSet<ObjectKey> {
-    let entries = |side: Option<&std::sync::Arc<CertificateProblems>>| -> Vec<CertificateReport> {
-        side.map(|report| report.certificates.clone()).unwrap_or_default()
-    };
-    let (old, new) = (entries(change.old), entries(change.new));
-    let gone = old.iter().filter(|entry| !new.contains(entry));
-    let came = new.iter().filter(|entry| !old.contains(entry));
-    let secret = |entry: &CertificateReport| format!("{}/{}", entry.namespace, entry.name);
-    gone.chain(came).flat_map(|entry| found(routes, BY_SECRET, &secret(entry))).collect()
+    let secrets = news(change.old.map(Arc::as_ref), change.new.map(Arc::as_ref));
+    secrets.iter().flat_map(|secret| found(routes, BY_SECRET, &secret.to_string())).collect()
 }
 
-/// A gateway that comes, comes back or goes concerns all Routes with a certificate; a renewal in
-/// time nobody.
+/// The Secrets of which the two reports say different things.
+fn news(
+    old: Option<&CertificateProblems>,
+    new: Option<&CertificateProblems>,
+) -> BTreeSet<ObjectKey> {
+    let entries = |side: Option<&CertificateProblems>| -> Vec<CertificateReport> {
+        side.map(|report| report.certificates.clone()).unwrap_or_default()
+    };
+    let (old, new) = (entries(old), entries(new));
+    let gone = old.iter().filter(|entry| !new.contains(entry));
+    let came = new.iter().filter(|entry| !old.contains(entry));
+    gone.chain(came).map(|entry| ObjectKey::new(&*entry.namespace, &*entry.name)).collect()
+}
+
+/// A gateway that comes, comes back or goes concerns all Routes with a certificate.
 pub(crate) fn by_lease(
     change: &Change<'_, GatewayLease>,
     routes: &Cache<Route>,
 ) -> BTreeSet<ObjectKey> {
-    if let (Some(old), Some(new)) = (change.old, change.new)
-        && new.renewed < old.lapses
-    {
+    if is_renewal(change.old.map(Arc::as_ref), change.new.map(Arc::as_ref)) {
         return BTreeSet::new();
     }
     let routes = routes.list();
     keys(routes.iter().filter(|route| route.spec.tls.is_some()).map(|route| -> &Route { route }))
+}
+
+/// Whether a gateway only stayed what it was.
+fn is_renewal(old: Option<&GatewayLease>, new: Option<&GatewayLease>) -> bool {
+    matches!((old, new), (Some(old), Some(new)) if new.renewed < old.lapses)
 }
 
 fn found(routes: &Cache<Route>, index: &'static str, value: &str) -> BTreeSet<ObjectKey> {
@@ -87,4 +100,60 @@ fn found(routes: &Cache<Route>, index: &'static str, value: &str) -> BTreeSet<Ob
 
 fn keys<'a>(routes: impl Iterator<Item = &'a Route>) -> BTreeSet<ObjectKey> {
     routes.map(ObjectKey::of).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fixtures::{at, domain};
+
+    #[test]
+    fn a_domain_concerns_what_it_covers_and_the_default_route() {
+        let rule = domain("d", "example.com", &[], 1);
+        for asked in ["example.com", "shop.example.com", "*.example.com", "*"] {
+            assert!(concerns(&rule, asked), "{asked}");
+        }
+        assert!(!concerns(&rule, "example.org"));
+    }
+
+    fn problems(entries: &[(&str, &str)]) -> CertificateProblems {
+        let entry = |&(name, reason): &(&str, &str)| CertificateReport {
+            namespace: "team-a".into(),
+            name: name.into(),
+            reason: reason.into(),
+            message: String::new(),
+        };
+        let certificates = entries.iter().map(entry).collect();
+        CertificateProblems { gateway: "gw-1".into(), certificates }
+    }
+
+    #[track_caller]
+    fn check_news(old: Option<&[(&str, &str)]>, new: Option<&[(&str, &str)]>, expected: &[&str]) {
+        let (old, new) = (old.map(problems), new.map(problems));
+        let expected = expected.iter().map(|name| ObjectKey::new("team-a", *name)).collect();
+        assert_eq!(news(old.as_ref(), new.as_ref()), expected);
+    }
+
+    #[test]
+    fn only_what_is_new_in_a_report_counts() {
+        let (one, other) = (("one", "SecretNotFound"), ("other", "SecretNotFound"));
+        check_news(None, Some(&[one]), &["one"]);
+        check_news(Some(&[one]), None, &["one"]);
+        check_news(Some(&[one, other]), Some(&[other, one]), &[]);
+        check_news(Some(&[one, other]), Some(&[other]), &["one"]);
+        check_news(Some(&[one]), Some(&[("one", "CertificateInvalid")]), &["one"]);
+    }
+
+    #[test]
+    fn a_renewal_in_time_wakes_nobody() {
+        let lease = |renewed: i64| GatewayLease {
+            gateway: "gw-1".into(),
+            renewed: at(renewed),
+            lapses: at(renewed + 15),
+        };
+        assert!(is_renewal(Some(&lease(0)), Some(&lease(14))));
+        assert!(!is_renewal(Some(&lease(0)), Some(&lease(15))), "it was gone for a while");
+        assert!(!is_renewal(None, Some(&lease(0))));
+        assert!(!is_renewal(Some(&lease(0)), None));
+    }
 }
