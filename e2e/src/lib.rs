@@ -1,1 +1,90 @@
-//! Tests on the real cluster.
+//! What tests on the real cluster share.
+//!
+//! A test asks for a [`space::Space`]: a namespace of its own on the cluster `test`, which the first test
+//! of a run starts and installs Portolan on. A suite that cannot have its cluster fails; nothing is
+//! skipped. The crate knows how to set the scene, and nothing of what a test then expects.
+//!
+//! ```no_run
+//! # async fn example() -> anyhow::Result<()> {
+//! portolan_e2e::with_platform("wakes", async |space| {
+//!     space.apply(include_str!("../../docs/samples/nginx/app.yaml")).await?;
+//!     space.kubectl(&["wait", "--for=condition=Ready", "app/nginx", "--timeout=60s"]).await?;
+//!     Ok(())
+//! })
+//! .await
+//! # }
+//! ```
+
+pub mod ingress;
+pub mod space;
+
+use std::env;
+
+use anyhow::Context;
+use portolan_cluster::cluster::Cluster;
+use portolan_cluster::{logs, platform};
+use tokio::sync::OnceCell;
+
+use crate::space::Space;
+
+/// The cluster of the tests, unless `PORTOLAN_TEST_CLUSTER` names another.
+const CLUSTER: &str = "test";
+
+/// Runs a test in a namespace of its own, on a cluster without regard to what is installed there.
+///
+/// # Errors
+/// With the error of the test. The namespace is gone afterwards either way, and the folder of the
+/// logs is printed.
+pub async fn with_cluster(
+    name: &str,
+    test: impl AsyncFnOnce(&Space) -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
+    let cluster = Cluster::ensure(&cluster_name(), 1).await?;
+    in_space(cluster, name, test).await
+}
+
+/// Runs a test in a namespace of its own, on a cluster with Portolan from this checkout.
+///
+/// # Errors
+/// As [`with_cluster`], and when the charts cannot be installed.
+pub async fn with_platform(
+    name: &str,
+    test: impl AsyncFnOnce(&Space) -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
+    static INSTALLED: OnceCell<()> = OnceCell::const_new();
+    INSTALLED
+        .get_or_try_init(async || {
+            let cluster = Cluster::ensure(&cluster_name(), 1).await?;
+            let installed = platform::install(&cluster, &[]).context("install Portolan");
+            installed.inspect_err(|_| print_logs())
+        })
+        .await?;
+    let cluster = Cluster::open(&cluster_name())?;
+    in_space(cluster, name, test).await
+}
+
+async fn in_space(
+    cluster: Cluster,
+    name: &str,
+    test: impl AsyncFnOnce(&Space) -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
+    let space = Space::create(cluster, name).await?;
+    let result = test(&space).await;
+    if result.is_err() {
+        // Before the namespace goes: afterwards nothing would be left to read.
+        print_logs();
+    }
+    let removed = space.remove().await;
+    result.and(removed)
+}
+
+fn cluster_name() -> String {
+    env::var("PORTOLAN_TEST_CLUSTER").unwrap_or_else(|_| CLUSTER.to_owned())
+}
+
+fn print_logs() {
+    match logs::collect(&cluster_name()) {
+        Ok(folder) => eprintln!("the logs are in {}", folder.display()),
+        Err(error) => eprintln!("the logs could not be collected: {error:#}"),
+    }
+}

@@ -8,7 +8,7 @@ use portolan_cluster::images::Known;
 use portolan_cluster::paths::{ClusterPaths, Paths};
 use portolan_cluster::progress::{step, step_async};
 use portolan_cluster::state::State;
-use portolan_cluster::{forward, go, kwok, logs, packages};
+use portolan_cluster::{forward, go, kwok, logs, packages, platform};
 
 /// A real Kubernetes on this machine, in namespaces of its own.
 #[derive(Debug, Parser)]
@@ -47,6 +47,14 @@ enum Action {
     Image {
         /// Which; without any, all.
         images: Vec<Known>,
+    },
+    /// Load our images and install or upgrade the charts.
+    Install {
+        #[command(flatten)]
+        cluster: Name,
+        /// Words for Helm's `--set`.
+        #[arg(long = "set")]
+        values: Vec<String>,
     },
     /// Give the cluster fake nodes, for tests with thousands of Pods.
     Kwok {
@@ -102,6 +110,10 @@ impl Args {
             Action::Down { name } => down(name),
             Action::Load { cluster, archives } => load(&cluster.name, &archives),
             Action::Image { images } => build(images),
+            Action::Install { cluster, values } => {
+                let values: Vec<&str> = values.iter().map(String::as_str).collect();
+                platform::install(&Cluster::open(&cluster.name)?, &values)
+            }
             Action::Kwok { cluster, nodes } => {
                 let mut cluster = Cluster::open(&cluster.name)?;
                 step_async("set the fake nodes", kwok::scale(&mut cluster, nodes)).await

@@ -24,7 +24,7 @@ use crate::node::Node;
 use crate::paths::{ClusterPaths, Paths};
 use crate::process;
 use crate::progress::{step, step_async};
-use crate::state::{Ports, Spec, State};
+use crate::state::{Ports, Role, Spec, State};
 use crate::{cgroups, command, go, packages, wait};
 
 /// How long a component may take to answer. They need seconds; a loaded machine needs more.
@@ -199,7 +199,7 @@ impl Cluster {
     pub fn restart(&mut self, name: &str) -> anyhow::Result<()> {
         let recorded = self.recorded(name)?.clone();
         recorded.id.end(STOP_GRACE)?;
-        self.state.start(&self.files, name, recorded.spec)
+        self.state.start(&self.files, name, recorded.role, recorded.spec)
     }
 
     /// Stops the API server. What runs keeps running.
@@ -227,7 +227,7 @@ impl Cluster {
         if let Some(old) = self.state.processes.get(name) {
             old.id.end(STOP_GRACE)?;
         }
-        self.state.start(&self.files, name, spec)
+        self.state.start(&self.files, name, Role::Extra, spec)
     }
 
     /// Ends a process that [`Cluster::run`] started, for good.
@@ -246,11 +246,12 @@ impl Cluster {
         self.state.processes.get(name).is_some_and(|recorded| recorded.id.is_alive())
     }
 
-    /// The recorded processes that do not run.
+    /// The processes the cluster is broken without, and that do not run.
     #[must_use]
     pub fn dead(&self) -> Vec<&str> {
         let processes = self.state.processes.iter();
-        processes.filter(|(_, entry)| !entry.id.is_alive()).map(|(name, _)| name.as_str()).collect()
+        let essential = processes.filter(|(_, entry)| entry.role == Role::Essential);
+        essential.filter(|(_, entry)| !entry.id.is_alive()).map(|(name, _)| name.as_str()).collect()
     }
 
     fn recorded(&self, name: &str) -> anyhow::Result<&crate::state::Recorded> {
@@ -314,23 +315,23 @@ impl Cluster {
         let mut control = control_plane::processes(&self.paths, &self.files).into_iter();
         // etcd and the API server first: the others would only ask in vain.
         for (name, spec) in control.by_ref().take(2) {
-            self.state.start(&self.files, name, spec)?;
+            self.start_essential(name, spec)?;
         }
         let nodes = self.nodes();
         let mut later = Vec::new();
         for node in &nodes {
             let mut processes = node.processes(&self.paths).into_iter();
             let (name, spec) = processes.next().expect("a node's first process is containerd");
-            self.state.start(&self.files, &name, spec)?;
+            self.start_essential(&name, spec)?;
             later.extend(processes);
         }
         self.load_cluster_images(&nodes).await?;
         self.wait_for_api().await?;
         for (name, spec) in control {
-            self.state.start(&self.files, name, spec)?;
+            self.start_essential(name, spec)?;
         }
         for (name, spec) in later {
-            self.state.start(&self.files, &name, spec)?;
+            self.start_essential(&name, spec)?;
         }
         self.install_dns().await?;
         self.state.complete = true;
@@ -338,12 +339,16 @@ impl Cluster {
         self.write_env()
     }
 
+    fn start_essential(&mut self, name: &str, spec: Spec) -> anyhow::Result<()> {
+        self.state.start(&self.files, name, Role::Essential, spec)
+    }
+
     fn start_forwarder(&mut self) -> anyhow::Result<()> {
         let program = forwarder_program(&self.paths)?;
         let name = self.files.name.clone();
         let args = ["forward", "--name", &name].map(ToOwned::to_owned).to_vec();
         let spec = Spec { machine: None, program, args, env: Default::default() };
-        self.state.start(&self.files, FORWARDER, spec)
+        self.start_essential(FORWARDER, spec)
     }
 
     async fn load_cluster_images(&self, nodes: &[Node]) -> anyhow::Result<()> {
@@ -470,32 +475,40 @@ impl Cluster {
 fn take_down(files: &ClusterPaths) -> anyhow::Result<()> {
     let state = State::load(files)?;
     if let Some(state) = state.filter(|state| process::boot_id().is_ok_and(|id| id == state.boot)) {
-        for holder in state.machines.values() {
-            Machine::of(*holder).end()?;
+        let machines: Vec<_> = state.machines.values().map(|holder| Machine::of(*holder)).collect();
+        for machine in &machines {
+            machine.kill()?;
+        }
+        for machine in &machines {
+            machine.wait_gone()?;
         }
         for (name, recorded) in &state.processes {
             recorded.id.end(STOP_GRACE).with_context(|| format!("end {name}"))?;
         }
     }
     network::remove(files)?;
-    cgroups::remove(&files.cgroup())?;
-    for folder in [&files.run, &files.data] {
-        match fs::remove_dir_all(folder) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                return Err(error).with_context(|| format!("remove {}", folder.display()));
-            }
-            _ => {}
+    remove_cgroups(files)?;
+    absent_after(&files.run, fs::remove_dir_all(&files.run))?;
+    absent_after(&files.data, fs::remove_dir_all(&files.data))?;
+    absent_after(&files.kubeconfig(), fs::remove_file(files.kubeconfig()))?;
+    absent_after(&files.env(), fs::remove_file(files.env()))
+}
+
+fn remove_cgroups(files: &ClusterPaths) -> anyhow::Result<()> {
+    let Ok(machines) = fs::read_dir(&files.run) else { return Ok(()) };
+    let machines = machines.flatten().map(|machine| machine.path());
+    let states = machines.map(|machine| cgroups::containers(&machine.join("containerd")));
+    cgroups::remove(&states.flatten().collect::<Vec<_>>())
+}
+
+/// That a file was not there is as good as that it was removed.
+fn absent_after(path: &Path, removal: std::io::Result<()>) -> anyhow::Result<()> {
+    match removal {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("remove {}", path.display()))
         }
+        _ => Ok(()),
     }
-    for file in [files.kubeconfig(), files.env()] {
-        match fs::remove_file(&file) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                return Err(error).with_context(|| format!("remove {}", file.display()));
-            }
-            _ => {}
-        }
-    }
-    Ok(())
 }
 
 /// One program at a time changes a cluster; another waits here.

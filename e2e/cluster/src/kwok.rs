@@ -28,8 +28,8 @@ pub const PROCESS: &str = "control/kwok";
 const MANAGER: &str = "portolan-cluster";
 /// Requests under way at once: enough to keep the API server busy, not to queue in it.
 const PARALLEL: usize = 16;
-/// Fake nodes are ready within seconds; thousands take longer.
-const READY_LIMIT: Duration = Duration::from_secs(300);
+/// Fake nodes are ready within seconds; thousands take a minute.
+const READY_LIMIT: Duration = Duration::from_secs(120);
 
 /// Gives the cluster this many fake nodes, more or fewer than it had; 0 ends kwok.
 ///
@@ -57,7 +57,8 @@ pub async fn scale(cluster: &mut Cluster, count: usize) -> anyhow::Result<()> {
     while let Some(result) = added.next().await {
         result?;
     }
-    wait::until(&format!("{count} fake nodes"), READY_LIMIT, async || {
+    let awaited = format!("{count} fake nodes");
+    wait::until(&awaited, READY_LIMIT, async || {
         let ready =
             nodes.list(&fake).await?.iter().filter(|node| crate::cluster::is_ready(node)).count();
         if ready == count { Ok(()) } else { bail!("{ready} are ready") }
@@ -70,12 +71,14 @@ pub async fn scale(cluster: &mut Cluster, count: usize) -> anyhow::Result<()> {
 }
 
 fn process(cluster: &Cluster) -> Spec {
+    let paths = Paths::discover();
     Spec {
         machine: Some(CONTROL.to_owned()),
-        program: Paths::discover().programs().join("kwok"),
+        program: paths.programs().join("kwok"),
         args: vec![
             format!("--kubeconfig={}", control_plane::admin_kubeconfig(cluster.files()).display()),
             format!("--manage-nodes-with-annotation-selector={MARK}=fake"),
+            format!("--config={}", paths.sources().join("manifests/kwok.yaml").display()),
             "--cidr=10.93.0.0/16".to_owned(),
             "--node-lease-duration-seconds=40".to_owned(),
         ],

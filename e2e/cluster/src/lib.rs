@@ -32,6 +32,7 @@ pub mod nginx;
 pub mod node;
 pub mod packages;
 pub mod paths;
+pub mod platform;
 pub mod process;
 pub mod progress;
 pub mod state;

@@ -123,13 +123,20 @@ impl Machine {
         identify(&command, pid)
     }
 
-    /// Ends the machine and all that runs on it.
+    /// Begins to end the machine and all that runs on it.
+    ///
+    /// # Errors
+    /// When the kernel refuses the signal.
+    pub fn kill(&self) -> anyhow::Result<()> {
+        // Asking first is useless: the holder's end is what kills the others.
+        self.holder.signal(Signal::SIGKILL)
+    }
+
+    /// Waits until nothing of the machine runs any more.
     ///
     /// # Errors
     /// When the kernel cannot end its processes in time.
-    pub fn end(&self) -> anyhow::Result<()> {
-        // Asking first is useless: the holder's end is what kills the others.
-        self.holder.signal(Signal::SIGKILL)?;
+    pub fn wait_gone(&self) -> anyhow::Result<()> {
         self.holder.wait_gone(END_LIMIT).context("end a machine")
     }
 }

@@ -29,7 +29,6 @@ pub struct Node {
     files: PathBuf,
     disk: PathBuf,
     logs: PathBuf,
-    cgroup: String,
 }
 
 impl Node {
@@ -42,7 +41,6 @@ impl Node {
             files: cluster.machine(&name),
             disk: cluster.disk(&name),
             logs: cluster.logs().join(format!("{name}-pods")),
-            cgroup: format!("/{}/{name}", cluster.cgroup()),
             name,
         }
     }
@@ -218,7 +216,6 @@ conf_dir = "{network}"
             // a kubelet wants for itself.
             "failCgroupV1": false,
             "cgroupDriver": "cgroupfs",
-            "cgroupRoot": self.cgroup,
             "cgroupsPerQOS": false,
             "enforceNodeAllocatable": [],
             "failSwapOn": false,

@@ -123,12 +123,6 @@ impl ClusterPaths {
         self.data.join(machine)
     }
 
-    /// The cgroup above those of all its containers.
-    #[must_use]
-    pub fn cgroup(&self) -> String {
-        format!("portolan-{}", self.name)
-    }
-
     /// The network namespace of one machine.
     #[must_use]
     pub fn namespace(&self, machine: &str) -> String {

@@ -43,6 +43,19 @@ pub struct Recorded {
     pub spec: Spec,
     /// The process of the last start.
     pub id: ProcessId,
+    /// Whether the cluster is broken without it.
+    #[serde(default)]
+    pub role: Role,
+}
+
+/// What a process is to its cluster.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Role {
+    /// A cluster without it is broken.
+    #[default]
+    Essential,
+    /// Something beside the cluster, such as kwok.
+    Extra,
 }
 
 /// A cluster's record. Written after every step, so that a run that was killed can be cleaned up.
@@ -97,7 +110,13 @@ impl State {
     ///
     /// # Errors
     /// When its machine is unknown or gone, or the program cannot be started.
-    pub fn start(&mut self, cluster: &ClusterPaths, name: &str, spec: Spec) -> anyhow::Result<()> {
+    pub fn start(
+        &mut self,
+        cluster: &ClusterPaths,
+        name: &str,
+        role: Role,
+        spec: Spec,
+    ) -> anyhow::Result<()> {
         let mut command = std::process::Command::new(&spec.program);
         let log = log_file(cluster, name)?;
         command.args(&spec.args).envs(&spec.env);
@@ -107,7 +126,7 @@ impl State {
             None => detached(&mut command),
         }
         .with_context(|| format!("start {name}"))?;
-        self.processes.insert(name.to_owned(), Recorded { spec, id });
+        self.processes.insert(name.to_owned(), Recorded { spec, id, role });
         self.save(cluster)
     }
 

@@ -1,0 +1,94 @@
+# The commands of this project. CI runs no others.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+# How many nodes the demo has.
+NODES ?= 1
+# Which cluster `load`, `logs` and `env` mean.
+CLUSTER ?= demo
+# Tests of the cluster that run at once. They wait more than they compute.
+TEST_THREADS ?= 4
+
+TARGET := $(or $(CARGO_TARGET_DIR),target)
+TOOLS := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/portolan/tools
+PORTOLAN_CLUSTER := $(TARGET)/debug/portolan-cluster
+CARGO_DENY_VERSION := 0.19.0
+
+.PHONY: help
+help: ## Print this list.
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+# === Build ===
+
+.PHONY: packages
+packages:
+	@e2e/packages.sh
+
+.PHONY: build
+build: packages ## Build every Rust program.
+	cargo build --workspace --bins --locked
+
+.PHONY: deps
+deps: build ## Install and build what a cluster needs.
+	$(PORTOLAN_CLUSTER) deps
+
+# === Clusters ===
+
+.PHONY: demo
+demo: deps ## Start a cluster with Portolan and its samples, and show them (NODES=1).
+	$(PORTOLAN_CLUSTER) up --name demo --nodes $(NODES)
+	$(PORTOLAN_CLUSTER) install --name demo
+	e2e/cluster/demo.sh $(TARGET)/demo/env
+
+.PHONY: cluster
+cluster: deps ## Start the bare cluster that the tests use, named test.
+	$(PORTOLAN_CLUSTER) up --name test --nodes 1
+
+.PHONY: down
+down: ## Take every cluster down.
+	@if [ -x $(PORTOLAN_CLUSTER) ]; then $(PORTOLAN_CLUSTER) down; \
+	elif [ -n "$$(ls -A /run/portolan-cluster 2>/dev/null)" ]; then \
+		cargo run --locked -p portolan-cluster -- down; fi
+
+.PHONY: load
+load: ## Put a local image archive into every node (IMAGE=archive.tar CLUSTER=demo).
+	@test -n "$(IMAGE)" || { echo "say which: make load IMAGE=archive.tar" >&2; exit 2; }
+	$(PORTOLAN_CLUSTER) load --name $(CLUSTER) $(IMAGE)
+
+.PHONY: logs
+logs: ## Collect all logs of a cluster into one folder (CLUSTER=demo).
+	@$(PORTOLAN_CLUSTER) logs --name $(CLUSTER)
+
+# === Checks ===
+
+.PHONY: fmt
+fmt: ## Format the code.
+	cargo fmt --all
+
+.PHONY: lint
+lint: packages deny
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets --locked -- -D warnings
+	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --locked
+
+.PHONY: deny
+deny: $(TOOLS)/bin/cargo-deny
+	$(TOOLS)/bin/cargo-deny check bans licenses sources
+
+# Advisories are left out above: their database is fetched from the network.
+$(TOOLS)/bin/cargo-deny:
+	@echo "==> install cargo-deny (some minutes, once)"
+	cargo install --quiet --locked --root $(TOOLS) --version $(CARGO_DENY_VERSION) cargo-deny
+
+.PHONY: check
+check: lint ## Format, lints, documentation and the tests that need no cluster.
+	cargo test --workspace --exclude portolan-e2e --locked
+
+.PHONY: test
+test: lint deps ## Every test, on a real cluster.
+	$(PORTOLAN_CLUSTER) up --name test --nodes 1
+	@echo "==> all tests"
+	cargo test --workspace --locked --no-fail-fast -- --test-threads=$(TEST_THREADS)

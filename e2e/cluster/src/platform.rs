@@ -1,0 +1,106 @@
+//! Portolan itself on a cluster: its images, its charts, the samples' images.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::Context;
+use sha2::{Digest, Sha256};
+
+use crate::archive::Described;
+use crate::cluster::Cluster;
+use crate::command;
+use crate::images::Known;
+use crate::paths::Paths;
+use crate::progress::step;
+
+/// The namespace Portolan is installed into.
+pub const NAMESPACE: &str = "portolan-system";
+/// What Helm may take: two Deployments with Pods whose image is on the node already.
+const HELM_LIMIT: &str = "120s";
+
+/// Loads the images and installs or upgrades both charts, unless just these are there already.
+/// `values` are Helm's `--set` words beyond those that name the image.
+///
+/// # Errors
+/// When a program was not built, or Helm does not succeed in time.
+pub fn install(cluster: &Cluster, values: &[&str]) -> anyhow::Result<()> {
+    let paths = Paths::discover();
+    let mut portolan = None;
+    for image in Known::PLATFORM {
+        let title = format!("build and load the image {}", image.name());
+        let described = step(&title, || cluster.load(&image.ensure(&paths)?))?;
+        if image == Known::Portolan {
+            portolan = Some(described);
+        }
+    }
+    let portolan = portolan.expect("the platform's images hold its own");
+    let stamp = cluster.files().run.join("platform");
+    let wanted = fingerprint(&paths, &portolan, values)?;
+    if fs::read_to_string(&stamp).is_ok_and(|have| have == wanted) {
+        return Ok(());
+    }
+    step("install the charts", || {
+        prepare_namespace(cluster)?;
+        let charts = paths.repository.join("charts");
+        let crds = charts.join("portolan-crds");
+        command::output(&mut helm(cluster, "portolan-crds", &crds))?;
+        let mut release = helm(cluster, "portolan", &charts.join("portolan"));
+        // A tag that stays the same moves no Deployment: the digest in the annotation does.
+        let image = ["image.tag=dev", "image.pullPolicy=Never"].map(ToOwned::to_owned);
+        let changed = ["controller", "gateway"].map(|component| {
+            format!("{component}.podAnnotations.image-digest={}", portolan.digest)
+        });
+        for value in image.iter().chain(&changed).map(String::as_str).chain(values.iter().copied())
+        {
+            release.args(["--set", value]);
+        }
+        command::output(release.args(["--wait", "--timeout", HELM_LIMIT])).map(drop)
+    })?;
+    fs::write(&stamp, wanted).context("note what is installed")
+}
+
+/// The namespace holds its Pods to the restricted level, as the charts promise to fit it.
+fn prepare_namespace(cluster: &Cluster) -> anyhow::Result<()> {
+    let manifest = format!(
+        "apiVersion: v1\n\
+         kind: Namespace\n\
+         metadata:\n  \
+           name: {NAMESPACE}\n  \
+           labels: {{ pod-security.kubernetes.io/enforce: restricted }}\n"
+    );
+    let mut apply = cluster.program("kubectl");
+    command::feed(apply.args(["apply", "--server-side", "-f", "-"]), &manifest)
+}
+
+fn helm(cluster: &Cluster, release: &str, chart: &Path) -> Command {
+    let mut helm = cluster.program("helm");
+    helm.args(["upgrade", "--install", release]).arg(chart).args(["--namespace", NAMESPACE]);
+    helm
+}
+
+/// Changes with the charts, the image and the values.
+fn fingerprint(paths: &Paths, image: &Described, values: &[&str]) -> anyhow::Result<String> {
+    let mut hash = Sha256::new();
+    hash.update(&image.digest);
+    hash.update(values.join("\n"));
+    add_folder(&mut hash, &paths.repository.join("charts"))?;
+    Ok(data_encoding::HEXLOWER.encode(&hash.finalize()))
+}
+
+fn add_folder(hash: &mut Sha256, folder: &Path) -> anyhow::Result<()> {
+    let entries = fs::read_dir(folder).with_context(|| format!("list {}", folder.display()))?;
+    let mut entries = entries.collect::<Result<Vec<_>, _>>().context("list the charts")?;
+    entries.sort_by_key(std::fs::DirEntry::file_name);
+    for entry in entries {
+        let path = entry.path();
+        hash.update(path.as_os_str().as_encoded_bytes());
+        if path.is_dir() {
+            add_folder(hash, &path)?;
+        } else {
+            let text = fs::read(&path).with_context(|| format!("read {}", path.display()))?;
+            hash.update(text);
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,14 @@
+#!/usr/bin/env bash
+# Installs what the Rust build needs and a bare Debian lacks. What a cluster needs beyond that is
+# installed by portolan-cluster.
+set -euo pipefail
+
+declare -A wanted=([gcc]=/usr/bin/gcc [libc6-dev]=/usr/include/stdio.h [make]=/usr/bin/make)
+missing=()
+for package in "${!wanted[@]}"; do
+	[ -e "${wanted[$package]}" ] || missing+=("$package")
+done
+[ ${#missing[@]} -eq 0 ] && exit 0
+echo "==> install ${missing[*]}"
+apt-get update -q
+DEBIAN_FRONTEND=noninteractive apt-get install -qy --no-install-recommends "${missing[@]}"
