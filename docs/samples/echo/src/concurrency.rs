@@ -1,7 +1,11 @@
 //! How many requests run at once.
 
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::SeqCst};
+use std::task::{Context, Poll};
+
+use hyper::body::{Body, Frame, SizeHint};
 
 /// Counts requests from their head to the end of their response.
 #[derive(Debug, Default)]
@@ -14,6 +18,13 @@ pub(crate) struct Concurrency {
 /// A request that runs, until it is dropped.
 #[derive(Debug)]
 pub(crate) struct Running(Arc<Concurrency>);
+
+/// A body whose request runs until its last byte is taken, or nobody wants it.
+#[derive(Debug)]
+pub(crate) struct Counted<B> {
+    body: B,
+    _running: Running,
+}
 
 /// What was counted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,6 +53,33 @@ impl Concurrency {
             max: self.max.load(SeqCst),
             total: self.total.load(SeqCst),
         }
+    }
+}
+
+impl Running {
+    /// Runs until this body ends.
+    pub(crate) fn until_end_of<B>(self, body: B) -> Counted<B> {
+        Counted { body, _running: self }
+    }
+}
+
+impl<B: Body + Unpin> Body for Counted<B> {
+    type Data = B::Data;
+    type Error = B::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
+        Pin::new(&mut self.body).poll_frame(context)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
     }
 }
 

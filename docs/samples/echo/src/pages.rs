@@ -108,13 +108,7 @@ impl Pages {
             true => grpc::call(request).await,
             false => self.page(request).await,
         };
-        response.map(|body| {
-            body.map_frame(move |frame| {
-                let _counted = &running;
-                frame
-            })
-            .boxed_unsync()
-        })
+        response.map(|body| running.until_end_of(body).boxed_unsync())
     }
 
     async fn page(&self, request: Request<Incoming>) -> Response<Body> {

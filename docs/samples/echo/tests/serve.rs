@@ -25,6 +25,7 @@ async fn every_answer_says_who_gave_it() {
     let response = sample.get("/").await;
     assert_eq!(response.headers()["x-version"], "v7");
     assert_eq!(response.headers()["x-sandbox"], "shop-web-0-1");
+    assert_eq!(response.headers()["content-length"], "47");
     assert_eq!(text(response).await, "Hello from version v7 in sandbox shop-web-0-1.\n");
 }
 
