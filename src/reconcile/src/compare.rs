@@ -43,8 +43,8 @@ pub(crate) fn covers(desired: &Value, live: &Value) -> bool {
     covers_at("", desired, live)
 }
 
-/// Whether two values say the same, where an absent field, `null` and an empty map or list are
-/// the same thing: the API server stores neither.
+/// Whether two values say the same, where an absent field, `null` and an empty map, list or text
+/// are the same thing: the API server stores none of them, or stores them as written.
 pub(crate) fn same(one: &Value, other: &Value) -> bool {
     match (one, other) {
         (Value::Object(one), Value::Object(other)) => {
@@ -100,7 +100,9 @@ fn is_empty(value: &Value) -> bool {
         Value::Null => true,
         Value::Object(fields) => fields.values().all(is_empty),
         Value::Array(items) => items.is_empty(),
-        Value::Bool(_) | Value::Number(_) | Value::String(_) => false,
+        Value::String(text) => text.is_empty(),
+        // Zero and false are dropped from some fields, too, but mean something in others.
+        Value::Bool(_) | Value::Number(_) => false,
     }
 }
 
@@ -231,7 +233,7 @@ mod tests {
 
     #[test]
     fn nothing_is_nothing_however_it_is_written() {
-        check(json!({"a": null, "b": [], "c": {}}), json!({}), true);
+        check(json!({"a": null, "b": [], "c": {}, "d": ""}), json!({}), true);
         check(json!({}), json!({"a": 1}), true);
         check(json!({"a": []}), json!({"a": [1]}), false);
     }

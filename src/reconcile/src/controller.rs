@@ -11,12 +11,6 @@ use crate::{
 /// Why a controller ended although nobody asked.
 #[derive(Debug, thiserror::Error)]
 pub enum RunError {
-    /// A watch ended; they never should.
-    #[error("watch of {kind} ended")]
-    WatchEnded {
-        /// The watched kind.
-        kind: String,
-    },
     /// One of the controller's own tasks returned.
     #[error("task of controller {controller} ended")]
     TaskEnded {

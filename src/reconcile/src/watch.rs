@@ -27,6 +27,9 @@ use crate::{
 /// How often a quiet watch looks after entries that only our own writes vouch for.
 const SWEEP_EVERY: Duration = Duration::from_secs(30);
 
+/// About how long to rest before everything is listed again.
+const RELIST_AFTER: Duration = Duration::from_secs(1);
+
 /// What can be watched: any typed kind, or `PartialObjectMeta` of one for its metadata only.
 pub trait Watched:
     Resource<DynamicType = ()> + DeserializeOwned + Clone + Debug + Send + Sync + 'static
@@ -210,31 +213,54 @@ struct Feed<K: Watched, T> {
 
 impl<K: Watched, T: Send + Sync + 'static> Feed<K, T> {
     async fn run(self, shutdown: CancellationToken) -> Result<(), RunError> {
-        let Self { api, config, cache, errors, malformed } = self;
+        loop {
+            tokio::select! {
+                () = shutdown.cancelled() => return Ok(()),
+                () = self.follow() => {}
+            }
+            // Spread, because what expired for one watch expired for all.
+            let rest = RELIST_AFTER.mul_f64(0.5 + fastrand::f64());
+            tokio::select! {
+                () = shutdown.cancelled() => return Ok(()),
+                () = tokio::time::sleep(rest) => {}
+            }
+        }
+    }
+
+    /// Follows one watch until only a new one can go on.
+    async fn follow(&self) {
         // Kube's backoff is jittered, grows to 30 s and is forgotten after two quiet minutes.
-        let events = watcher::watcher(api, config).default_backoff();
+        let events = watcher::watcher(self.api.clone(), self.config.clone()).default_backoff();
         pin_mut!(events);
         let mut sweep = tokio::time::interval(SWEEP_EVERY);
         loop {
             let event = tokio::select! {
-                () = shutdown.cancelled() => return Ok(()),
                 _ = sweep.tick() => {
-                    cache.sweep(now());
+                    self.cache.sweep(now());
                     continue;
                 }
                 event = events.next() => event,
             };
             match event {
-                Some(Ok(event)) => take(&cache, event, &malformed),
+                Some(Ok(event)) => take(&self.cache, event, &self.malformed),
                 Some(Err(error)) => {
-                    errors.inc();
+                    self.errors.inc();
                     let kind = K::kind(&());
                     tracing::warn!(%kind, error = %ErrorChain(&error), "Watch interrupted");
+                    if is_expired(&error) {
+                        return;
+                    }
                 }
-                None => return Err(RunError::WatchEnded { kind: K::kind(&()).into_owned() }),
+                None => return,
             }
         }
     }
+}
+
+/// Whether the version to resume from is refused at once, and not by an event of the stream: kube
+/// lists again after the latter, but would ask for the former for ever.
+fn is_expired(error: &watcher::Error) -> bool {
+    matches!(error, watcher::Error::WatchStartFailed(kube::Error::Api(status)) if status.code == 410)
 }
 
 fn take<K: Watched, T>(cache: &Cache<K, T>, event: Event<Guarded<K>>, malformed: &Counter) {

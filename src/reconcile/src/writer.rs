@@ -62,9 +62,10 @@ pub enum Applied<K> {
 pub enum Precondition<K> {
     /// It was; this is the object now.
     Met(Box<K>),
-    /// There is no object of that name and UID.
+    /// There is no object of that name.
     Gone,
-    /// Another object has the name, or the object has changed since the plan saw it.
+    /// Another object has the name, or the object has changed since the plan saw it. To
+    /// [`Writer::apply_fields`] the API server answers this for an object that is gone, too.
     Conflict,
 }
 
@@ -124,6 +125,7 @@ impl WriteError {
     pub fn category(&self) -> &'static str {
         let Some(status) = self.status() else { return "api_unreachable" };
         match status.code {
+            _ if is_of_another_uid(status) => "api_conflict",
             403 => "api_forbidden",
             404 => "api_not_found",
             409 => "api_conflict",
@@ -464,10 +466,16 @@ fn value(object: &impl Serialize) -> Value {
 fn met<R>(sent: Result<R, WriteError>) -> Result<Precondition<R>, WriteError> {
     match sent {
         Ok(answer) => Ok(Precondition::Met(Box::new(answer))),
-        Err(error) => match error.status().map(|status| status.code) {
-            Some(404) => Ok(Precondition::Gone),
-            Some(409) => Ok(Precondition::Conflict),
+        Err(error) => match error.category() {
+            "api_not_found" => Ok(Precondition::Gone),
+            "api_conflict" => Ok(Precondition::Conflict),
             _ => Err(error),
         },
     }
+}
+
+/// Applying over an object of another UID is answered as an attempt to change the UID, as invalid.
+fn is_of_another_uid(status: &Status) -> bool {
+    let causes = status.details.iter().flat_map(|details| &details.causes);
+    status.code == 422 && causes.into_iter().any(|cause| cause.field == "metadata.uid")
 }

@@ -255,6 +255,20 @@ async fn check_error(code: u16, reason: &str, category: &str, retry: Retry) {
 }
 
 #[tokio::test]
+async fn applying_over_another_uid_is_a_conflict_however_the_server_words_it() {
+    let Answer::Json(code, mut body) = Answer::failure(422, "Invalid", "field is immutable") else {
+        panic!("failures are objects");
+    };
+    let cause = json!({"reason": "FieldValueInvalid", "field": "metadata.uid", "message": "no"});
+    body["details"] = json!({"causes": [cause]});
+    let (_, writer) = writer([Answer::Json(code, body.clone()), Answer::Json(code, body)]);
+    let outcome = writer.apply_fields::<ConfigMap, _>(&target(), &json!({})).await.unwrap();
+    assert_eq!(outcome, Precondition::Conflict);
+    let error = writer.apply(&config(&[])).await.unwrap_err();
+    assert_eq!((error.category(), error.retry()), ("api_conflict", Retry::Backoff));
+}
+
+#[tokio::test]
 async fn errors_have_a_category_and_say_how_to_go_on() {
     check_error(409, "Conflict", "api_conflict", Retry::Backoff).await;
     check_error(403, "Forbidden", "api_forbidden", Retry::Backoff).await;
