@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{CONTENT_TYPE, HOST, HeaderName, HeaderValue, TE};
+use http::header::{CONNECTION, CONTENT_TYPE, HOST, HeaderName, HeaderValue, TE};
 use http::request::Parts;
 use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{Request, Response, StatusCode, Uri, Version};
@@ -16,7 +16,7 @@ use super::body_size_max;
 use super::client::{Client, Security};
 use super::exchange::Exchange;
 use super::headers::{self, Forwarded, X_REQUEST_ID};
-use super::reply::{self, Asker, Failure, Format};
+use super::reply::{self, Asker, Failure};
 use super::upgrade::Upgrade;
 use crate::activator::{Refusal, Slot, Wake};
 use crate::core::Core;
@@ -41,7 +41,7 @@ pub(super) async fn forward(
     exchange: Exchange,
 ) -> Response<ResponseBody> {
     let core = &client.shared.core;
-    let asker = Asker { method: parts.method.clone(), format: Format::wanted(&parts.headers) };
+    let asker = Asker::of(&parts);
     let host = exchange.host.clone().unwrap_or_else(|| HeaderValue::from_static(""));
     let upgrade = prepare(client, &host, &mut parts);
     let protocol = protocol_for(&parts, upgrade.is_some());
@@ -238,8 +238,10 @@ fn address(request: &mut Request<RequestBody>, protocol: AppProtocol, host: &Hea
     match protocol {
         AppProtocol::Http1 => {
             *request.version_mut() = Version::HTTP_11;
-            // Trailers are announced per connection in HTTP/1.1, and ours makes no use of them.
-            request.headers_mut().remove(TE);
+            // Over HTTP/1.1 the wish for trailers counts for one connection and must be listed.
+            if request.headers().contains_key(TE) && !request.headers().contains_key(CONNECTION) {
+                request.headers_mut().insert(CONNECTION, HeaderValue::from_static("te"));
+            }
             if request.uri().authority().is_some() {
                 *request.uri_mut() = Uri::from(path_of(request.uri()));
             }
@@ -250,6 +252,7 @@ fn address(request: &mut Request<RequestBody>, protocol: AppProtocol, host: &Hea
         AppProtocol::H2c => {
             *request.version_mut() = Version::HTTP_2;
             request.headers_mut().remove(HOST);
+            request.headers_mut().remove(CONNECTION);
             let mut uri = http::uri::Parts::default();
             uri.scheme = Some(Scheme::HTTP);
             uri.authority =

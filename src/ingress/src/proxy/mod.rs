@@ -31,7 +31,7 @@ use crate::table::{Found, Route};
 pub(crate) use body::ResponseBody;
 pub(crate) use client::{Client, Security, Vitality};
 use exchange::Exchange;
-use reply::{Asker, Failure, Format};
+use reply::{Asker, Failure};
 use target::Reserved;
 
 /// Answers one request of a client.
@@ -52,11 +52,7 @@ pub(crate) async fn handle(
         }
         Ok(Decision::Redirect(location)) => reply::redirect(location, &parts.method, exchange),
         Ok(Decision::Health) => reply::health(client.shared.is_synced(), &parts.method, exchange),
-        Err(code) => {
-            let format = Format::wanted(&parts.headers);
-            let asker = Asker { method: parts.method, format };
-            reply::failure(&Failure::from(code), &asker, exchange)
-        }
+        Err(code) => reply::failure(&Failure::from(code), &Asker::of(&parts), exchange),
     })
 }
 

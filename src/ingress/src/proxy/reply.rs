@@ -2,9 +2,11 @@
 
 use bytes::Bytes;
 use http::header::{
-    ACCEPT, CACHE_CONTROL, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, LOCATION, RETRY_AFTER,
+    ACCEPT, CACHE_CONTROL, CONNECTION, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, LOCATION,
+    RETRY_AFTER,
 };
-use http::{Method, Response, StatusCode};
+use http::request::Parts;
+use http::{Method, Response, StatusCode, Version};
 
 use super::body::ResponseBody;
 use super::exchange::Exchange;
@@ -29,14 +31,14 @@ impl From<Code> for Failure {
 
 /// How the client wants to be told.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Format {
+enum Format {
     Json,
     Text,
 }
 
 impl Format {
     /// JSON for whoever asks for it by name, text for people and for whoever does not care.
-    pub(super) fn wanted(headers: &HeaderMap) -> Self {
+    fn wanted(headers: &HeaderMap) -> Self {
         let is_json = headers
             .get_all(ACCEPT)
             .iter()
@@ -54,8 +56,16 @@ impl Format {
 /// What an answer of ours depends on.
 #[derive(Debug)]
 pub(super) struct Asker {
-    pub(super) method: Method,
-    pub(super) format: Format,
+    method: Method,
+    version: Version,
+    format: Format,
+}
+
+impl Asker {
+    pub(super) fn of(parts: &Parts) -> Self {
+        let method = parts.method.clone();
+        Self { method, version: parts.version, format: Format::wanted(&parts.headers) }
+    }
 }
 
 /// The answer to a request that failed here.
@@ -76,6 +86,10 @@ pub(super) fn failure(
     let headers = response.headers_mut();
     headers.insert(X_PORTOLAN_ERROR, HeaderValue::from_static(code.as_str()));
     headers.insert(X_REQUEST_ID, request_id);
+    // What follows a malformed request on its connection may be a part of it.
+    if code == Code::BadRequest && asker.version <= Version::HTTP_11 {
+        headers.insert(CONNECTION, HeaderValue::from_static("close"));
+    }
     if let Some(seconds) = code.retry_after() {
         headers.insert(RETRY_AFTER, HeaderValue::from(seconds));
     }

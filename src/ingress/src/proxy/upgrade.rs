@@ -14,6 +14,7 @@ use hyper::ext::Protocol;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf, copy_bidirectional};
+use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until};
 
 use super::exchange::Exchange;
@@ -137,6 +138,10 @@ impl Drop for Record {
     }
 }
 
+/// How long a client may take to hang up after the sandbox has, unless bytes still move: until then
+/// the slot of a program that is done is not free.
+const HANG_UP: Duration = Duration::from_secs(2);
+
 /// Copies until both sides have ended, one broke, or neither has sent anything for `idle`. Returns
 /// the bytes that went to the client.
 async fn copy<A, B>(client: A, sandbox: B, idle: Duration) -> u64
@@ -146,19 +151,23 @@ where
 {
     let began = Instant::now();
     let moved = AtomicU64::new(0);
-    let mut client = Watched { io: client, began, moved: &moved, written: 0 };
-    let mut sandbox = Watched { io: sandbox, began, moved: &moved, written: 0 };
+    let hung_up = Notify::new();
+    let mut client = Watched { io: client, began, moved: &moved, hung_up: None, written: 0 };
+    let mut sandbox =
+        Watched { io: sandbox, began, moved: &moved, hung_up: Some(&hung_up), written: 0 };
     {
         let mut copying = std::pin::pin!(copy_bidirectional(&mut client, &mut sandbox));
+        let mut limit = idle;
         loop {
-            let deadline = began + Duration::from_millis(moved.load(Ordering::Relaxed)) + idle;
+            let deadline = began + Duration::from_millis(moved.load(Ordering::Relaxed)) + limit;
             tokio::select! {
                 biased;
                 // How it ended is the business of the two sides.
                 _ = &mut copying => break,
+                () = hung_up.notified() => limit = limit.min(HANG_UP),
                 () = sleep_until(deadline) => {
                     let moved = began + Duration::from_millis(moved.load(Ordering::Relaxed));
-                    if moved + idle <= Instant::now() {
+                    if moved + limit <= Instant::now() {
                         break;
                     }
                 }
@@ -173,6 +182,8 @@ struct Watched<'a, T> {
     io: T,
     began: Instant,
     moved: &'a AtomicU64,
+    /// Told once the side has no more to send.
+    hung_up: Option<&'a Notify>,
     written: u64,
 }
 
@@ -189,9 +200,13 @@ impl<T: AsyncRead + Unpin> AsyncRead for Watched<'_, T> {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        let filled = buf.filled().len();
         let result = Pin::new(&mut self.io).poll_read(cx, buf);
         if result.is_ready() {
             self.note();
+            if let Some(hung_up) = self.hung_up.filter(|_| buf.filled().len() == filled) {
+                hung_up.notify_one();
+            }
         }
         result
     }

@@ -8,7 +8,6 @@ use std::future::Future;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
-use std::time::Duration;
 
 use bytes::Bytes;
 use http::{Response, StatusCode};
@@ -97,16 +96,16 @@ impl Flight {
     async fn run(mut self, outgoing: Outgoing) -> Result<Response<UpstreamBody>, SendError> {
         let Outgoing { request, upload } = outgoing;
         self.upload.clone_from(&upload);
-        let limit = self.timeouts.response_header;
+        let timeouts = self.timeouts;
         let (_, connection) = self.load.as_mut().expect("a flight ends after it was sent");
         let result = match connection {
             Connection::H1(connection) => {
                 let response = connection.sender.try_send_request(request);
-                await_head(response, upload.as_deref(), limit).await
+                await_head(response, upload.as_deref(), &timeouts).await
             }
             Connection::H2(sender) => {
                 let response = sender.try_send_request(request);
-                await_head(response, upload.as_deref(), limit).await
+                await_head(response, upload.as_deref(), &timeouts).await
             }
         };
         let Some(result) = result else { return Err(SendError::Timeout) };
@@ -193,19 +192,25 @@ impl Drop for Flight {
     }
 }
 
-/// Waits for a head. A body that still moves on its way there puts the end off. `None`: too late.
+/// Waits for a head. The limit counts from the end of the request; while its body is on the way,
+/// pauses are the body's business, and this is for a sandbox that does not take it. `None`: too
+/// late.
 async fn await_head<F: Future>(
     response: F,
     upload: Option<&Upload>,
-    limit: Duration,
+    timeouts: &RouteTimeouts,
 ) -> Option<F::Output> {
     let mut response = pin!(response);
-    let mut deadline = Instant::now() + limit;
+    let limit_of = |upload: &Upload| match upload.state() {
+        UploadState::Flowing => upload.moved() + timeouts.response_header + timeouts.idle,
+        _ => upload.moved() + timeouts.response_header,
+    };
+    let mut deadline = Instant::now() + timeouts.response_header;
     loop {
         if let Ok(response) = timeout_at(deadline, &mut response).await {
             return Some(response);
         }
-        deadline = upload.map(|upload| upload.moved() + limit).filter(|new| *new > deadline)?;
+        deadline = upload.map(limit_of).filter(|new| *new > deadline)?;
     }
 }
 

@@ -319,6 +319,7 @@ async fn http2_outside_http1_inside() {
         })
         .collect();
     app.reaches(3, 3).await;
+    program.begins(4).await;
     program.open_gate(6);
     for request in requests {
         assert_eq!(soon("an answer", request).await.unwrap().unwrap().status(), 200);

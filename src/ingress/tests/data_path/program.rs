@@ -19,6 +19,8 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
+use crate::gateway::until;
+
 type Body = BoxBody<Bytes, hyper::Error>;
 
 /// A server that does what the path says. Stops, connections and all, when dropped.
@@ -81,6 +83,15 @@ impl Program {
 
     pub(crate) fn peak(&self) -> usize {
         self.state.peak.load(Ordering::SeqCst)
+    }
+
+    /// Waits until so many requests have begun.
+    pub(crate) async fn begins(&self, count: usize) {
+        until(&format!("{count} requests begun"), || {
+            let begun = self.begun();
+            if begun == count { Ok(()) } else { Err(begun) }
+        })
+        .await;
     }
 
     pub(crate) fn begun(&self) -> usize {

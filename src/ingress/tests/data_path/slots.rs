@@ -15,6 +15,7 @@ async fn never_more_than_the_granted_slots() {
     let requests: Vec<_> =
         (0..20).map(|_| tokio::spawn(fetch(gateway.http, get("/hold")))).collect();
     app.reaches(16, 4).await;
+    program.begins(4).await;
     program.open_gate(20);
     for request in requests {
         assert_eq!(soon("an answer", request).await.unwrap().status, 200);
@@ -100,7 +101,7 @@ async fn strict_waits_for_the_end_of_what_nobody_wants() {
         config.concurrency = Concurrency::Strict;
     });
     let request = tokio::spawn(send(gateway.http, get("/stubborn")));
-    until("the program works", || if program.begun() == 1 { Ok(()) } else { Err(()) }).await;
+    program.begins(1).await;
     request.abort();
     let next = tokio::spawn(fetch(gateway.http, get("/stubborn")));
     app.reaches(1, 1).await;

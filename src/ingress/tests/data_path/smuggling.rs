@@ -88,7 +88,7 @@ async fn ambiguous_requests_reach_the_program_at_most_once() {
     for (name, rest, expected) in cases {
         let request = [b"POST /echo HTTP/1.1\r\nHost: shop.example\r\n".as_slice(), rest].concat();
         let answer = raw(gateway.http, &request).await;
-        let answers = answer.matches("HTTP/1.1 ").count() - answer.matches("echo HTTP/1.1").count();
+        let answers = answer.matches("HTTP/1.1 ").count();
         assert_eq!(answers, 1, "{name}: one answer in {answer}");
         match expected {
             Refused => assert!(answer.starts_with("HTTP/1.1 4"), "{name}: {answer}"),
