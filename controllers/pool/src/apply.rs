@@ -8,7 +8,7 @@ use futures::{StreamExt, stream};
 use k8s_openapi::api::core::v1::Pod;
 use portolan_api::{SandboxPool, labels};
 use portolan_reconcile::{
-    Created, Deleted, ObjectKey, Observed, Pass, Precondition, Target, Writer,
+    Created, Deleted, ObjectKey, Observed, Pass, Precondition, Target, WriteError, Writer,
 };
 use serde_json::{Value, json};
 
@@ -34,8 +34,11 @@ pub(crate) struct Outcome {
     pub(crate) created: usize,
     /// The greatest incarnation that is used up; zero if none was.
     pub(crate) incarnation: i64,
-    /// Why the API server refused a sandbox, in its own words.
+    /// Why the API server refused a sandbox, in its own words. The pool's owner must act, so it is
+    /// reported and not an error of ours.
     pub(crate) refused: Option<String>,
+    /// A name was taken by a stranger, or nothing could be learnt of who has it.
+    pub(crate) name_taken: bool,
     /// The pool's generation after `spec.replicas` was written, if nothing but that write is
     /// between it and the generation that the plan saw.
     pub(crate) generation: Option<i64>,
@@ -99,7 +102,7 @@ impl Applier<'_> {
         let mut outcome = Outcome::default();
         let mut rest = new;
         let mut batch = FIRST_BATCH;
-        while !rest.is_empty() && outcome.error.is_none() {
+        while !rest.is_empty() && outcome.error.is_none() && outcome.refused.is_none() {
             let (now, later) = rest.split_at(batch.min(rest.len()));
             let creations: Vec<_> = now.iter().map(|new| self.create(pool, new)).collect();
             let mut created = stream::iter(creations).buffer_unordered(PARALLEL);
@@ -154,11 +157,7 @@ impl Applier<'_> {
         self.annotate(target, &annotations).await.map_err(Error::Mark)
     }
 
-    async fn annotate(
-        &self,
-        target: &Target,
-        annotations: &Value,
-    ) -> Result<(), portolan_reconcile::WriteError> {
+    async fn annotate(&self, target: &Target, annotations: &Value) -> Result<(), WriteError> {
         let fields = json!({ "metadata": { "annotations": annotations } });
         match self.writer.apply_fields::<Pod, _>(target, &fields).await? {
             Precondition::Met(pod) => self.caches.sandboxes.observe(*pod, self.pass),
@@ -188,18 +187,25 @@ impl Outcome {
         match result {
             Ok((incarnation, ours)) => {
                 self.created += usize::from(ours);
+                self.name_taken |= !ours;
                 self.incarnation = self.incarnation.max(incarnation);
             }
+            Err(Error::Create(refusal)) if speaks_of_sandbox(&refusal) => {
+                self.refused = refusal.answer().map(str::to_owned);
+            }
             Err(error) => {
-                if let Error::Create(refusal) = &error
-                    && (refusal.is_invalid() || refusal.is_forbidden())
-                {
-                    self.refused = refusal.answer().map(str::to_owned);
-                }
                 self.error.get_or_insert(error);
             }
         }
     }
+}
+
+/// Whether it was refused for what it is: by validation, admission or quota. Being forbidden to
+/// create any Pod at all is a defect of the installation.
+fn speaks_of_sandbox(refusal: &WriteError) -> bool {
+    let answer = refusal.answer().unwrap_or_default();
+    refusal.is_invalid()
+        || (refusal.is_forbidden() && !answer.contains("cannot create resource \"pods\""))
 }
 
 /// Does all of them, some at a time; the first error, after all were tried.

@@ -177,15 +177,15 @@ fn running(
         Some(_) => failing(
             reason::NOT_LISTENING,
             format!(
-                "the program in sandbox {name} has run for more than {seconds} s and {probed} is \
-                 refused; make it listen on 0.0.0.0:$PORT, not on 127.0.0.1 or another port"
+                "the program in sandbox {name} has run for more than {seconds} s and {probed}; make \
+                 it listen on 0.0.0.0:$PORT, not on 127.0.0.1 or another port"
             ),
         ),
         None => failing(
             reason::PROBE_FAILING,
             format!(
-                "the program in sandbox {name} has run for more than {seconds} s and {probed} \
-                 fails; it must succeed, and reach a program that listens on 0.0.0.0:$PORT"
+                "the program in sandbox {name} has run for more than {seconds} s and {probed}; it \
+                 must succeed, and reach a program that listens on 0.0.0.0:$PORT"
             ),
         ),
     }
@@ -201,15 +201,15 @@ fn probed(probe: &Probe) -> String {
         IntOrString::String(name) => name.clone(),
     };
     if let Some(tcp) = &probe.tcp_socket {
-        return format!("a connection to port {}", port(&tcp.port));
+        return format!("accepts no connection on port {}", port(&tcp.port));
     }
     if let Some(http) = &probe.http_get {
         let path = http.path.as_deref().unwrap_or("/");
-        return format!("its probe GET {path} on port {}", port(&http.port));
+        return format!("its probe GET {path} on port {} fails", port(&http.port));
     }
     match &probe.grpc {
-        Some(grpc) => format!("its gRPC probe on port {}", grpc.port),
-        None => "its probe command".to_owned(),
+        Some(grpc) => format!("its gRPC probe on port {} fails", grpc.port),
+        None => "its probe command fails".to_owned(),
     }
 }
 

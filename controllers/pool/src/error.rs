@@ -47,13 +47,9 @@ impl ReconcileError for Error {
         self.write().map_or("pool_unknown", WriteError::category)
     }
 
-    /// A Pod that is refused may be accepted without any change of ours: a quota is raised, a
-    /// namespace's Pod Security level lowered, a webhook repaired. So even those are tried again,
-    /// ever more rarely.
     fn retry(&self) -> Retry {
         match self {
             Self::Unknown(_) => Retry::WaitForChange,
-            Self::Create(_) => Retry::Backoff,
             other => other.write().map_or(Retry::Backoff, WriteError::retry),
         }
     }

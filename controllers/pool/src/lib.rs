@@ -29,6 +29,8 @@ mod slots;
 mod status;
 
 #[cfg(test)]
+mod convergence;
+#[cfg(test)]
 mod fixture;
 
 use std::future::Future;

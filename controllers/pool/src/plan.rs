@@ -268,18 +268,18 @@ impl<'a> Planner<'a> {
 
     fn divide_slots(&mut self, staying: &[&Sandbox]) {
         let held: Vec<Option<Grants>> =
-            staying.iter().map(|sandbox| sandbox.slots.as_deref().and_then(slots::parse)).collect();
+            staying.iter().map(|sandbox| sandbox.slots.as_deref().map(slots::read)).collect();
         let scale = &self.situation.pool.spec.scale;
         let divided = slots::divide(scale, &held, self.plan.create.len(), &self.holders);
         let mut divided = divided.into_iter();
         for ((sandbox, held), grants) in staying.iter().zip(&held).zip(divided.by_ref()) {
-            if held.as_ref() != Some(&grants) {
+            if let Some(grants) = grants.filter(|grants| held.as_ref() != Some(grants)) {
                 let slots = slots::render(&grants);
                 self.plan.grant.push(Grant { target: sandbox.target(), slots });
             }
         }
         for (new, grants) in self.plan.create.iter_mut().zip(divided) {
-            new.slots = Some(slots::render(&grants));
+            new.slots = grants.as_ref().map(slots::render);
         }
     }
 
@@ -322,8 +322,9 @@ impl<'a> Planner<'a> {
         let ends = ends.filter(|end| *end > self.now);
         // A Lease lapses without a change of any object. It matters where the gateway counts:
         // with its requests, its slots, or the drain that it has not confirmed.
-        let counts = self.situation.pool.spec.scale.requests_per_instance.is_some();
-        let granted = counts && (!staying.is_empty() || !self.plan.create.is_empty());
+        let granted = staying.iter().any(|sandbox| sandbox.slots.is_some())
+            || self.plan.create.iter().any(|new| new.slots.is_some())
+            || !self.plan.grant.is_empty();
         let concerned = granted || !epochs.is_empty();
         let lapses = self.gateways.iter().filter(|g| concerned || g.demand.total() > 0);
         let lapses = lapses.map(|gateway| gateway.expires);

@@ -91,7 +91,7 @@ fn active(input: &Input<'_>, now: Timestamp) -> Decision {
     let kept = history.peak().max(needed).max(awake).min(max);
     Decision {
         wanted: kept.max(least),
-        last_activity: Some(stored_activity(input.stored, history.last_activity, delay)),
+        last_activity: Some(history.stored(input.stored, delay, now)),
         next: (kept > least).then(|| history.next(awake > 0, delay)).flatten(),
         history: (kept > 0).then_some(history),
     }
@@ -120,19 +120,6 @@ fn filled(requests: i64, slots: i64) -> i64 {
     requests / slots + i64::from(requests % slots > 0)
 }
 
-/// The stored time moves only when it would be more than a quarter of the delay late: what is
-/// younger, gateways report and this process remembers.
-fn stored_activity(
-    stored: Option<Timestamp>,
-    actual: Timestamp,
-    delay: SignedDuration,
-) -> Timestamp {
-    match stored {
-        Some(stored) if actual.duration_since(stored) <= delay / 4 => stored,
-        _ => whole_seconds(actual),
-    }
-}
-
 /// Status times have whole seconds; rounded up, so that nothing sleeps early.
 fn whole_seconds(time: Timestamp) -> Timestamp {
     let up = i64::from(time.subsec_nanosecond() > 0);
@@ -143,15 +130,12 @@ impl History {
     fn resume(input: &Input<'_>, needed: i32, now: Timestamp) -> Self {
         let known = input.reported.max(input.stored);
         let Some(before) = input.history else {
-            // A pool without a stored time was told to serve just now: what its verification has
-            // started is about to get the traffic.
-            let last_activity = if needed > 0 { now } else { known.unwrap_or(now) };
-            let peaks = if input.replicas > needed {
-                vec![(input.replicas, last_activity)]
-            } else {
-                vec![]
-            };
-            return Self { current: needed, peaks: peaks.into(), last_activity };
+            // A pool without a stored time was told to serve just now, and what its verification
+            // has started is about to get the traffic; reports speak of the time before.
+            let told = input.stored.is_none();
+            let last_activity = known.filter(|_| needed == 0 && !told).unwrap_or(now);
+            let kept = (input.replicas > needed).then_some((input.replicas, last_activity));
+            return Self { current: needed, peaks: kept.into_iter().collect(), last_activity };
         };
         let mut history = before.clone();
         let busy = needed > 0 || before.current > 0;
@@ -183,6 +167,21 @@ impl History {
 
     fn peak(&self) -> i32 {
         self.peaks.front().map_or(self.current, |(count, _)| *count)
+    }
+
+    /// What `status.lastActivity` shall say. It moves only when it would be more than a quarter of
+    /// the delay late, and not while there are requests: what is younger, gateways report.
+    fn stored(
+        &self,
+        stored: Option<Timestamp>,
+        delay: SignedDuration,
+        now: Timestamp,
+    ) -> Timestamp {
+        // A gateway rounds up; the user is not told of a time to come.
+        let actual = self.last_activity.min(now);
+        let keeps =
+            |stored: &Timestamp| self.current > 0 || actual.duration_since(*stored) <= delay / 4;
+        stored.filter(keeps).unwrap_or_else(|| whole_seconds(actual))
     }
 
     /// When the oldest peak, or else the last activity, is longer ago than the delay.

@@ -31,8 +31,13 @@ pub(crate) fn render(grants: &Grants) -> String {
     pairs.join(",")
 }
 
+/// Reads the annotation as gateways do: what is unreadable grants nothing.
+pub(crate) fn read(text: &str) -> Grants {
+    parse(text).unwrap_or_default()
+}
+
 /// Reads the annotation; `None` when somebody made it unreadable.
-pub(crate) fn parse(text: &str) -> Option<Grants> {
+fn parse(text: &str) -> Option<Grants> {
     let pairs = text.split(',').filter(|pair| !pair.is_empty());
     let pairs = pairs.map(|pair| {
         let (name, count) = pair.split_once('=')?;
@@ -56,18 +61,24 @@ pub(crate) fn is_broken(text: Option<&str>, scale: &PoolScale, holders: &[Holder
     total > limit.into() || (!holders.is_empty() && unaccounted)
 }
 
-/// The grants of sandboxes that stay (`held`, in order; `None`: unreadable or missing) and of
-/// `new` ones to be created, in that order. Empty when the pool does not count slots.
+/// What sandboxes that stay (`held`, in order) and `new` ones to be created, in that order, shall
+/// be annotated with. `None`: no annotation, slots are not counted.
 pub(crate) fn divide(
     scale: &PoolScale,
     held: &[Option<Grants>],
     new: usize,
     holders: &[Holder],
-) -> Vec<Grants> {
-    let Some(limit) = scale.requests_per_instance else { return Vec::new() };
+) -> Vec<Option<Grants>> {
+    let Some(limit) = scale.requests_per_instance else {
+        // An annotation from before the limit was lifted cannot be taken back: it was sent when
+        // the Pod was created, not applied. It is made to limit nothing.
+        let boundless = || holders.iter().map(|holder| (holder.name.clone(), i32::MAX)).collect();
+        let stay = held.iter().map(|grants| grants.as_ref().map(|_| boundless()));
+        return stay.chain((0..new).map(|_| None)).collect();
+    };
     if holders.is_empty() {
-        let stay = held.iter().map(|grants| grants.clone().unwrap_or_default());
-        return stay.chain((0..new).map(|_| Grants::new())).collect();
+        let stay = held.iter().map(|grants| Some(grants.clone().unwrap_or_default()));
+        return stay.chain((0..new).map(|_| Some(Grants::new()))).collect();
     }
     let mut division = Division { limit, holders, totals: Grants::new(), done: Vec::new() };
     match scale.concurrency {
@@ -88,7 +99,7 @@ pub(crate) fn divide(
     if scale.concurrency == Concurrency::Soft {
         division.follow_demand();
     }
-    division.done
+    division.done.into_iter().map(Some).collect()
 }
 
 struct Division<'a> {

@@ -15,7 +15,7 @@
 //!
 //! The least number is `scale.min` or the floor, at least one; for a candidate all that it wants.
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use portolan_api::{PoolRole, SandboxPoolStatus, conditions, conditions::reason, labels};
 use portolan_reconcile::{Conditions, Transition, Verdict};
@@ -27,6 +27,10 @@ use crate::{
     plan::{Members, Plan},
     sandbox::Sandbox,
 };
+
+/// First and longest wait between attempts at what was refused.
+const RETRY_MIN: SignedDuration = SignedDuration::from_secs(1);
+const RETRY_MAX: SignedDuration = SignedDuration::from_secs(60);
 
 /// What to report, and when to look again for a better word.
 #[derive(Clone, Debug, PartialEq)]
@@ -55,6 +59,9 @@ pub(crate) fn status(
     let (verdict, reason, message) = view.ready();
     conditions.set(conditions::READY, verdict, reason, message);
     let (conditions, transitions) = conditions.finish();
+    let since = conditions.first().map_or(now, |ready| ready.last_transition_time.0);
+    let retry =
+        retry(outcome, now.duration_since(since)).and_then(|wait| now.checked_add(wait).ok());
     let name = pool.metadata.name.as_deref().unwrap_or_default();
     let status = SandboxPoolStatus {
         observed_generation: Some(generation),
@@ -65,7 +72,17 @@ pub(crate) fn status(
         last_activity: plan.decision.last_activity.map(Time),
         conditions,
     };
-    Report { status, transitions, next: view.next }
+    Report { status, transitions, next: [view.next, retry].into_iter().flatten().min() }
+}
+
+/// How long to wait before sandboxes that could not be made are tried again: after a refusal as
+/// long as it has lasted, within bounds. A quota is raised, a namespace's Pod Security level
+/// lowered or a webhook repaired without a change that we would see.
+fn retry(outcome: &Outcome, lasted: SignedDuration) -> Option<SignedDuration> {
+    if outcome.refused.is_some() {
+        return Some(lasted.clamp(RETRY_MIN, RETRY_MAX));
+    }
+    outcome.name_taken.then_some(RETRY_MIN)
 }
 
 /// The pool as it is after the plan's writes.

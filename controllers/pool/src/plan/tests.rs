@@ -321,6 +321,14 @@ fn a_pool_that_begins_to_count_slots_gives_them_out() {
 }
 
 #[test]
+fn slots_of_a_pool_that_counts_none_any_more_limit_nothing() {
+    let live = || vec![gateway("gw-a", 0, 1)];
+    check(&situation(fixed(1), vec![sandbox(0, 1)], live()), &["grant 0-1 gw-a=2147483647"]);
+    let lifted = Sandbox { slots: Some("gw-a=2147483647".to_owned()), ..sandbox(0, 1) };
+    check(&situation(fixed(1), vec![lifted], live()), &[]);
+}
+
+#[test]
 fn demand_of_a_lapsed_gateway_does_not_count() {
     let mut lapsed = gateway("gw-a", 50, 50);
     lapsed.expires = at(0);

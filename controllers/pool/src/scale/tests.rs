@@ -147,6 +147,16 @@ fn a_pool_that_was_just_told_to_serve_stays_awake_for_the_delay() {
     assert_eq!(decision.wanted, 3, "what was verified gets the traffic of the old pool");
     assert_eq!(decision.last_activity, Some(at(0)));
     assert_eq!(decision.next, Some(at(900) + TICK));
+    let reported = Input { reported: Some(at(-800)), ..told };
+    assert_eq!(decide(&reported, at(0)), decision, "an earlier report does not shorten that");
+}
+
+#[test]
+fn an_activity_that_was_rounded_into_the_future_is_believed_but_not_stored() {
+    let ahead = Input { reported: Some(at(200)), ..input() };
+    let decision = decide(&ahead, at(0));
+    assert_eq!((decision.wanted, decision.last_activity), (1, Some(at(0))));
+    assert_eq!(decision.next, Some(at(1100) + TICK));
 }
 
 #[test]
@@ -233,12 +243,13 @@ fn a_sleeping_pool_leaves_nothing_in_memory() {
 
 #[test]
 fn the_stored_activity_moves_in_quarters_of_the_delay() {
-    let stored = |seconds_ago: i64| {
-        let input = Input { demand: &[1], stored: Some(at(-seconds_ago)), ..input() };
-        decide(&input, at(0)).last_activity
+    let stored = |seconds_ago: i64, demand| {
+        let stored = Some(at(-seconds_ago));
+        decide(&Input { demand, stored, reported: Some(at(0)), ..input() }, at(0)).last_activity
     };
-    assert_eq!(stored(225), Some(at(-225)));
-    assert_eq!(stored(226), Some(at(0)));
+    assert_eq!(stored(225, IDLE), Some(at(-225)));
+    assert_eq!(stored(226, IDLE), Some(at(0)));
+    assert_eq!(stored(226, &[1]), Some(at(-226)), "requests themselves say that it is awake");
 }
 
 #[test]

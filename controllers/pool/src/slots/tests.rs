@@ -15,12 +15,13 @@ fn holders(text: &str) -> Vec<Holder> {
     grants.into_iter().map(|(name, count)| Holder { name, demand: count.into() }).collect()
 }
 
-/// Divides; `held` and the result are annotations, `!` stands for an unreadable one.
+/// Divides; `held` and the result are annotations, `-` stands for none.
 #[track_caller]
 fn check(scale: &PoolScale, held: &[&str], new: usize, gateways: &str, expected: &[&str]) {
-    let held: Vec<_> = held.iter().map(|text| parse(text)).collect();
+    let held: Vec<_> = held.iter().map(|text| (*text != "-").then(|| read(text))).collect();
     let divided = divide(scale, &held, new, &holders(gateways));
-    let divided: Vec<_> = divided.iter().map(render).collect();
+    let text = |grants: &Option<Grants>| grants.as_ref().map_or("-".to_owned(), render);
+    let divided: Vec<_> = divided.iter().map(text).collect();
     assert_eq!(divided, expected, "{held:?} among {gateways}");
 }
 
@@ -47,7 +48,15 @@ fn new_sandboxes_are_divided_evenly_and_the_rest_goes_to_those_with_the_fewest()
 #[test]
 fn a_pool_without_a_limit_counts_no_slots() {
     let scale = PoolScale { requests_per_instance: None, ..soft(1) };
-    check(&scale, &["a=5"], 2, "a=9", &[]);
+    check(&scale, &["-"], 2, "a=9", &["-", "-", "-"]);
+    check(
+        &scale,
+        &["-", "!", "a=5", ""],
+        0,
+        "a=9",
+        &["-", "a=2147483647", "a=2147483647", "a=2147483647"],
+    );
+    check(&scale, &["a=5"], 0, "", &[""]);
     assert!(!is_broken(None, &scale, &holders("a=0")));
 }
 
@@ -64,7 +73,7 @@ fn soft_slots_follow_the_gateways() {
     check(&soft(10), &["a=5,b=5"], 0, "a=0", &["a=10"]);
     check(&soft(10), &["a=10"], 0, "a=0,b=0", &["a=5,b=5"]);
     check(&soft(10), &["a=5,b=5"], 0, "a=0,c=0", &["a=5,c=5"]);
-    check(&soft(10), &[""], 0, "a=0", &["a=10"]);
+    check(&soft(10), &["", "-"], 0, "a=0", &["a=10", "a=10"]);
 }
 
 #[test]
@@ -151,20 +160,18 @@ fn no_sandbox_grants_more_than_its_limit() {
         let divided = divide(&scale, &held, new, &holders);
         prop_assert_eq!(divided.len(), held.len() + new);
         if !holders.is_empty() {
-            for grants in &divided {
+            for grants in divided.iter().flatten() {
                 prop_assert_eq!(grants.values().sum::<i32>(), limit, "{:?}", grants);
             }
         }
-        let again: Vec<_> = divided.iter().cloned().map(Some).collect();
-        let settled = settle(&scale, again, &holders);
-        prop_assert!(settled, "slots keep moving although nothing changes");
+        prop_assert!(settle(&scale, divided, &holders), "slots keep moving although nothing changes");
     });
 }
 
 /// Whether dividing again and again comes to rest: each move at least halves what is unused.
 fn settle(scale: &PoolScale, mut held: Vec<Option<Grants>>, holders: &[Holder]) -> bool {
     (0..8).any(|_| {
-        let next: Vec<_> = divide(scale, &held, 0, holders).into_iter().map(Some).collect();
+        let next = divide(scale, &held, 0, holders);
         let rests = next == held;
         held = next;
         rests

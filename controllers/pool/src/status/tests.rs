@@ -140,21 +140,47 @@ fn of_several_causes_the_one_that_tells_most_is_reported() {
     check(&situation(fixed(4), sandboxes, live()), "False", "ConfigMissing", "the cause");
 }
 
+/// The report when the API server refuses new sandboxes.
+fn refused(situation: &Situation, now: Timestamp) -> Report {
+    let plan = plan(situation, &settings(), now);
+    let refused = Some("violates PodSecurity \"restricted\"".to_owned());
+    status(situation, &plan, &Outcome { refused, ..Outcome::default() }, now)
+}
+
 #[test]
 fn a_refused_sandbox_is_reported_in_the_servers_words() {
-    let refused = |sandboxes: Vec<Sandbox>, count| {
-        let situation = situation(fixed(count), sandboxes, live());
-        let plan = plan(&situation, &settings(), at(0));
-        let outcome = Outcome {
-            refused: Some("violates PodSecurity \"restricted\"".to_owned()),
-            ..Outcome::default()
-        };
-        let report = status(&situation, &plan, &outcome, at(0));
-        let ready = report.status.conditions[0].clone();
-        (ready.status, ready.reason, ready.message.contains("violates PodSecurity"))
-    };
-    assert_eq!(refused(vec![], 1), ("False".into(), "PodRefused".into(), true));
-    assert_eq!(refused(vec![sandbox(0, 1)], 2), ("False".into(), "Degraded".into(), true));
+    for (sandboxes, count, reason) in
+        [(vec![], 1, "PodRefused"), (vec![sandbox(0, 1)], 2, "Degraded")]
+    {
+        let report = refused(&situation(fixed(count), sandboxes, live()), at(0));
+        let ready = &report.status.conditions[0];
+        assert_eq!((ready.status.as_str(), ready.reason.as_str()), ("False", reason));
+        assert!(ready.message.contains("violates PodSecurity"), "{}", ready.message);
+        assert_eq!(report.status.incarnation, 0, "its name was not used");
+    }
+}
+
+#[test]
+fn what_was_refused_is_tried_again_ever_more_rarely() {
+    let mut situation = situation(fixed(1), vec![], live());
+    let first = refused(&situation, at(0));
+    assert_eq!(first.next, Some(at(1)));
+    let mut pool = situation.pool.as_ref().clone();
+    pool.status = Some(first.status);
+    situation.pool = pool.into();
+    for (second, wait) in [(1, 1), (2, 2), (4, 4), (40, 40), (3600, 60)] {
+        let next = refused(&situation, at(second)).next;
+        assert_eq!(next, Some(at(second + wait)), "after {second} s");
+    }
+}
+
+#[test]
+fn a_name_that_a_stranger_has_is_given_up_soon() {
+    let situation = situation(fixed(1), vec![], live());
+    let plan = plan(&situation, &settings(), at(0));
+    let outcome = Outcome { name_taken: true, incarnation: 1, ..Outcome::default() };
+    let report = status(&situation, &plan, &outcome, at(0));
+    assert_eq!((report.next, report.status.incarnation), (Some(at(1)), 1));
 }
 
 #[test]
