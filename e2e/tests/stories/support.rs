@@ -78,6 +78,16 @@ impl Echo<'_> {
         Ok(version.to_str()?.to_owned())
     }
 
+    /// Waits until this version answers. Gateways learn of a Route and of a switch by watching.
+    pub(crate) async fn until_it_answers(&self, version: &str) -> anyhow::Result<()> {
+        self.until(&format!("version {version} to answer on {}", self.host()), async || {
+            let seen = self.version().await?;
+            ensure!(seen == version, "version {seen} answers");
+            Ok(())
+        })
+        .await
+    }
+
     /// An object of this namespace.
     pub(crate) async fn object(&self, kind: &str, name: &str) -> anyhow::Result<Value> {
         let text = self.space.kubectl(&["get", kind, name, "-o", "json"]).await?;
@@ -137,6 +147,13 @@ pub(crate) fn said(object: &Value, condition: &str) -> String {
     let conditions = object["status"]["conditions"].as_array().cloned().unwrap_or_default();
     let found = conditions.iter().find(|entry| entry["type"] == condition);
     found.map(|c| format!("{} {}", text(&c["status"]), text(&c["reason"]))).unwrap_or_default()
+}
+
+/// The message of an object's condition; empty when there is none.
+pub(crate) fn message(object: &Value, condition: &str) -> String {
+    let conditions = object["status"]["conditions"].as_array().cloned().unwrap_or_default();
+    let found = conditions.iter().find(|entry| entry["type"] == condition);
+    found.map(|entry| text(&entry["message"])).unwrap_or_default()
 }
 
 /// A string of a JSON value; empty when it is none.
