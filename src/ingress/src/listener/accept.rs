@@ -177,10 +177,11 @@ async fn introduce(
 ) -> Result<Introduced, IntroductionError> {
     let is_balancer = reception.is_trusted(peer.ip());
     let mut address = peer.ip();
-    if is_balancer && config.proxy_protocol == ProxyProtocol::FromTrusted {
-        if let Some(source) = proxy_protocol::read(&mut stream).await? {
-            address = source;
-        }
+    if is_balancer
+        && config.proxy_protocol == ProxyProtocol::FromTrusted
+        && let Some(source) = proxy_protocol::read(&mut stream).await?
+    {
+        address = source;
     }
     // Whoever a balancer vouches for is a client as any other; the balancer itself is not limited.
     let is_trusted = reception.is_trusted(address);
@@ -253,12 +254,12 @@ impl Drop for Place {
     fn drop(&mut self) {
         let mut guests = self.guests.lock();
         guests.total -= 1;
-        if let Some(client) = self.client {
-            if let Some(count) = guests.by_client.get_mut(&client) {
-                *count -= 1;
-                if *count == 0 {
-                    guests.by_client.remove(&client);
-                }
+        if let Some(client) = self.client
+            && let Some(count) = guests.by_client.get_mut(&client)
+        {
+            *count -= 1;
+            if *count == 0 {
+                guests.by_client.remove(&client);
             }
         }
         self.shared.core.metrics.connections.dec();

@@ -118,7 +118,7 @@ struct Timing {
 /// How a try at one sandbox failed.
 enum TryError {
     /// No connection: the request is untouched.
-    Dead(Outgoing),
+    Dead(Box<Outgoing>),
     Failed(Code),
 }
 
@@ -136,7 +136,7 @@ impl Errand<'_> {
                 Err(TryError::Dead(untouched)) => {
                     has_retried = true;
                     self.core.metrics.retries.inc();
-                    outgoing = untouched;
+                    outgoing = *untouched;
                 }
             }
         }
@@ -174,7 +174,7 @@ impl Errand<'_> {
             }
         }
         slot.give_back_dead();
-        Err(TryError::Dead(outgoing))
+        Err(TryError::Dead(Box::new(outgoing)))
     }
 }
 

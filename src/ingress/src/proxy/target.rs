@@ -45,10 +45,8 @@ pub(super) fn check_form(parts: &Parts) -> Result<(), Code> {
     if is_tunnel && parts.extensions.get::<Protocol>().is_none() {
         return Err(Code::BadRequest);
     }
-    if let Some(scheme) = parts.uri.scheme_str() {
-        if !["http", "https"].contains(&scheme) {
-            return Err(Code::BadRequest);
-        }
+    if parts.uri.scheme_str().is_some_and(|scheme| !["http", "https"].contains(&scheme)) {
+        return Err(Code::BadRequest);
     }
     check_framing(&parts.headers, parts.version)
 }
@@ -123,12 +121,12 @@ fn percent_decoded(text: &[u8]) -> Vec<u8> {
     let mut decoded = Vec::with_capacity(text.len());
     let mut rest = text;
     while let [first, tail @ ..] = rest {
-        if let (b'%', [high, low, tail @ ..]) = (first, tail) {
-            if let (Some(high), Some(low)) = (digit(*high), digit(*low)) {
-                decoded.push(u8::try_from(high * 16 + low).unwrap_or_default());
-                rest = tail;
-                continue;
-            }
+        if let (b'%', [high, low, tail @ ..]) = (first, tail)
+            && let (Some(high), Some(low)) = (digit(*high), digit(*low))
+        {
+            decoded.push(u8::try_from(high * 16 + low).unwrap_or_default());
+            rest = tail;
+            continue;
         }
         decoded.push(*first);
         rest = tail;

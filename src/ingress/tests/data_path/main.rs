@@ -1,6 +1,8 @@
 //! The data plane from socket to socket, on loopback: real clients, real programs as sandboxes,
 //! and the tests in the role of the feed.
 
+#![expect(clippy::unwrap_used, reason = "a helper that panics fails its test, as it should")]
+
 mod client;
 mod forwarding;
 mod gateway;
