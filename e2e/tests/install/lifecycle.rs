@@ -1,0 +1,204 @@
+//! Install, upgrade, roll back, uninstall, install again: on a cluster of its own, because other
+//! tests need Portolan meanwhile.
+
+use std::fs;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use anyhow::{Context, bail, ensure};
+use portolan_cluster::cluster::Cluster;
+use portolan_cluster::platform::{self, NAMESPACE};
+use portolan_cluster::{command, logs, wait};
+use serde_json::Value;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+const CLUSTER: &str = "install";
+const TEAM: &str = "portolan-samples";
+const HOST: &str = "echo.portolan.test";
+
+/// How long what was removed may take to be gone: sandboxes and gateways drain first.
+const REMOVAL_LIMIT: Duration = Duration::from_secs(90);
+
+/// What Kubernetes itself puts into every namespace.
+const OF_KUBERNETES: [&str; 2] = ["configmap/kube-root-ca.crt", "serviceaccount/default"];
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_users_have_outlives_upgrade_rollback_and_removal() -> anyhow::Result<()> {
+    let result = story().await;
+    if result.is_err()
+        && let Ok(folder) = logs::collect(CLUSTER)
+    {
+        eprintln!("the logs are in {}", folder.display());
+    }
+    result.and(Cluster::down(CLUSTER))
+}
+
+async fn story() -> anyhow::Result<()> {
+    let cluster = Cluster::ensure(CLUSTER, 1).await?;
+    install(&cluster, &[])?;
+    for sample in ["00-namespaces.yaml", "02-echo.yaml"] {
+        apply(&cluster, sample)?;
+    }
+    let wait = ["wait", "--for=condition=Ready", "app/echo", "route/echo", "--timeout=90s"];
+    team(&cluster, &wait)?;
+    let before = Belongings::of(&cluster)?;
+    let visitor = Visitor::start(cluster.state().ports.http);
+
+    install(&cluster, &["logs.filter=debug"]).context("upgrade")?;
+    ensure!(Belongings::of(&cluster)? == before, "the upgrade changed what users have");
+    helm(&cluster, &["rollback", "portolan", "1", "--wait", "--timeout", "120s"])?;
+    ensure!(Belongings::of(&cluster)? == before, "the rollback changed what users have");
+    visitor.leave().await?;
+
+    helm(&cluster, &["uninstall", "portolan", "--wait"])?;
+    helm(&cluster, &["uninstall", "portolan-crds", "--wait"])?;
+    wait::until("nothing to be left of the charts", REMOVAL_LIMIT, async || {
+        let left = left(&cluster)?;
+        ensure!(left.is_empty(), "{}", left.join(", "));
+        Ok(())
+    })
+    .await?;
+    let after = Belongings::of(&cluster)?;
+    ensure!(after == before, "the removal changed what users have: {after:?}, was {before:?}");
+
+    install(&cluster, &["logs.filter=warn"]).context("install again")?;
+    team(&cluster, &wait)?;
+    ensure!(ask(cluster.state().ports.http).await? == 200, "it answers again");
+    team(&cluster, &["delete", "apps,routes", "--all", "--timeout=60s"])?;
+    wait::until("nothing to be left of the App", REMOVAL_LIMIT, async || {
+        let kinds = "pods,networkpolicies,sandboxpools,appversions";
+        let left = team(&cluster, &["get", kinds, "-o", "name"])?;
+        ensure!(left.trim().is_empty(), "{left}");
+        let claims =
+            command::output(cluster.program("kubectl").args(["get", "claims", "-o", "name"]))?;
+        ensure!(claims.trim().is_empty(), "{claims}");
+        Ok(())
+    })
+    .await
+}
+
+/// What must not change: the kinds, the App, and the sandbox that never sleeps, by UID.
+#[derive(Debug, PartialEq)]
+struct Belongings {
+    kinds: Vec<String>,
+    app: String,
+    sandboxes: Vec<String>,
+}
+
+impl Belongings {
+    fn of(cluster: &Cluster) -> anyhow::Result<Self> {
+        let mut kubectl = cluster.program("kubectl");
+        let crds: Value =
+            serde_json::from_str(&command::output(kubectl.args(["get", "crds", "-o", "json"]))?)?;
+        let ours = |crd: &&Value| crd["spec"]["group"] == portolan_api::GROUP;
+        let crds = crds["items"].as_array().context("a list")?.iter().filter(ours);
+        let kinds: Vec<_> = crds.map(|crd| crd["metadata"]["uid"].to_string()).collect();
+        ensure!(!kinds.is_empty(), "there are no kinds of ours");
+        let uid = "jsonpath={.metadata.uid}";
+        let uids = "jsonpath={.items[*].metadata.uid}";
+        let sandboxes =
+            team(cluster, &["get", "pods", "-l", "portolan.dev/service=wire", "-o", uids])?;
+        Ok(Self {
+            kinds,
+            app: team(cluster, &["get", "app", "echo", "-o", uid])?,
+            sandboxes: sandboxes.split_whitespace().map(ToOwned::to_owned).collect(),
+        })
+    }
+}
+
+/// Somebody who asks all the time, and takes no other answer than 200.
+struct Visitor {
+    stop: CancellationToken,
+    asking: JoinHandle<anyhow::Result<()>>,
+    answers: Arc<AtomicU32>,
+}
+
+impl Visitor {
+    fn start(port: u16) -> Self {
+        let (stop, answers) = (CancellationToken::new(), Arc::new(AtomicU32::new(0)));
+        let (told, counted) = (stop.clone(), Arc::clone(&answers));
+        let asking = tokio::spawn(async move {
+            while !told.is_cancelled() {
+                let status = ask(port).await?;
+                let count = counted.fetch_add(1, Ordering::Relaxed);
+                ensure!(status == 200, "request {count} was answered {status}");
+            }
+            Ok(())
+        });
+        Self { stop, asking, answers }
+    }
+
+    async fn leave(self) -> anyhow::Result<()> {
+        self.stop.cancel();
+        self.asking.await??;
+        let count = self.answers.load(Ordering::Relaxed);
+        ensure!(count > 100, "only {count} requests were answered meanwhile");
+        Ok(())
+    }
+}
+
+/// One request on a connection of its own; the status of the answer.
+async fn ask(port: u16) -> anyhow::Result<u16> {
+    let mut stream = TcpStream::connect(("127.0.0.1", port)).await.context("connect")?;
+    let request = format!("GET /health HTTP/1.1\r\nHost: {HOST}\r\nConnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.context("send a request")?;
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).await.context("read the answer")?;
+    let answer = String::from_utf8_lossy(&answer);
+    let status = answer.strip_prefix("HTTP/1.1 ").and_then(|rest| rest.get(..3));
+    status.and_then(|code| code.parse().ok()).with_context(|| format!("no answer: {answer:?}"))
+}
+
+/// What is in the system's namespace, and what of the cluster's bears our name, but for the kinds.
+fn left(cluster: &Cluster) -> anyhow::Result<Vec<String>> {
+    let mut kubectl = cluster.program("kubectl");
+    let namespaced = ["api-resources", "--namespaced", "--verbs=list", "-o", "name"];
+    let kinds = command::output(kubectl.args(namespaced))?;
+    // Events tell of what was and go by themselves; metrics are no objects.
+    let kinds: Vec<_> = kinds.lines().filter(|kind| !kind.starts_with("events")).collect();
+    let mut kubectl = cluster.program("kubectl");
+    let get = ["get", &kinds.join(","), "-n", NAMESPACE, "-o", "name"];
+    let objects = command::output(kubectl.args(get))?;
+    let mut left: Vec<String> = objects
+        .lines()
+        .filter(|object| !OF_KUBERNETES.contains(object))
+        .map(ToOwned::to_owned)
+        .collect();
+    let kinds = "clusterroles,clusterrolebindings,validatingadmissionpolicies,\
+                 validatingadmissionpolicybindings,priorityclasses,apiservices";
+    let mut kubectl = cluster.program("kubectl");
+    let objects = command::output(kubectl.args(["get", kinds, "-o", "name"]))?;
+    // The API server makes an APIService of each group that is served.
+    let ours = objects.lines().filter(|object| object.contains("portolan"));
+    left.extend(ours.filter(|object| !object.ends_with(".portolan.dev")).map(ToOwned::to_owned));
+    Ok(left)
+}
+
+fn install(cluster: &Cluster, values: &[&str]) -> anyhow::Result<()> {
+    tokio::task::block_in_place(|| platform::install(cluster, values))
+}
+
+fn apply(cluster: &Cluster, sample: &str) -> anyhow::Result<()> {
+    let path = portolan_cluster::paths::Paths::discover().repository.join("docs/samples");
+    let manifest = fs::read_to_string(path.join(sample)).with_context(|| sample.to_owned())?;
+    command::feed(cluster.program("kubectl").args(["apply", "-f", "-"]), &manifest)
+}
+
+fn team(cluster: &Cluster, arguments: &[&str]) -> anyhow::Result<String> {
+    let mut kubectl = cluster.program("kubectl");
+    kubectl.args(["--namespace", TEAM]).args(arguments);
+    tokio::task::block_in_place(|| command::output(&mut kubectl))
+}
+
+fn helm(cluster: &Cluster, arguments: &[&str]) -> anyhow::Result<()> {
+    let mut helm = cluster.program("helm");
+    helm.args(arguments).args(["--namespace", NAMESPACE]);
+    match tokio::task::block_in_place(|| command::output(&mut helm)) {
+        Ok(_) => Ok(()),
+        Err(error) => bail!("helm {}: {error:#}", arguments.join(" ")),
+    }
+}

@@ -1,0 +1,7 @@
+//! Portolan as administrators install it: what its processes may do, what the samples show, and
+//! what upgrade, rollback and removal leave.
+
+mod identity;
+mod lifecycle;
+mod permissions;
+mod samples;
