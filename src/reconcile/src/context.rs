@@ -43,8 +43,9 @@ pub struct LeaseSettings {
     pub namespace: String,
     /// How long a Lease holds after its last renewal. Whole seconds.
     pub duration: Duration,
-    /// How long before that the holder renews; it stops leading after half of this. Whole
-    /// seconds, at least 2, less than `duration`; bounds the clock skew that is tolerated.
+    /// How long before that the holder renews. Without success it stops leading when a quarter of
+    /// this is left, which is also the clock skew that is tolerated, and the time that one try
+    /// gets. Whole seconds, at least 1, less than `duration`.
     pub grace: Duration,
 }
 
@@ -68,12 +69,13 @@ impl Settings {
 }
 
 impl LeaseSettings {
-    /// A Lease that is taken over 15 s after its holder died.
+    /// A Lease that is taken over 15 s after its holder died, and survives two tries to renew it
+    /// that got no answer.
     pub fn standard(namespace: impl Into<String>) -> Self {
         Self {
             namespace: namespace.into(),
             duration: Duration::from_secs(15),
-            grace: Duration::from_secs(5),
+            grace: Duration::from_secs(8),
         }
     }
 }

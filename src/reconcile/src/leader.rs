@@ -4,10 +4,14 @@
 //! much longer: a holder that cannot reach the API server goes on believing. So its client is
 //! wrapped, and every renewal that the API server confirmed is remembered with the time at which
 //! it was *sent*. We lead only for a while after that, and stop before anybody else may take over.
+//!
+//! Nor does it look at a Lease of somebody else before that lapses. So a candidate that waits reads
+//! the Lease now and then, and begins anew when its holder gave it back.
 
 use std::{future::Future, time::Duration};
 
-use kube::{Client, client::Body};
+use k8s_openapi::api::coordination::v1::Lease;
+use kube::{Api, Client, client::Body};
 use kube_lease_manager::{LeaseManager, LeaseManagerBuilder, LeaseManagerError};
 use portolan_process::ErrorChain;
 use tokio::{
@@ -20,10 +24,13 @@ use tower::BoxError;
 use crate::{LeaseSettings, controller::RunError};
 
 /// How long to rest after the Lease could not be read or written.
-const RETRY_AFTER: Duration = Duration::from_secs(1);
+const RETRY_AFTER: Duration = Duration::from_millis(500);
 
 /// How long to try to give the Lease back at shutdown; it lapses by itself otherwise.
 const RELEASE_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// How often a candidate looks whether the Lease was given back.
+const LOOK_EVERY: Duration = Duration::from_secs(2);
 
 /// Competes for one Lease.
 pub(crate) struct Election {
@@ -41,9 +48,11 @@ impl Election {
         leading: watch::Sender<bool>,
         stop: CancellationToken,
     ) -> Result<(), RunError> {
+        // Outlives a manager: a renewal of the last one holds for the next.
+        let renewed = watch::Sender::new(None);
         while !stop.is_cancelled() {
-            let error = match self.compete(&leading, &stop).await {
-                Ok(()) => return Ok(()),
+            let error = match self.compete(&leading, &renewed, &stop).await {
+                Ok(()) => continue,
                 Err(error) => error,
             };
             leading.send_replace(false);
@@ -57,15 +66,16 @@ impl Election {
         Ok(())
     }
 
-    /// One life of a lease manager: ends with `stop`, or when the Lease itself is lost.
+    /// One life of a lease manager: ends with `stop`, when another one would get the Lease sooner,
+    /// or when the Lease itself is lost.
     async fn compete(
         &self,
         leading: &watch::Sender<bool>,
+        renewed: &watch::Sender<Option<Instant>>,
         stop: &CancellationToken,
     ) -> Result<(), LeaseManagerError> {
-        let renewed = watch::Sender::new(None);
-        let request_timeout = self.settings.grace / 2;
-        let client = watched(self.client.clone(), renewed.clone(), request_timeout);
+        let margin = self.settings.grace / 4;
+        let client = watched(self.client.clone(), renewed.clone(), margin);
         let manager = LeaseManagerBuilder::new(client, &self.lease)
             .with_namespace(&self.settings.namespace)
             .with_identity(&self.identity)
@@ -77,17 +87,36 @@ impl Election {
         let mut fence = Fence {
             leading,
             renewed: renewed.subscribe(),
-            valid_for: self.settings.duration - self.settings.grace / 2,
+            valid_for: self.settings.duration - margin,
             held: false,
         };
         tokio::select! {
             ended = fence.follow(&manager) => ended,
+            () = self.given_back(leading) => Ok(()),
             () = stop.cancelled() => {
                 leading.send_replace(false);
                 if timeout(RELEASE_TIMEOUT, manager.release()).await.is_err() {
                     tracing::debug!(lease = self.lease, "Lease not given back in time");
                 }
                 Ok(())
+            }
+        }
+    }
+}
+
+impl Election {
+    /// Resolves when nobody holds the Lease while we wait for it. A read that fails says nothing.
+    async fn given_back(&self, leading: &watch::Sender<bool>) {
+        let leases: Api<Lease> = Api::namespaced(self.client.clone(), &self.settings.namespace);
+        loop {
+            tokio::time::sleep(LOOK_EVERY).await;
+            if *leading.borrow() {
+                continue;
+            }
+            let read = timeout(LOOK_EVERY, leases.get(&self.lease)).await;
+            let holder = |lease: Lease| lease.spec.and_then(|spec| spec.holder_identity);
+            if read.is_ok_and(|read| read.is_ok_and(|lease| holder(lease).is_none())) {
+                return;
             }
         }
     }

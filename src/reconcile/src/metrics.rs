@@ -76,8 +76,9 @@ pub struct ReconcileMetrics {
 }
 
 impl ReconcileMetrics {
-    /// Registers all of it; call once per registry.
+    /// Registers all of it under the prefix `reconcile`; call once per registry.
     pub fn register(registry: &mut Registry) -> Self {
+        let registry = registry.sub_registry_with_prefix("reconcile");
         let metrics = Self {
             passes: Family::default(),
             pass_seconds: Family::new_with_constructor(seconds),

@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     Cache, Change, Context, ObjectKey, Queue,
-    cache::{CacheParts, Handler, IndexBy, Project, Sighting},
+    cache::{CacheParts, Handler, IndexBy, IsSame, Project, Sighting},
     controller::RunError,
     guard::Guarded,
     metrics::WatchLabel,
@@ -53,6 +53,7 @@ pub struct Watch<K: Watched, T = K> {
     project: Project<K, T>,
     indexes: Vec<(&'static str, IndexBy<T>)>,
     handlers: Vec<Handler<T>>,
+    is_same: Option<IsSame<T>>,
 }
 
 impl<K: Watched> Watch<K> {
@@ -65,6 +66,7 @@ impl<K: Watched> Watch<K> {
             project: Box::new(Some),
             indexes: Vec::new(),
             handlers: Vec::new(),
+            is_same: None,
         }
     }
 
@@ -87,7 +89,7 @@ impl<K: Watched> Watch<K> {
         project: impl Fn(K) -> Option<T> + Send + Sync + 'static,
     ) -> Watch<K, T> {
         assert!(
-            self.indexes.is_empty() && self.handlers.is_empty(),
+            self.indexes.is_empty() && self.handlers.is_empty() && self.is_same.is_none(),
             "the projection comes before indexes and handlers"
         );
         Watch {
@@ -96,6 +98,7 @@ impl<K: Watched> Watch<K> {
             project: Box::new(project),
             indexes: Vec::new(),
             handlers: Vec::new(),
+            is_same: None,
         }
     }
 }
@@ -140,6 +143,16 @@ impl<K: Watched, T: Send + Sync + 'static> Watch<K, T> {
     {
         let by: IndexBy<T> = Box::new(move |value| by(value).into_iter().collect());
         self.indexes.push((name, by));
+        self
+    }
+
+    /// Tells nobody of an object that changed in nothing that is kept of it, for example of a Pod
+    /// of which only the heartbeat moved. The cache takes it in all the same.
+    pub fn distinct(mut self) -> Self
+    where
+        T: PartialEq,
+    {
+        self.is_same = Some(Box::new(T::eq));
         self
     }
 
@@ -189,6 +202,7 @@ impl<K: Watched, T: Send + Sync + 'static> Watch<K, T> {
             project: self.project,
             indexes: self.indexes,
             handlers: self.handlers,
+            is_same: self.is_same,
             size: metrics.cached_objects.get_or_create_owned(&label),
         });
         let feed = Feed {

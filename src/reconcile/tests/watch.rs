@@ -194,6 +194,53 @@ async fn only_what_the_projection_makes_is_kept() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_distinct_watch_tells_only_of_what_is_kept() {
+    let told = Arc::new(Mutex::new(Vec::new()));
+    let telling = told.clone();
+    let watch = Watch::<ConfigMap>::new()
+        .project(|config| config.data)
+        .distinct()
+        .on_change(move |change| telling.lock().unwrap().push(change.key.name.clone()));
+    let events = vec![
+        good("ADDED", "a", 1),
+        end(2),
+        good("MODIFIED", "a", 3),
+        event("MODIFIED", "a", 4, json!({"a": "changed"})),
+        good("DELETED", "a", 5),
+    ];
+    watched(watch, [Answer::Watch(events)]).await;
+    assert_eq!(*told.lock().unwrap(), ["a", "a", "a"], "added, changed, deleted");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_watch_that_cannot_be_begun_backs_off() {
+    let (wire, client) = Wire::answering(|_| Answer::failure(500, "InternalError", "etcd is away"));
+    let context = context(client);
+    let (cache, task) = Watch::<ConfigMap>::new().start(&context, "demo");
+    let task = tokio::spawn(task);
+    sleep(Duration::from_secs(600)).await;
+    let tries = wire.sent().len();
+    assert!((15..40).contains(&tries), "once per 15 to 60 seconds in the end, not {tries} times");
+    assert!(!cache.is_synced());
+    task.abort();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_version_refused_as_too_old_is_not_asked_for_again() {
+    let (cache, _, wire) = watched(
+        Watch::<ConfigMap>::new(),
+        [
+            Answer::WatchThenEnd(vec![good("ADDED", "a", 1), end(4)]),
+            Answer::failure(410, "Expired", "too old resource version"),
+            Answer::Watch(vec![good("ADDED", "b", 7), end(8)]),
+        ],
+    )
+    .await;
+    assert_eq!(names(&cache), ["b"]);
+    assert!(wire.sent()[2].query.contains("sendInitialEvents=true"), "{:?}", wire.sent()[2]);
+}
+
+#[tokio::test(start_paused = true)]
 async fn pruning_drops_managed_fields() {
     let events = || [Answer::Watch(vec![good("ADDED", "a", 1), end(2)])];
     let (whole, ..) = watched(Watch::<ConfigMap>::new(), events()).await;
