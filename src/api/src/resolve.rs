@@ -1,9 +1,11 @@
 //! From an App's spec to the version it asks for. Pure: the same input always gives the same
 //! version, on every machine and in every release with the same [`HASH_VERSION`].
 
+use std::collections::BTreeMap;
+
 use k8s_openapi::api::core::v1::{EnvVar, Probe, TCPSocketAction};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::app::{AppSpec, ScaleMode, ScaleSpec, ServiceSpec};
 use crate::names;
@@ -42,13 +44,13 @@ pub fn resolve(app: &str, spec: &AppSpec) -> AppVersionSpec {
 /// SHA-256 of the user's canonical input: what was written, without what has no bearing on what
 /// runs and without values that only repeat a schema default. Hexadecimal.
 pub fn digest(spec: &AppSpec) -> String {
-    names::digest(&[canonical(spec).to_string().as_bytes()])
+    names::digest(&[text(&canonical(spec)).as_bytes()])
 }
 
 /// The digest that names a pool: everything that a sandbox is made from.
 pub fn sandbox_digest(sandbox: &SandboxSpec) -> String {
     let value = serde_json::to_value(sandbox).expect("a sandbox is plain data");
-    names::digest(&[value.to_string().as_bytes()])
+    names::digest(&[text(&value).as_bytes()])
 }
 
 /// The name of the pool that runs this service of `app`.
@@ -56,7 +58,22 @@ pub fn pool_name(app: &str, service: &VersionService) -> String {
     names::pool(app, &service.name, &sandbox_digest(&service.sandbox), None)
 }
 
-/// `serde_json` keeps object keys sorted, so equal input has equal text.
+/// JSON without spaces and with sorted keys. Written out here, because a neighbour that turns on
+/// `preserve_order` of `serde_json` would otherwise rename every version.
+fn text(value: &Value) -> String {
+    match value {
+        Value::Object(fields) => {
+            let sorted: BTreeMap<_, _> = fields.iter().collect();
+            let field = |(key, value): (&String, &Value)| format!("{}:{}", json!(key), text(value));
+            format!("{{{}}}", sorted.into_iter().map(field).collect::<Vec<_>>().join(","))
+        }
+        Value::Array(items) => {
+            format!("[{}]", items.iter().map(text).collect::<Vec<_>>().join(","))
+        }
+        plain => plain.to_string(),
+    }
+}
+
 fn canonical(spec: &AppSpec) -> Value {
     let mut value = serde_json::to_value(spec).expect("a spec is plain data");
     let root = value.as_object_mut().expect("a spec is an object");

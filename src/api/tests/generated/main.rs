@@ -1,11 +1,13 @@
 //! What is generated from the types is what lies in the tree. `UPDATE=1` writes it instead:
 //! `UPDATE=1 cargo test -p portolan-api --test generated`.
 
+mod reference;
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::{env, fs};
 
-use portolan_api::crds;
+use portolan_api::{conditions, crds};
 use serde_json::Value;
 
 const HEADER: &str =
@@ -23,6 +25,25 @@ fn the_chart_carries_the_same_crds() {
         assert!(!text.contains("{{"), "{name} would be read as a template by Helm");
     }
     check("charts/portolan-crds/templates", &files);
+}
+
+#[test]
+fn the_reference_describes_the_same_fields() {
+    let path = repository().join("docs/reference.md");
+    let page = reference::page(&crds::manifests());
+    if env::var_os("UPDATE").is_some() {
+        fs::write(&path, &page).unwrap();
+    }
+    assert!(read(&path) == page, "{} is stale; run `make crds`", path.display());
+}
+
+/// A reason that the documentation does not explain leaves its reader alone.
+#[test]
+fn every_condition_reason_is_explained() {
+    let page = read(&repository().join("docs/troubleshooting.md"));
+    let silent = |reason: &&&str| !page.contains(&format!("| `{reason}` |"));
+    let unexplained: Vec<_> = conditions::reason::ALL.iter().filter(silent).collect();
+    assert!(unexplained.is_empty(), "docs/troubleshooting.md has no row for {unexplained:?}");
 }
 
 #[test]
