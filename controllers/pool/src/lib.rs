@@ -45,7 +45,7 @@ use portolan_reconcile::{
 use self::{
     apply::{Applier, Outcome},
     gateway::{LeaseView, ReportView},
-    observe::{BY_GATEWAY, BY_POOL, Caches, Memory, Situation},
+    observe::{BY_GATEWAY, BY_POOL, Caches, Memory, Packed, Situation},
     plan::Plan,
     sandbox::Sandbox,
 };
@@ -69,7 +69,7 @@ pub fn run(
 }
 
 fn watch(controller: &mut Controller, settings: &Settings) -> Caches {
-    let pools = controller.primary(Watch::<SandboxPool>::new().prune());
+    let pools = controller.primary(Watch::<SandboxPool>::new().project(Packed::of));
     let sandboxes = controller.watch(
         Watch::<Pod>::new()
             .labels(labels::POOL)

@@ -1,0 +1,49 @@
+use portolan_api::SandboxPoolStatus;
+
+use super::*;
+use crate::{
+    fixture::{at, pool},
+    scale,
+};
+
+#[test]
+fn a_packed_pool_is_the_pool() {
+    let mut pool = pool();
+    pool.status = Some(SandboxPoolStatus {
+        incarnation: 7,
+        last_activity: Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(at(0))),
+        ..SandboxPoolStatus::default()
+    });
+    let mut stored = pool.clone();
+    stored.metadata.annotations = Some([("note".to_owned(), "x".repeat(9000))].into());
+    stored.metadata.managed_fields = Some(vec![]);
+    let packed = Packed::of(stored).expect("every pool is kept");
+    assert_eq!(packed.unpack(), pool);
+    assert!(packed.0.len() < 1000, "ten thousand pools take {} bytes each", packed.0.len());
+}
+
+#[test]
+fn what_is_remembered_belongs_to_one_pool() {
+    let (memory, first) = (Memory::default(), pool());
+    let mut second = pool();
+    second.metadata.uid = Some("uid-of-the-next".to_owned());
+    let key = ObjectKey::of(&first);
+    let demand = [1];
+    let input = scale::Input {
+        role: first.spec.role,
+        scale: &first.spec.scale,
+        floor: 0,
+        replicas: 1,
+        demand: &demand,
+        reported: None,
+        stored: None,
+        history: None,
+    };
+    let history = scale::decide(&input, at(0)).history;
+    assert!(history.is_some(), "a busy pool is remembered");
+    memory.keep(&first, history.clone());
+    assert_eq!(memory.recall(&key, first.metadata.uid.as_deref()), history);
+    assert_eq!(memory.recall(&key, second.metadata.uid.as_deref()), None, "same name, other pool");
+    memory.keep(&first, None);
+    assert_eq!(memory.recall(&key, first.metadata.uid.as_deref()), None);
+}
