@@ -3,14 +3,14 @@
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::Duration,
 };
 
 use kube::Client;
 use portolan_reconcile::{
-    Context, Controller, LeaseSettings, Next, Pass, Reconciler, RunError, Settings,
+    Context, Controller, LeaseSettings, Next, ObjectKey, Pass, Reconciler, RunError, Settings,
     metrics::ControllerLabel, testing,
 };
 use tokio::{
@@ -23,18 +23,32 @@ use crate::support::{PATIENCE, Place, in_a_namespace, until};
 /// Short, so that a lapse is seen within the test; never the settings of a real installation.
 const LEASE: Duration = Duration::from_secs(6);
 
-struct Idle;
+/// Has one pass that never ends by itself, and counts passes that are under way.
+#[derive(Clone, Default)]
+pub(crate) struct Endless {
+    running: Arc<AtomicUsize>,
+}
 
-impl Reconciler for Idle {
+impl Reconciler for Endless {
     type Error = Never;
 
     async fn reconcile(&self, _pass: &Pass) -> Result<Next, Never> {
-        Ok(Next::Settled)
+        self.running.fetch_add(1, Ordering::SeqCst);
+        let _counted = Counted(&self.running);
+        std::future::pending().await
+    }
+}
+
+struct Counted<'a>(&'a AtomicUsize);
+
+impl Drop for Counted<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::SeqCst);
     }
 }
 
 #[derive(Debug)]
-enum Never {}
+pub(crate) enum Never {}
 
 impl std::fmt::Display for Never {
     fn fmt(&self, _: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -57,11 +71,18 @@ impl portolan_reconcile::ReconcileError for Never {
 /// A process that competes for the Lease `portolan-demo`.
 struct Candidate {
     context: Context,
+    passes: Endless,
     task: JoinHandle<Result<(), RunError>>,
 }
 
 impl Candidate {
-    fn start(place: &Place, name: &str, client: Client) -> Self {
+    /// One without anything to do.
+    fn idle(place: &Place, name: &str, client: Client) -> Self {
+        Self::start(place, name, client, &[])
+    }
+
+    /// One that has a pass for each of these keys as soon as it leads.
+    fn start(place: &Place, name: &str, client: Client, keys: &[&str]) -> Self {
         let lease = LeaseSettings {
             namespace: place.namespace.clone(),
             duration: LEASE,
@@ -69,13 +90,19 @@ impl Candidate {
         };
         let settings = Settings { lease: Some(lease), ..Settings::standard(name) };
         let context = testing::context_with(client, settings);
-        let task = tokio::spawn(Controller::new(&context, "demo").run(Idle));
-        Self { context, task }
+        let (controller, passes) = (Controller::new(&context, "demo"), Endless::default());
+        keys.iter().for_each(|key| controller.queue().add(ObjectKey::cluster(*key)));
+        let task = tokio::spawn(controller.run(passes.clone()));
+        Self { context, passes, task }
     }
 
     fn leads(&self) -> bool {
         let label = ControllerLabel { controller: "demo" };
         self.context.metrics().leading.get_or_create(&label).get() == 1
+    }
+
+    fn running(&self) -> usize {
+        self.passes.running.load(Ordering::SeqCst)
     }
 
     async fn until_leading(&self) -> Duration {
@@ -88,16 +115,16 @@ impl Candidate {
 #[tokio::test]
 async fn the_lease_is_handed_over_at_shutdown() -> anyhow::Result<()> {
     in_a_namespace(|place| async move {
-        let first = Candidate::start(&place, "first", place.client.clone());
+        let first = Candidate::idle(&place, "first", place.client.clone());
         first.until_leading().await;
-        let second = Candidate::start(&place, "second", place.client.clone());
+        let second = Candidate::idle(&place, "second", place.client.clone());
         sleep(Duration::from_secs(1)).await;
         assert!(first.leads() && !second.leads());
 
         first.context.shutdown().cancel();
         first.task.await.unwrap().unwrap();
         let handed_over = second.until_leading().await;
-        assert!(handed_over < LEASE + Duration::from_secs(2), "{handed_over:?}");
+        assert!(handed_over < LEASE, "the lease was given back: {handed_over:?}");
         second.task.abort();
     })
     .await
@@ -107,10 +134,11 @@ async fn the_lease_is_handed_over_at_shutdown() -> anyhow::Result<()> {
 async fn a_leader_without_api_server_stops_before_another_leads() -> anyhow::Result<()> {
     in_a_namespace(|place| async move {
         let cut = Arc::new(AtomicBool::new(false));
-        let first = Candidate::start(&place, "first", severable(&place.client, &cut));
+        let first = Candidate::start(&place, "first", severable(&place.client, &cut), &["key"]);
         first.until_leading().await;
-        let second = Candidate::start(&place, "second", place.client.clone());
+        let second = Candidate::start(&place, "second", place.client.clone(), &["key"]);
         sleep(Duration::from_secs(1)).await;
+        assert_eq!((first.running(), second.running()), (1, 0), "only the leader works");
 
         cut.store(true, Ordering::SeqCst);
         let deadline = Instant::now() + PATIENCE;
@@ -119,6 +147,7 @@ async fn a_leader_without_api_server_stops_before_another_leads() -> anyhow::Res
             sleep(Duration::from_millis(5)).await;
         }
         assert!(!first.leads(), "there are two leaders");
+        assert_eq!(first.running(), 0, "a pass of the old leader goes on");
         // Reconnected, it finds the Lease taken and stays where it is.
         cut.store(false, Ordering::SeqCst);
         let both = async {

@@ -2,6 +2,7 @@
 //! what it leaves alone, watches over a gap, leadership, and settling after a crash.
 
 mod crashes;
+mod events;
 mod leaders;
 mod support;
 mod watches;
