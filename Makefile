@@ -15,7 +15,7 @@ TEST_THREADS ?= 4
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 TOOLS := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/portolan/tools
 PORTOLAN_CLUSTER := $(TARGET)/debug/portolan-cluster
-CARGO_DENY_VERSION := 0.19.0
+CARGO_DENY_VERSION := 0.20.2
 
 .PHONY: help
 help: ## Print this list.

@@ -11,7 +11,7 @@
 use std::fs::{self, File};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::Duration;
 
@@ -65,11 +65,13 @@ impl Machine {
                 perform(entry)?;
             }
             // The first process in the new pid namespace is its process 1.
-            let holder = spawn(&mut Command::new(pause)).context("start the holder")?;
+            // The caller's streams are not its business: a pipe would stay open as long as it.
+            let mut holder = Command::new(pause);
+            let holder = spawn(holder.stdout(Stdio::null()).stderr(Stdio::null()))?;
             command::output(Command::new("mount").args(["-t", "proc", "proc", "/proc"]))?;
             Ok(holder)
         })?;
-        Ok(Self { holder: ProcessId::of(holder)? })
+        Ok(Self { holder: adopt(holder).context("hold the machine")? })
     }
 
     /// The machine whose holder was recorded earlier.
@@ -119,8 +121,8 @@ impl Machine {
     pub fn start(&self, mut command: Command) -> anyhow::Result<ProcessId> {
         // The pid is the host's, and inside the machine /proc knows its own pids only: the identity
         // is read out here.
-        let pid = self.enter(|| spawn(&mut command))?;
-        identify(&command, pid)
+        let child = self.enter(|| spawn(&mut command))?;
+        adopt(child).with_context(|| format!("{} ended at once", program(&command)))
     }
 
     /// Begins to end the machine and all that runs on it.
@@ -146,18 +148,21 @@ impl Machine {
 /// # Errors
 /// When the program cannot be started.
 pub fn detached(command: &mut Command) -> anyhow::Result<ProcessId> {
-    let pid = spawn(command)?;
-    identify(command, pid)
+    let child = spawn(command)?;
+    adopt(child).with_context(|| format!("{} ended at once", program(command)))
 }
 
-fn spawn(command: &mut Command) -> anyhow::Result<u32> {
+fn spawn(command: &mut Command) -> anyhow::Result<Child> {
     let child = command.stdin(Stdio::null()).process_group(0).spawn();
-    let child = child.with_context(|| format!("start {}", program(command)))?;
-    Ok(child.id())
+    child.with_context(|| format!("start {}", program(command)))
 }
 
-fn identify(command: &Command, pid: u32) -> anyhow::Result<ProcessId> {
-    ProcessId::of(pid).with_context(|| format!("{} ended at once", program(command)))
+/// Keeps a child from staying behind as a zombie when it ends before this program does: a pid
+/// namespace with a zombie in it never ends. After this program its own parent takes over.
+fn adopt(mut child: Child) -> anyhow::Result<ProcessId> {
+    let id = ProcessId::of(child.id());
+    thread::spawn(move || child.wait());
+    id
 }
 
 fn program(command: &Command) -> String {
