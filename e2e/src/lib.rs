@@ -5,9 +5,9 @@
 //! skipped. The crate knows how to set the scene, and nothing of what a test then expects.
 //!
 //! ```no_run
-//! # async fn example() -> anyhow::Result<()> {
+//! # async fn example(manifest: &str) -> anyhow::Result<()> {
 //! portolan_e2e::with_platform("wakes", async |space| {
-//!     space.apply(include_str!("../../docs/samples/nginx/app.yaml")).await?;
+//!     space.apply(manifest).await?;
 //!     space.kubectl(&["wait", "--for=condition=Ready", "app/nginx", "--timeout=60s"]).await?;
 //!     Ok(())
 //! })
@@ -29,6 +29,8 @@ use crate::space::Space;
 
 /// The cluster of the tests, unless `PORTOLAN_TEST_CLUSTER` names another.
 const CLUSTER: &str = "test";
+/// The cluster of tests that bring controllers of their own: Portolan is never installed there.
+pub const BARE_CLUSTER: &str = "bare";
 
 /// Runs a test in a namespace of its own, on a cluster without regard to what is installed there.
 ///

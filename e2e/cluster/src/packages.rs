@@ -7,7 +7,7 @@ use crate::command;
 use crate::progress;
 
 /// A package and a file that is there when it is installed.
-const PACKAGES: [(&str, &str); 8] = [
+const PACKAGES: [(&str, &str); 9] = [
     ("containerd", "/usr/bin/containerd"),
     ("runc", "/usr/sbin/runc"),
     ("containernetworking-plugins", "/usr/lib/cni/ptp"),
@@ -16,6 +16,7 @@ const PACKAGES: [(&str, &str); 8] = [
     ("iproute2", "/usr/sbin/ip"),
     ("binutils", "/usr/bin/strip"),
     ("gcc", "/usr/bin/gcc"),
+    ("curl", "/usr/bin/curl"),
 ];
 
 /// Installs what is missing.

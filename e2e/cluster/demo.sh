@@ -1,0 +1,91 @@
+#!/usr/bin/env bash
+# Shows Portolan with the samples, on the cluster whose env file is the argument. Every command it
+# runs is printed, and can be typed again in a shell that has sourced that file.
+set -euo pipefail
+
+environment=${1:?usage: demo.sh path/to/env}
+# shellcheck disable=SC1090
+source "$environment"
+cd "$(dirname "${BASH_SOURCE[0]}")/../.."
+
+readonly samples=docs/samples
+readonly ready='--for=condition=Ready --timeout=120s'
+readonly asleep="--for=jsonpath={.status.conditions[?(@.type=='Ready')].reason}=Asleep --timeout=120s"
+
+say() { printf '\n\033[1m# %s\033[0m\n' "$*"; }
+
+run() {
+	printf '$ %s\n' "$*"
+	"$@"
+}
+
+# Asks for a path of a host, as a visitor's browser does once DNS leads the host to the ingress.
+ask() {
+	local host=$1 path=$2
+	printf '$ curl -i -H "Host: %s" $PORTOLAN_HTTP%s\n' "$host" "$path"
+	curl --silent --show-error --fail-with-body --max-time 60 --output /dev/null \
+		--dump-header - --write-out 'took %{time_total} s\n' \
+		--header "Host: $host" "$PORTOLAN_HTTP$path" |
+		tr -d '\r' | grep -iE '^(HTTP|x-version|x-sandbox|server-timing|took)'
+}
+
+# Applies the echo sample with another version's name in its environment.
+echo_version() {
+	local change="s/VERSION, value: \"1\"/VERSION, value: \"$1\"/"
+	printf "$ sed '%s' %s | kubectl apply --server-side -f -\n" "$change" "$samples/02-echo.yaml"
+	sed "$change" "$samples/02-echo.yaml" | kubectl apply --server-side -f -
+}
+
+kubectl config set-context --current --namespace=portolan-samples >/dev/null
+
+say "Apply the samples and wait until they run"
+run kubectl apply --server-side -f "$samples"
+# shellcheck disable=SC2086
+run kubectl wait $ready app --all
+# shellcheck disable=SC2086
+run kubectl wait $ready route --all
+
+say "They answer on their hosts"
+ask hello.portolan.test /
+ask echo.portolan.test /whoami
+ask wire.portolan.test /whoami
+
+say "Nobody asks any more: after ten seconds hello sleeps, and has no Pod"
+# shellcheck disable=SC2086
+run kubectl wait $asleep app/hello
+run kubectl get app/hello
+run kubectl wait --for=delete --timeout=60s pod --selector portolan.dev/app=hello
+run kubectl get pods --selector portolan.dev/app=hello
+
+say "The first request wakes it; Server-Timing says where the time went"
+ask hello.portolan.test /
+run kubectl get pods --selector portolan.dev/app=hello
+
+say "Roll echo over to a new version: the old one serves until the new one is verified"
+echo_version 2
+# shellcheck disable=SC2086
+run kubectl wait $ready app/echo
+ask echo.portolan.test /whoami
+
+say "Roll back: the old manifest is the old version"
+run kubectl apply --server-side -f "$samples/02-echo.yaml"
+# shellcheck disable=SC2086
+run kubectl wait $ready app/echo
+ask echo.portolan.test /whoami
+run kubectl get appversions --selector portolan.dev/app=echo
+
+say "All of it"
+run kubectl get portolan --all-namespaces
+run kubectl get pods --all-namespaces --output wide
+
+say "Go on from your own shell"
+cat <<TEXT
+source $environment
+kubectl get apps --watch                                     # see hello fall asleep
+curl -i -H 'Host: hello.portolan.test' \$PORTOLAN_HTTP/       # and wake it
+kubectl explain app.spec.services
+\$PORTOLAN_OUTSIDE ping -c 1 ${PORTOLAN_NODES%% *}                     # as a host outside the cluster
+make load IMAGE=archive.tar                                  # an image of your own
+make logs                                                    # everything there is to read
+make down
+TEXT
