@@ -60,6 +60,25 @@ pub fn install(cluster: &Cluster, values: &[&str]) -> anyhow::Result<()> {
     fs::write(&stamp, wanted).context("note what is installed")
 }
 
+/// Loads the samples' images and installs the CRDs alone, for tests that bring controllers of
+/// their own.
+///
+/// # Errors
+/// As [`install`].
+pub fn prepare(cluster: &Cluster) -> anyhow::Result<()> {
+    let paths = Paths::discover();
+    step("load the samples and install the CRDs", || {
+        cluster.load(&Known::SampleEcho.ensure(&paths)?)?;
+        prepare_namespace(cluster)?;
+        let mut apply = cluster.program("kubectl");
+        apply.args(["apply", "--server-side", "--force-conflicts", "-f"]);
+        command::output(apply.arg(paths.repository.join("crds")))?;
+        let mut established = cluster.program("kubectl");
+        established.args(["wait", "--for=condition=Established", "--timeout=60s", "-f"]);
+        command::output(established.arg(paths.repository.join("crds"))).map(drop)
+    })
+}
+
 /// The namespace holds its Pods to the restricted level, as the charts promise to fit it.
 fn prepare_namespace(cluster: &Cluster) -> anyhow::Result<()> {
     let manifest = format!(
