@@ -5,11 +5,10 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail, ensure};
 use kube::Client;
-use portolan_cluster::cluster::Cluster;
 use serde_json::{Value, json};
 use tokio::time;
 
-use crate::support::{DryRun, Scratch, change, client, create, object, yaml};
+use crate::support::{DryRun, Scratch, change, client, cluster, create, object, yaml};
 
 const PINS: &str = "spec.version pins shop-0a1b2c3d: this change is stored and not rolled out";
 
@@ -81,7 +80,7 @@ async fn install(scratch: &Scratch) -> anyhow::Result<String> {
 
 async fn rendered() -> anyhow::Result<Vec<Value>> {
     let chart = concat!(env!("CARGO_MANIFEST_DIR"), "/../charts/portolan");
-    let mut helm = Cluster::ensure("test", 1).await?.program("helm");
+    let mut helm = cluster().await?.program("helm");
     let helm = helm.args(["template", "portolan", chart, "-s", "templates/admission.yaml"]);
     let output = helm.output().context("helm template")?;
     ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));

@@ -1,15 +1,13 @@
 //! Manifests as users write them, sent to the real API server as `kubectl apply` sends them: with
 //! strict field validation, and as a dry run, so that nothing is stored.
 
-use std::sync::LazyLock;
-
 use anyhow::{Context as _, ensure};
 use http::{Method, Request};
 use kube::Client;
 use kube::client::Body;
 use portolan_cluster::cluster::Cluster;
 use serde_json::{Value, json};
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, OnceCell};
 
 /// Expectation of a manifest that is accepted.
 pub(crate) const ACCEPTED: &str = "";
@@ -212,11 +210,24 @@ fn is_namespaced(manifest: &Value) -> bool {
     manifest["kind"].as_str().is_some_and(|kind| ours.contains(&kind))
 }
 
-/// A client of the test cluster.
+/// A client of the test cluster, on which the first caller installs Portolan with its CRDs.
 pub(crate) async fn client() -> anyhow::Result<Client> {
-    static STARTED: LazyLock<Mutex<()>> = LazyLock::new(Default::default);
-    let _one_at_a_time = STARTED.lock().await;
-    Cluster::ensure("test", 1).await?.client().await
+    cluster().await?.client().await
+}
+
+/// The test cluster.
+pub(crate) async fn cluster() -> anyhow::Result<Cluster> {
+    static NAME: OnceCell<String> = OnceCell::const_new();
+    let install = async || {
+        let mut name = String::new();
+        portolan_e2e::with_platform("schema", async |space| {
+            name.clone_from(&space.cluster().files().name);
+            Ok(())
+        })
+        .await?;
+        anyhow::Ok(name)
+    };
+    Cluster::open(NAME.get_or_try_init(install).await?)
 }
 
 /// Reads a fragment of a test.

@@ -14,110 +14,114 @@ enum Common {
     Nothing,
 }
 
+/// An App that says as little as it can.
+const WEB: &str = "{image: a, services: [{name: web}]}";
+
+/// What differs, one spec, another, and what they have in common.
+const CHANGES: &[(&str, &str, &str, Common)] = &[
+    ("the same manifest, a rollback", WEB, WEB, Common::Version),
+    (
+        "the order of services",
+        "{image: a, services: [{name: web}, {name: job, command: [x]}]}",
+        "{image: a, services: [{name: job, command: [x]}, {name: web}]}",
+        Common::Version,
+    ),
+    (
+        "the order of keys",
+        "{image: a, services: [{name: web, args: [x], port: 80}]}",
+        "{services: [{port: 80, args: [x], name: web}], image: a}",
+        Common::Version,
+    ),
+    (
+        "the default of the schema, written out",
+        "{image: a, services: [{name: web, ports: [{name: p, port: 80}]}]}",
+        "{image: a, services: [{name: web, ports: [{name: p, port: 80, type: http}]}]}",
+        Common::Version,
+    ),
+    (
+        "what says nothing about what runs",
+        WEB,
+        "{image: a, services: [{name: web}], version: x, revisionHistoryLimit: 3, \
+          progressDeadlineSeconds: 5, ephemeral: {max: 1}}",
+        Common::Version,
+    ),
+    (
+        "empty objects and lists",
+        WEB,
+        "{image: a, env: [], services: [{name: web, scale: {}, health: {}, command: [], \
+          template: {labels: {}, volumes: []}, ports: []}]}",
+        Common::Version,
+    ),
+    ("scale", WEB, "{image: a, services: [{name: web, scale: {max: 3}}]}", Common::Pools),
+    (
+        "a default of Portolan, written out",
+        WEB,
+        "{image: a, services: [{name: web, port: 3000, terminationGracePeriodSeconds: 30}]}",
+        Common::Pools,
+    ),
+    (
+        "a node port",
+        "{image: a, services: [{name: irc, ports: [{name: p, port: 80, nodePort: 81}]}]}",
+        "{image: a, services: [{name: irc, ports: [{name: p, port: 80, nodePort: 82}]}]}",
+        Common::Pools,
+    ),
+    (
+        "shorthand or list",
+        "{image: a, services: [{name: irc, port: 80}]}",
+        "{image: a, services: [{name: irc, ports: [{name: http, port: 80}]}]}",
+        Common::Pools,
+    ),
+    (
+        "the image of the App or of the service",
+        WEB,
+        "{services: [{name: web, image: a}]}",
+        Common::Pools,
+    ),
+    (
+        "environment of the App or of the service",
+        "{image: a, env: [{name: A, value: x}], services: [{name: web}]}",
+        "{image: a, services: [{name: web, env: [{name: A, value: x}]}]}",
+        Common::Pools,
+    ),
+    ("the image", WEB, "{image: b, services: [{name: web}]}", Common::Nothing),
+    (
+        "the order of environment",
+        "{image: a, env: [{name: A}, {name: B}], services: [{name: web}]}",
+        "{image: a, env: [{name: B}, {name: A}], services: [{name: web}]}",
+        Common::Nothing,
+    ),
+    (
+        "the order of ports, because PORT depends on it",
+        "{image: a, services: [{name: a, ports: [{name: a, port: 1}, {name: b, port: 2}]}]}",
+        "{image: a, services: [{name: a, ports: [{name: b, port: 2}, {name: a, port: 1}]}]}",
+        Common::Nothing,
+    ),
+    (
+        "the protocol of a port",
+        "{image: a, services: [{name: web, ports: [{name: a, port: 1}]}]}",
+        "{image: a, services: [{name: web, ports: [{name: a, port: 1, \
+          appProtocol: kubernetes.io/h2c}]}]}",
+        Common::Nothing,
+    ),
+    (
+        "the template",
+        WEB,
+        "{image: a, services: [{name: web, template: {nodeSelector: {a: b}}}]}",
+        Common::Nothing,
+    ),
+    (
+        "a restart",
+        WEB,
+        "{image: a, services: [{name: web}], restartedAt: '2026-11-20T10:00:00Z'}",
+        Common::Nothing,
+    ),
+    ("the name of a service", WEB, "{image: a, services: [{name: api}]}", Common::Nothing),
+];
+
 #[test]
 fn only_what_runs_makes_a_new_version_and_only_what_a_sandbox_sees_a_new_pool() {
-    const WEB: &str = "{image: a, services: [{name: web}]}";
-    let rows = [
-        ("the same manifest, a rollback", WEB, WEB, Common::Version),
-        (
-            "the order of services",
-            "{image: a, services: [{name: web}, {name: job, command: [x]}]}",
-            "{image: a, services: [{name: job, command: [x]}, {name: web}]}",
-            Common::Version,
-        ),
-        (
-            "the order of keys",
-            "{image: a, services: [{name: web, args: [x], port: 80}]}",
-            "{services: [{port: 80, args: [x], name: web}], image: a}",
-            Common::Version,
-        ),
-        (
-            "the default of the schema, written out",
-            "{image: a, services: [{name: web, ports: [{name: p, port: 80}]}]}",
-            "{image: a, services: [{name: web, ports: [{name: p, port: 80, type: http}]}]}",
-            Common::Version,
-        ),
-        (
-            "what says nothing about what runs",
-            WEB,
-            "{image: a, services: [{name: web}], version: x, revisionHistoryLimit: 3, \
-              progressDeadlineSeconds: 5, ephemeral: {max: 1}}",
-            Common::Version,
-        ),
-        (
-            "empty objects and lists",
-            WEB,
-            "{image: a, env: [], services: [{name: web, scale: {}, health: {}, command: [], \
-              template: {labels: {}, volumes: []}, ports: []}]}",
-            Common::Version,
-        ),
-        ("scale", WEB, "{image: a, services: [{name: web, scale: {max: 3}}]}", Common::Pools),
-        (
-            "a default of Portolan, written out",
-            WEB,
-            "{image: a, services: [{name: web, port: 3000, terminationGracePeriodSeconds: 30}]}",
-            Common::Pools,
-        ),
-        (
-            "a node port",
-            "{image: a, services: [{name: irc, ports: [{name: p, port: 80, nodePort: 81}]}]}",
-            "{image: a, services: [{name: irc, ports: [{name: p, port: 80, nodePort: 82}]}]}",
-            Common::Pools,
-        ),
-        (
-            "shorthand or list",
-            "{image: a, services: [{name: irc, port: 80}]}",
-            "{image: a, services: [{name: irc, ports: [{name: http, port: 80}]}]}",
-            Common::Pools,
-        ),
-        (
-            "the image of the App or of the service",
-            WEB,
-            "{services: [{name: web, image: a}]}",
-            Common::Pools,
-        ),
-        (
-            "environment of the App or of the service",
-            "{image: a, env: [{name: A, value: x}], services: [{name: web}]}",
-            "{image: a, services: [{name: web, env: [{name: A, value: x}]}]}",
-            Common::Pools,
-        ),
-        ("the image", WEB, "{image: b, services: [{name: web}]}", Common::Nothing),
-        (
-            "the order of environment",
-            "{image: a, env: [{name: A}, {name: B}], services: [{name: web}]}",
-            "{image: a, env: [{name: B}, {name: A}], services: [{name: web}]}",
-            Common::Nothing,
-        ),
-        (
-            "the order of ports, because PORT depends on it",
-            "{image: a, services: [{name: a, ports: [{name: a, port: 1}, {name: b, port: 2}]}]}",
-            "{image: a, services: [{name: a, ports: [{name: b, port: 2}, {name: a, port: 1}]}]}",
-            Common::Nothing,
-        ),
-        (
-            "the protocol of a port",
-            "{image: a, services: [{name: web, ports: [{name: a, port: 1}]}]}",
-            "{image: a, services: [{name: web, ports: [{name: a, port: 1, \
-              appProtocol: kubernetes.io/h2c}]}]}",
-            Common::Nothing,
-        ),
-        (
-            "the template",
-            WEB,
-            "{image: a, services: [{name: web, template: {nodeSelector: {a: b}}}]}",
-            Common::Nothing,
-        ),
-        (
-            "a restart",
-            WEB,
-            "{image: a, services: [{name: web}], restartedAt: '2026-11-20T10:00:00Z'}",
-            Common::Nothing,
-        ),
-        ("the name of a service", WEB, "{image: a, services: [{name: api}]}", Common::Nothing),
-    ];
-    for (what, one, other, expected) in rows {
-        assert_eq!(common(&spec(one), &spec(other)), expected, "{what}");
+    for (what, one, other, expected) in CHANGES {
+        assert_eq!(common(&spec(one), &spec(other)), *expected, "{what}");
     }
 }
 

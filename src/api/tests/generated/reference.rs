@@ -58,7 +58,7 @@ fn kind(page: &mut String, manifest: &Value) -> std::fmt::Result {
     let short = names["shortNames"].as_array().and_then(|names| names.first());
     let short = short.map(|name| format!(", short name `{}`", text(name))).unwrap_or_default();
     writeln!(page, "{scope}; `kubectl get {}`{short}.", text(&names["plural"]))?;
-    let mut rules = rules("metadata", schema);
+    let mut rules = rules("", schema);
     for part in ["spec", "status"] {
         let part_schema = &schema["properties"][part];
         if part_schema.is_null() {
