@@ -26,6 +26,10 @@ use crate::{
     queue::{Finish, Taken},
 };
 
+/// How long running passes may go on at shutdown: less than the 30 s that Kubernetes and the
+/// process's own tasks give, so that the Lease can still be given back.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(20);
+
 /// What feeds a controller.
 pub(crate) struct Feeds {
     pub(crate) watches: Vec<Task>,
@@ -153,9 +157,10 @@ impl<R: Reconciler> Runner<R> {
             let stopped = self.lead(&primaries, &mut leading, &shutdown).await;
             gauge.set(0);
             if stopped {
-                // Whatever still runs when leadership ends meanwhile is dropped by the caller.
+                // What still runs after that, or when leadership ends, is dropped by the caller.
                 tokio::select! {
                     _ = leading.wait_for(|leads| !*leads) => {}
+                    () = tokio::time::sleep(DRAIN_TIMEOUT) => {}
                     () = self.drain() => {}
                 }
                 return;

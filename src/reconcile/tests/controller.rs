@@ -257,6 +257,20 @@ async fn shutdown_lets_running_passes_end_and_begins_none() {
     assert_eq!(context.metrics().passes.get_or_create(&label).get(), 1);
 }
 
+#[tokio::test(start_paused = true)]
+async fn shutdown_does_not_wait_for_ever_for_a_pass() {
+    let probe = Probe::new(|_| std::future::pending());
+    let running = run(&probe, standard());
+    running.queue.add(key("stuck"));
+    sleep(SECOND).await;
+    let start = Instant::now();
+    let context = running.context.clone();
+    running.stop().await;
+    assert_eq!(start.elapsed(), 20 * SECOND, "less than a process gets to end");
+    let label = PassLabel { controller: "demo", result: "aborted" };
+    assert_eq!(context.metrics().passes.get_or_create(&label).get(), 1);
+}
+
 // --- with a watch ---
 
 fn config(name: &str, version: u64) -> Value {
