@@ -20,6 +20,9 @@ const CLUSTER: &str = "install";
 const TEAM: &str = "portolan-samples";
 const HOST: &str = "echo.portolan.test";
 
+/// How the only answer begins that the visitor takes.
+const OK: &str = "HTTP/1.1 200 ";
+
 /// How long what was removed may take to be gone: sandboxes and gateways drain first.
 const REMOVAL_LIMIT: Duration = Duration::from_secs(90);
 
@@ -67,7 +70,8 @@ async fn story() -> anyhow::Result<()> {
 
     install(&cluster, &["logs.filter=warn"]).context("install again")?;
     team(&cluster, &wait)?;
-    ensure!(ask(cluster.state().ports.http).await? == 200, "it answers again");
+    let answer = ask(cluster.state().ports.http).await?;
+    ensure!(answer.starts_with(OK), "installed again, it answers {answer}");
     team(&cluster, &["delete", "apps,routes", "--all", "--timeout=60s"])?;
     wait::until("nothing to be left of the App", REMOVAL_LIMIT, async || {
         let kinds = "pods,networkpolicies,sandboxpools,appversions";
@@ -123,9 +127,9 @@ impl Visitor {
         let (told, counted) = (stop.clone(), Arc::clone(&answers));
         let asking = tokio::spawn(async move {
             while !told.is_cancelled() {
-                let status = ask(port).await?;
+                let answer = ask(port).await?;
                 let count = counted.fetch_add(1, Ordering::Relaxed);
-                ensure!(status == 200, "request {count} was answered {status}");
+                ensure!(answer.starts_with(OK), "request {count} was answered {answer}");
             }
             Ok(())
         });
@@ -141,16 +145,14 @@ impl Visitor {
     }
 }
 
-/// One request on a connection of its own; the status of the answer.
-async fn ask(port: u16) -> anyhow::Result<u16> {
+/// One request on a connection of its own; the whole answer.
+async fn ask(port: u16) -> anyhow::Result<String> {
     let mut stream = TcpStream::connect(("127.0.0.1", port)).await.context("connect")?;
     let request = format!("GET /health HTTP/1.1\r\nHost: {HOST}\r\nConnection: close\r\n\r\n");
     stream.write_all(request.as_bytes()).await.context("send a request")?;
     let mut answer = Vec::new();
     stream.read_to_end(&mut answer).await.context("read the answer")?;
-    let answer = String::from_utf8_lossy(&answer);
-    let status = answer.strip_prefix("HTTP/1.1 ").and_then(|rest| rest.get(..3));
-    status.and_then(|code| code.parse().ok()).with_context(|| format!("no answer: {answer:?}"))
+    Ok(String::from_utf8_lossy(&answer).into_owned())
 }
 
 /// What is in the system's namespace, and what of the cluster's bears our name, but for the kinds.
