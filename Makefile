@@ -80,8 +80,8 @@ deny: $(TOOLS)/bin/cargo-deny
 
 # Advisories are left out above: their database is fetched from the network.
 $(TOOLS)/bin/cargo-deny:
-	@echo "==> install cargo-deny (some minutes, once)"
-	cargo install --quiet --locked --root $(TOOLS) --version $(CARGO_DENY_VERSION) cargo-deny
+	@echo "==> install cargo-deny (about 2 minutes, once)"
+	cargo install --quiet --debug --locked --root $(TOOLS) --version $(CARGO_DENY_VERSION) cargo-deny
 
 .PHONY: check
 check: lint ## Format, lints, documentation and the tests that need no cluster.

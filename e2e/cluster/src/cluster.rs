@@ -179,6 +179,7 @@ impl Cluster {
     /// # Errors
     /// When the cluster has no such process or it survives.
     pub fn kill(&mut self, name: &str) -> anyhow::Result<()> {
+        let _lock = self.refresh()?;
         let id = self.recorded(name)?.id;
         id.signal(nix::sys::signal::Signal::SIGKILL)?;
         id.wait_gone(STOP_GRACE)
@@ -189,6 +190,7 @@ impl Cluster {
     /// # Errors
     /// When the cluster has no such process or it survives.
     pub fn stop(&mut self, name: &str) -> anyhow::Result<()> {
+        let _lock = self.refresh()?;
         self.recorded(name)?.id.end(STOP_GRACE)
     }
 
@@ -197,6 +199,7 @@ impl Cluster {
     /// # Errors
     /// When the cluster has no such process or it cannot be started.
     pub fn restart(&mut self, name: &str) -> anyhow::Result<()> {
+        let _lock = self.refresh()?;
         let recorded = self.recorded(name)?.clone();
         recorded.id.end(STOP_GRACE)?;
         self.state.start(&self.files, name, recorded.role, recorded.spec)
@@ -224,6 +227,7 @@ impl Cluster {
     /// # Errors
     /// When it cannot be started.
     pub fn run(&mut self, name: &str, spec: Spec) -> anyhow::Result<()> {
+        let _lock = self.refresh()?;
         if let Some(old) = self.state.processes.get(name) {
             old.id.end(STOP_GRACE)?;
         }
@@ -235,7 +239,8 @@ impl Cluster {
     /// # Errors
     /// When the cluster has no such process or it survives.
     pub fn forget(&mut self, name: &str) -> anyhow::Result<()> {
-        self.stop(name)?;
+        let _lock = self.refresh()?;
+        self.recorded(name)?.id.end(STOP_GRACE)?;
         self.state.processes.remove(name);
         self.state.save(&self.files)
     }
@@ -252,6 +257,15 @@ impl Cluster {
         let processes = self.state.processes.iter();
         let essential = processes.filter(|(_, entry)| entry.role == Role::Essential);
         essential.filter(|(_, entry)| !entry.id.is_alive()).map(|(name, _)| name.as_str()).collect()
+    }
+
+    /// Takes the lock and reads the record again: another test may have restarted something.
+    fn refresh(&mut self) -> anyhow::Result<File> {
+        let lock = lock(&self.files.name)?;
+        if let Some(state) = State::load(&self.files)? {
+            self.state = state;
+        }
+        Ok(lock)
     }
 
     fn recorded(&self, name: &str) -> anyhow::Result<&crate::state::Recorded> {
