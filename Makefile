@@ -85,7 +85,7 @@ $(TOOLS)/bin/cargo-deny:
 
 .PHONY: check
 check: lint ## Format, lints, documentation and the tests that need no cluster.
-	cargo test --workspace --exclude portolan-e2e --locked
+	cargo test --workspace --exclude portolan-e2e --exclude portolan-cluster --locked
 
 .PHONY: test
 test: lint deps ## Every test, on a real cluster.
