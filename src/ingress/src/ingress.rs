@@ -36,12 +36,22 @@ pub(crate) struct Shared {
     pub(crate) table: Table,
     pub(crate) certificates: Arc<Certificates>,
     is_synced: AtomicBool,
+    is_leaving: AtomicBool,
     registry: Mutex<Registry>,
 }
 
 impl Shared {
     pub(crate) fn is_synced(&self) -> bool {
         self.is_synced.load(Ordering::Acquire)
+    }
+
+    /// Whether shutdown has begun.
+    pub(crate) fn is_leaving(&self) -> bool {
+        self.is_leaving.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn leave(&self) {
+        self.is_leaving.store(true, Ordering::Relaxed);
     }
 }
 
@@ -63,6 +73,7 @@ impl Ingress {
                 table: Table::new(),
                 certificates: Arc::new(Certificates::new()),
                 is_synced: AtomicBool::new(false),
+                is_leaving: AtomicBool::new(false),
             }),
         }
     }
@@ -175,9 +186,10 @@ impl Ingress {
         pools.iter().map(|pool| pool.demand()).collect()
     }
 
-    /// Serves the listeners until `shutdown`, then drains: no new connections, requests that run
-    /// may end within [`Settings::drain`], what is left then is cut. Background work ends with it,
-    /// so this is called once.
+    /// Serves the listeners until `shutdown`, then leaves in two steps: for
+    /// [`Settings::lame_duck`] it still takes connections and asks clients to go elsewhere; then it
+    /// takes none, requests that run may end within [`Settings::drain`], and what is left is cut.
+    /// Background work ends with it, so this is called once.
     ///
     /// # Errors
     ///

@@ -35,6 +35,8 @@ pub struct Settings {
     /// How long a connection without a request is kept. Above the 60 s that common load balancers
     /// in front use, so that they close first.
     pub keep_alive: Duration,
+    /// How long a client may take nothing of what is sent to it before its connection is cut.
+    pub write_stall: Duration,
     /// Bytes of a request's head, and of its decompressed header list over HTTP/2.
     pub header_size_max: usize,
     /// Fields in a request's head.
@@ -53,7 +55,11 @@ pub struct Settings {
     /// takes to notice a peer that is gone without a word.
     pub h2_ping_interval: Duration,
 
-    /// How long requests may run on after shutdown has begun. Streams are cut at the end of it.
+    /// How long connections are still accepted after shutdown has begun, while answers over
+    /// HTTP/1.1 ask their clients to reconnect: whoever balances the load needs a moment to notice,
+    /// and a connection closed while it is not used may cross with its next request.
+    pub lame_duck: Duration,
+    /// How long requests may run on after that. Streams are cut at the end of it.
     pub drain: Duration,
     /// Who may say for whom a connection is made: `X-Forwarded-*` is kept and appended to.
     pub trusted_proxies: Vec<Cidr>,
@@ -90,6 +96,7 @@ impl Settings {
             handshake_timeout: Duration::from_secs(10),
             header_timeout: Duration::from_secs(10),
             keep_alive: Duration::from_secs(75),
+            write_stall: Duration::from_secs(60),
             header_size_max: 64 * 1024,
             header_count_max: 100,
             request_body_max: None,
@@ -98,6 +105,7 @@ impl Settings {
             h2_connection_window: 1024 * 1024,
             h2_pending_resets_max: 20,
             h2_ping_interval: Duration::from_secs(20),
+            lame_duck: Duration::from_secs(5),
             drain: Duration::from_secs(30),
             trusted_proxies: Vec::new(),
             access_log: AccessLog::On,

@@ -17,5 +17,8 @@ mod wake;
 
 pub(crate) use pool::{Pool, Slot};
 pub(crate) use registry::Registry;
-pub(crate) use service::{Refusal, Service};
+pub(crate) use service::{Refusal, Service, Turn};
 pub(crate) use wake::Wake;
+
+#[cfg(test)]
+mod tests;

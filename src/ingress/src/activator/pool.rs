@@ -364,11 +364,13 @@ impl State {
         self.ledger.iter().any(|(_, member, ..)| member.is_usable())
     }
 
-    /// The failure that a new request meets. A pool without any sandbox is asked for one again: a
-    /// failure that outlived its sandboxes says nothing about the next.
+    /// The failure that a new request meets. A pool without any sandbox that could come up is asked
+    /// for one again: a failure that outlived its sandboxes says nothing about the next.
     fn effective_failure(&self) -> Option<BootFailure> {
-        let has_members = self.ledger.iter().next().is_some();
-        self.failure.clone().filter(|_| has_members && !self.has_usable_member())
+        let failure = self.failure.as_ref()?;
+        let is_coming = |member: &Member| !matches!(member.phase, SandboxPhase::Draining { .. });
+        let has_coming = self.ledger.iter().any(|(_, member, ..)| is_coming(member));
+        (has_coming && !self.has_usable_member()).then(|| failure.clone())
     }
 
     /// Brings a member and its place in the ledger in line with what changed.

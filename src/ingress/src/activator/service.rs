@@ -33,6 +33,14 @@ impl Refusal {
     }
 }
 
+/// A request's place in the order of all, and the end of its patience. Both begin when it first
+/// has to wait.
+#[derive(Debug, Default)]
+pub(crate) struct Turn {
+    ticket: Option<Ticket>,
+    deadline: Option<Instant>,
+}
+
 /// Where the requests of a service go.
 #[derive(Debug)]
 pub(crate) struct Service {
@@ -70,14 +78,14 @@ impl Service {
         previous
     }
 
-    /// Takes a slot, waiting for one if need be.
+    /// Takes a slot, waiting for one if need be. Called again with the same turn, it resumes the
+    /// request's place in the order and what is left of its wait.
     ///
     /// # Cancel safety
     ///
     /// A caller that goes away leaves the queue; no slot is lost.
-    pub(crate) async fn acquire(&self, core: &Core) -> Result<Slot, Refusal> {
-        let mut ticket = None;
-        let mut deadline = None;
+    pub(crate) async fn acquire(&self, core: &Core, turn: &mut Turn) -> Result<Slot, Refusal> {
+        let Turn { ticket, deadline } = turn;
         loop {
             let mut changed = std::pin::pin!(self.changed.notified());
             let mut enter = |pool: &Arc<Pool>| {

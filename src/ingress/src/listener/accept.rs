@@ -30,7 +30,10 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 #[derive(Debug)]
 pub(super) struct Reception {
     pub(super) shared: Arc<Shared>,
-    pub(super) shutdown: CancellationToken,
+    /// The end is near: clients are asked to go elsewhere.
+    pub(super) leaving: CancellationToken,
+    /// Nothing new is taken.
+    pub(super) closing: CancellationToken,
     tls: Arc<ServerConfig>,
     guests: Arc<Mutex<Guests>>,
     pub(super) http: connection::Http,
@@ -44,15 +47,13 @@ struct Guests {
 }
 
 impl Reception {
-    pub(super) fn new(
-        shared: Arc<Shared>,
-        shutdown: CancellationToken,
-    ) -> Result<Self, ServeError> {
+    pub(super) fn new(shared: Arc<Shared>, leaving: CancellationToken) -> Result<Self, ServeError> {
         let tls = tls::server_config(Arc::clone(&shared.certificates)).map_err(ServeError::Tls)?;
         Ok(Self {
             http: connection::Http::new(&shared.core.settings),
             shared,
-            shutdown,
+            leaving,
+            closing: CancellationToken::new(),
             tls,
             guests: Arc::default(),
         })
@@ -64,13 +65,13 @@ impl Reception {
     }
 }
 
-/// Accepts until shutdown; returns the connections still open.
+/// Accepts until closing; returns the connections still open.
 pub(super) async fn accept(reception: Arc<Reception>, listener: Listener) -> JoinSet<()> {
     let mut connections = JoinSet::new();
     loop {
         let accepted = tokio::select! {
             biased;
-            () = reception.shutdown.cancelled() => return connections,
+            () = reception.closing.cancelled() => return connections,
             accepted = listener.socket.accept() => accepted,
             // Ended ones are taken out as they end, or the set would grow.
             Some(_) = connections.join_next() => continue,
@@ -114,11 +115,11 @@ async fn receive(
     // It only fails on a socket that is gone, which the next read says.
     let _ = stream.set_nodelay(true);
     let limit = reception.shared.core.settings.handshake_timeout;
-    let shutdown = reception.shutdown.child_token();
+    let closing = reception.closing.child_token();
     let introduction = timeout(limit, introduce(reception, config, stream, peer, &mut place));
     let introduced = tokio::select! {
         introduced = introduction => introduced,
-        () = shutdown.cancelled() => return,
+        () = closing.cancelled() => return,
     };
     match introduced {
         Ok(Ok(Introduced::Plain(stream, client))) => {

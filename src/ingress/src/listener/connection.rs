@@ -15,6 +15,9 @@ use super::transport::Transport;
 use crate::proxy::{self, Client, Vitality};
 use crate::settings::Settings;
 
+/// What the HTTP/1 parser allows by itself.
+const PARSER_HEADER_COUNT_MAX: usize = 100;
+
 /// How HTTP is spoken, the same for all connections.
 pub(super) struct Http(auto::Builder<TokioExecutor>);
 
@@ -25,9 +28,12 @@ impl Http {
             .http1()
             // The time limits are ours: the parser's own would set a timer for every request.
             .header_read_timeout(None)
-            .max_headers(settings.header_count_max)
             // Smaller is refused with a panic.
             .max_buf_size(settings.header_size_max.max(8 * 1024));
+        // Setting the number, even to the same, costs an allocation for each request.
+        if settings.header_count_max != PARSER_HEADER_COUNT_MAX {
+            builder.http1().max_headers(settings.header_count_max);
+        }
         builder
             .http2()
             .timer(TokioTimer::new())
@@ -67,9 +73,11 @@ where
     let mut connection = pin!(reception.http.builder().serve_connection_with_upgrades(io, service));
     let settings = &reception.shared.core.settings;
     // One timer that looks now and then, instead of one that every request sets and clears.
-    let mut look = pin!(sleep(settings.header_timeout.min(settings.keep_alive)));
-    // A token of its own: polling a shared one takes a lock that all connections would meet in.
-    let shutdown = reception.shutdown.child_token();
+    let first = settings.header_timeout.min(settings.keep_alive).min(settings.write_stall);
+    let mut look = pin!(sleep(first));
+    // Tokens of its own: polling a shared one takes a lock that all connections would meet in.
+    let (leaving, closing) = (reception.leaving.child_token(), reception.closing.child_token());
+    let mut has_left = leaving.is_cancelled();
     let mut is_ending = false;
     loop {
         tokio::select! {
@@ -80,15 +88,21 @@ where
                 }
                 return;
             }
-            () = shutdown.cancelled(), if !is_ending => {
+            // HTTP/2 can say goodbye without crossing with a request.
+            () = leaving.cancelled(), if !has_left => {
+                has_left = true;
+                if client.pulse.is_h2() {
+                    connection.as_mut().graceful_shutdown();
+                }
+            }
+            () = closing.cancelled(), if !is_ending => {
                 is_ending = true;
                 connection.as_mut().graceful_shutdown();
             }
             () = look.as_mut() => {
-                let vitality = client.pulse.check(settings.header_timeout, settings.keep_alive);
-                match vitality {
+                match client.pulse.check(settings) {
                     Vitality::Alive(next) => look.as_mut().reset(Instant::now() + next),
-                    Vitality::SlowHead => return,
+                    Vitality::SlowHead | Vitality::Stuck => return,
                     Vitality::Idle => {
                         is_ending = true;
                         connection.as_mut().graceful_shutdown();

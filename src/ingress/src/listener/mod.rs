@@ -17,7 +17,7 @@ use std::sync::Arc;
 
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use self::accept::Reception;
@@ -102,7 +102,7 @@ pub enum ServeError {
     Tls(#[source] rustls::Error),
 }
 
-/// Serves until `shutdown`, then drains.
+/// Serves until `shutdown`, asks clients to go elsewhere for a while, then drains.
 pub(crate) async fn serve(
     shared: &Arc<Shared>,
     listeners: Vec<Listener>,
@@ -113,6 +113,10 @@ pub(crate) async fn serve(
     for listener in listeners {
         acceptors.spawn(accept::accept(Arc::clone(&reception), listener));
     }
+    reception.leaving.cancelled().await;
+    shared.leave();
+    sleep(shared.core.settings.lame_duck).await;
+    reception.closing.cancel();
     let mut connections = acceptors.join_all().await;
     let drained = async {
         for connections in &mut connections {

@@ -12,7 +12,7 @@ use crate::proxy::Client;
 /// How a connection over HTTP/2 begins, as far as no HTTP/1 request can.
 const H2_PREFACE: &[u8] = b"PRI * HTTP/2";
 
-/// Tells the client's pulse when bytes come in.
+/// Tells the client's pulse when bytes come in, and whether they go out.
 #[derive(Debug)]
 pub(super) struct Transport<T> {
     io: T,
@@ -23,6 +23,13 @@ pub(super) struct Transport<T> {
 impl<T> Transport<T> {
     pub(super) const fn new(io: T, client: Arc<Client>) -> Self {
         Self { io, client, is_fresh: true }
+    }
+
+    fn note(&self, result: &Poll<io::Result<usize>>) {
+        match result {
+            Poll::Ready(_) => self.client.pulse.written(),
+            Poll::Pending => self.client.pulse.blocked(),
+        }
     }
 }
 
@@ -51,7 +58,9 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Transport<T> {
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.io).poll_write(cx, buf)
+        let result = Pin::new(&mut self.io).poll_write(cx, buf);
+        self.note(&result);
+        result
     }
 
     fn poll_write_vectored(
@@ -59,7 +68,9 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Transport<T> {
         cx: &mut Context<'_>,
         bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.io).poll_write_vectored(cx, bufs)
+        let result = Pin::new(&mut self.io).poll_write_vectored(cx, bufs);
+        self.note(&result);
+        result
     }
 
     fn is_write_vectored(&self) -> bool {

@@ -9,6 +9,7 @@ use http::HeaderValue;
 use tokio::time::Instant;
 
 use crate::ingress::Shared;
+use crate::settings::Settings;
 use crate::tls::CertificateKey;
 
 /// One connection from outside, as its requests see it.
@@ -60,6 +61,8 @@ pub(crate) struct Pulse {
     idle_since: AtomicU64,
     /// Milliseconds after `born`, plus one; zero: no head is being read.
     head_since: AtomicU64,
+    /// Milliseconds after `born`, plus one; zero: the client takes what is sent to it.
+    blocked_since: AtomicU64,
     is_h2: AtomicBool,
 }
 
@@ -72,6 +75,8 @@ pub(crate) enum Vitality {
     Idle,
     /// A head began and did not end.
     SlowHead,
+    /// The client takes nothing of what is sent to it.
+    Stuck,
 }
 
 impl Pulse {
@@ -81,6 +86,7 @@ impl Pulse {
             requests: AtomicU32::new(0),
             idle_since: AtomicU64::new(0),
             head_since: AtomicU64::new(0),
+            blocked_since: AtomicU64::new(0),
             is_h2: AtomicBool::new(false),
         }
     }
@@ -98,6 +104,20 @@ impl Pulse {
         }
     }
 
+    /// Bytes went out.
+    pub(crate) fn written(&self) {
+        if self.blocked_since.load(Ordering::Relaxed) > 0 {
+            self.blocked_since.store(0, Ordering::Relaxed);
+        }
+    }
+
+    /// Bytes could not go out.
+    pub(crate) fn blocked(&self) {
+        if self.blocked_since.load(Ordering::Relaxed) == 0 {
+            self.blocked_since.store(self.now() + 1, Ordering::Relaxed);
+        }
+    }
+
     pub(super) fn request_began(&self) {
         self.requests.fetch_add(1, Ordering::Relaxed);
         self.head_since.store(0, Ordering::Relaxed);
@@ -109,15 +129,27 @@ impl Pulse {
         self.requests.fetch_sub(1, Ordering::Release);
     }
 
-    /// Judges the connection. `header`: limit for a head; `keep_alive`: for having no request.
-    pub(crate) fn check(&self, header: Duration, keep_alive: Duration) -> Vitality {
+    pub(crate) fn is_h2(&self) -> bool {
+        self.is_h2.load(Ordering::Relaxed)
+    }
+
+    /// Judges the connection.
+    pub(crate) fn check(&self, settings: &Settings) -> Vitality {
+        let Settings { header_timeout: header, keep_alive, write_stall, .. } = *settings;
         let now = self.now();
+        let blocked_since = self.blocked_since.load(Ordering::Relaxed);
+        if blocked_since > 0 {
+            let blocked = Duration::from_millis(now.saturating_sub(blocked_since - 1));
+            if blocked >= write_stall {
+                return Vitality::Stuck;
+            }
+        }
         if self.requests.load(Ordering::Acquire) > 0 {
-            return Vitality::Alive(header);
+            return Vitality::Alive(header.min(write_stall));
         }
         // HTTP/2 exchanges frames between requests too; only the pause between requests counts.
         let head_since = self.head_since.load(Ordering::Relaxed);
-        if head_since > 0 && !self.is_h2.load(Ordering::Relaxed) {
+        if head_since > 0 && !self.is_h2() {
             let spent = Duration::from_millis(now.saturating_sub(head_since - 1));
             return match header.checked_sub(spent).filter(|left| !left.is_zero()) {
                 Some(left) => Vitality::Alive(left),
@@ -148,14 +180,16 @@ mod tests {
     use tokio::time::{Instant, advance};
 
     use super::{Pulse, Vitality};
+    use crate::settings::Settings;
 
+    /// Ten seconds for a head, 75 between requests, 60 to take what is sent.
+    const SETTINGS: Settings = Settings::standard();
     const HEADER: Duration = Duration::from_secs(10);
-    const KEEP_ALIVE: Duration = Duration::from_secs(75);
 
     #[tokio::test(start_paused = true)]
     async fn limits_follow_what_the_connection_does() {
         let pulse = Pulse::new();
-        let check = || pulse.check(HEADER, KEEP_ALIVE);
+        let check = || pulse.check(&SETTINGS);
         assert_eq!(check(), Vitality::Alive(HEADER));
         pulse.read();
         advance(Duration::from_secs(4)).await;
@@ -174,5 +208,14 @@ mod tests {
         assert_eq!(check(), Vitality::SlowHead);
         pulse.set_h2();
         assert_eq!(check(), Vitality::Idle);
+        pulse.request_began();
+        pulse.blocked();
+        advance(Duration::from_secs(59)).await;
+        assert_eq!(check(), Vitality::Alive(HEADER));
+        pulse.blocked();
+        advance(Duration::from_secs(1)).await;
+        assert_eq!(check(), Vitality::Stuck);
+        pulse.written();
+        assert_eq!(check(), Vitality::Alive(HEADER));
     }
 }

@@ -4,7 +4,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{CONNECTION, CONTENT_TYPE, HOST, HeaderName, HeaderValue, TE};
+use http::header::{
+    CONNECTION, CONTENT_TYPE, COOKIE, HOST, HeaderMap, HeaderName, HeaderValue, TE,
+};
 use http::request::Parts;
 use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{Request, Response, StatusCode, Uri, Version};
@@ -18,7 +20,7 @@ use super::exchange::Exchange;
 use super::headers::{self, Forwarded, X_REQUEST_ID};
 use super::reply::{self, Asker, Failure};
 use super::upgrade::Upgrade;
-use crate::activator::{Refusal, Slot, Wake};
+use crate::activator::{Refusal, Slot, Turn, Wake};
 use crate::core::Core;
 use crate::error::Code;
 use crate::metrics::Stage;
@@ -124,9 +126,11 @@ enum TryError {
 
 impl Errand<'_> {
     async fn run(&self, mut outgoing: Outgoing) -> Result<Answer, Failure> {
+        let mut turn = Turn::default();
         let mut has_retried = false;
         loop {
-            let slot = self.route.service.acquire(self.core).await.map_err(Failure::from)?;
+            let slot =
+                self.route.service.acquire(self.core, &mut turn).await.map_err(Failure::from)?;
             match self.attempt(slot, outgoing).await {
                 Ok(answer) => return Ok(answer),
                 Err(TryError::Failed(code)) => return Err(Failure::from(code)),
@@ -237,6 +241,9 @@ impl Timing {
 fn address(request: &mut Request<RequestBody>, protocol: AppProtocol, host: &HeaderValue) {
     match protocol {
         AppProtocol::Http1 => {
+            if request.version() == Version::HTTP_2 {
+                join_cookies(request.headers_mut());
+            }
             *request.version_mut() = Version::HTTP_11;
             // Over HTTP/1.1 the wish for trailers counts for one connection and must be listed.
             if request.headers().contains_key(TE) && !request.headers().contains_key(CONNECTION) {
@@ -262,6 +269,20 @@ fn address(request: &mut Request<RequestBody>, protocol: AppProtocol, host: &Hea
                 *request.uri_mut() = uri;
             }
         }
+    }
+}
+
+/// HTTP/2 may split cookies over several fields; outside it they are one (RFC 9113 section 8.2.3).
+fn join_cookies(headers: &mut HeaderMap) {
+    let mut cookies = headers.get_all(COOKIE).iter();
+    let Some(first) = cookies.next() else { return };
+    let mut joined = first.as_bytes().to_vec();
+    for cookie in cookies {
+        joined.extend_from_slice(b"; ");
+        joined.extend_from_slice(cookie.as_bytes());
+    }
+    if let Ok(joined) = HeaderValue::from_maybe_shared(Bytes::from(joined)) {
+        headers.insert(COOKIE, joined);
     }
 }
 

@@ -19,9 +19,9 @@ mod upgrade;
 use std::convert::Infallible;
 use std::sync::Arc;
 
-use http::header::{CONTENT_LENGTH, HeaderValue};
+use http::header::{CONNECTION, CONTENT_LENGTH, HeaderValue};
 use http::request::Parts;
-use http::{Request, Response, Uri};
+use http::{Request, Response, StatusCode, Uri, Version};
 use hyper::body::Incoming;
 
 use crate::error::Code;
@@ -46,14 +46,19 @@ pub(crate) async fn handle(
     let mut exchange = Exchange::begin(&client, &request);
     let (mut parts, incoming) = request.into_parts();
     exchange.request_id = headers::request_id(&mut parts.headers);
-    Ok(match decide(&client, &parts, &mut exchange) {
+    let is_last = client.shared.is_leaving() && parts.version <= Version::HTTP_11;
+    let mut response = match decide(&client, &parts, &mut exchange) {
         Ok(Decision::Forward(route)) => {
             forward::forward(&client, &route, parts, incoming, exchange).await
         }
         Ok(Decision::Redirect(location)) => reply::redirect(location, &parts.method, exchange),
-        Ok(Decision::Health) => reply::health(client.shared.is_synced(), &parts.method, exchange),
+        Ok(Decision::Health) => reply::health(&client.shared, &parts.method, exchange),
         Err(code) => reply::failure(&Failure::from(code), &Asker::of(&parts), exchange),
-    })
+    };
+    if is_last && response.status() != StatusCode::SWITCHING_PROTOCOLS {
+        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+    }
+    Ok(response)
 }
 
 /// What to do with a request.

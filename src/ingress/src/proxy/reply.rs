@@ -12,6 +12,7 @@ use super::body::ResponseBody;
 use super::exchange::Exchange;
 use super::headers::X_REQUEST_ID;
 use crate::error::Code;
+use crate::ingress::Shared;
 
 const X_PORTOLAN_ERROR: HeaderName = HeaderName::from_static("x-portolan-error");
 
@@ -45,9 +46,10 @@ impl Format {
             .filter_map(|value| value.to_str().ok())
             .flat_map(|value| value.split(','))
             .filter_map(|range| range.split(';').next())
-            .any(|kind| {
-                let kind = kind.trim().to_ascii_lowercase();
-                kind == "application/json" || kind.ends_with("+json")
+            .filter_map(|kind| kind.trim().split_once('/'))
+            .any(|(_, kind)| {
+                kind.eq_ignore_ascii_case("json")
+                    || kind.rsplit('+').next().is_some_and(|tail| tail.eq_ignore_ascii_case("json"))
             });
         if is_json { Self::Json } else { Self::Text }
     }
@@ -112,19 +114,19 @@ pub(super) fn redirect(
 
 /// Whether this gateway can answer at all.
 pub(super) fn health(
-    is_synced: bool,
+    shared: &Shared,
     method: &Method,
     mut exchange: Exchange,
 ) -> Response<ResponseBody> {
-    let (status, text) = match is_synced {
-        true => (StatusCode::OK, "{\"status\":\"ok\",\"checks\":{\"synced\":\"ok\"}}\n"),
-        false => (
-            StatusCode::SERVICE_UNAVAILABLE,
-            "{\"status\":\"starting\",\"checks\":{\"synced\":\"no\"}}\n",
-        ),
+    let (status, state) = match (shared.is_leaving(), shared.is_synced()) {
+        (true, _) => (StatusCode::SERVICE_UNAVAILABLE, "leaving"),
+        (false, true) => (StatusCode::OK, "ok"),
+        (false, false) => (StatusCode::SERVICE_UNAVAILABLE, "starting"),
     };
+    let synced = if shared.is_synced() { "ok" } else { "no" };
+    let text = format!("{{\"status\":\"{state}\",\"checks\":{{\"synced\":\"{synced}\"}}}}\n");
     exchange.status = Some(status);
-    own(status, "application/json", text.to_owned(), method, exchange)
+    own(status, "application/json", text, method, exchange)
 }
 
 fn own(

@@ -308,10 +308,15 @@ async fn http2_outside_http1_inside() {
     let program = Program::start().await;
     let (gateway, app) = Gateway::serving(program.address, Slots::Limited(3));
     let mut sender = h2(gateway.http).await;
-    let request = Request::get("http://shop.example/echo?x=1").body(empty()).unwrap();
+    let request = Request::get("http://shop.example/echo?x=1")
+        .header("cookie", "a=b")
+        .header("cookie", "c=d")
+        .body(empty())
+        .unwrap();
     let response = soon("a response", sender.send_request(request)).await.unwrap();
     let reply = crate::client::Reply::read(response).await;
-    assert!(reply.body.starts_with("GET /echo?x=1 HTTP/1.1\nhost: shop.example\n"), "{reply:?}");
+    let expected = "GET /echo?x=1 HTTP/1.1\ncookie: a=b; c=d\nhost: shop.example\n";
+    assert!(reply.body.starts_with(expected), "{reply:?}");
     let requests: Vec<_> = (0..6)
         .map(|_| {
             let request = Request::get("http://shop.example/hold").body(empty()).unwrap();

@@ -35,6 +35,7 @@ impl Gateway {
     pub(crate) fn start_with(change: impl FnOnce(&mut Settings)) -> Self {
         let mut settings = Settings::standard();
         settings.access_log = AccessLog::Off;
+        settings.lame_duck = Duration::ZERO;
         change(&mut settings);
         let metrics = Arc::new(Metrics::new());
         let ingress = Ingress::new(settings, Arc::clone(&metrics));

@@ -63,3 +63,34 @@ async fn streams_are_cut_at_the_limit() {
     while let Some(Ok(_)) = soon("the end", socket.next()).await {}
     assert!(soon("the end", events.frame()).await.is_none_or(|frame| frame.is_err()));
 }
+
+#[tokio::test]
+async fn clients_are_asked_to_leave_before_they_are_shown_the_door() {
+    let program = Program::start().await;
+    let gateway = Gateway::start_with(|settings| settings.lame_duck = Duration::from_secs(1));
+    let app = gateway.app("shop", program.address.port());
+    app.sandbox("one", program.address.ip(), SandboxPhase::Ready, Slots::Unlimited);
+    let mut used = h1(gateway.http).await;
+    let unused = h1(gateway.http).await;
+    let mut over_h2 = h2(gateway.http).await;
+    let ask_h2 = || Request::get("http://shop.example/echo").body(empty()).unwrap();
+    soon("a response", over_h2.send_request(ask_h2())).await.unwrap();
+    gateway.shut_down();
+    soon("HTTP/2 is told to go away", async {
+        while over_h2.send_request(ask_h2()).await.is_ok() {}
+    })
+    .await;
+    let reply = Reply::read(used.send_request(get("/echo")).await.unwrap()).await;
+    assert_eq!((reply.status.as_u16(), reply.header("connection")), (200, Some("close")));
+    let health = fetch(gateway.http, get("/.well-known/portolan/health")).await;
+    assert_eq!(health.status, 503, "still accepting, but not ready");
+    assert!(health.body.contains("leaving"), "{}", health.body);
+    assert!(!unused.is_closed(), "it may be about to send a request");
+    gateway.ended().await;
+    soon("it is closed in the end", async {
+        while !unused.is_closed() {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+}

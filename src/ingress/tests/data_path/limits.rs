@@ -145,3 +145,20 @@ async fn rapid_resets_end_the_connection() {
     let is_calmed = answer.windows(4).any(|window| window == [0, 0, 0, 0x0b]);
     assert!(is_calmed, "{answer:?}");
 }
+
+#[tokio::test]
+async fn a_client_that_reads_nothing_is_cut() {
+    let program = Program::start().await;
+    let gateway = Gateway::start_with(|settings| {
+        settings.write_stall = Duration::from_millis(300);
+        settings.header_timeout = Duration::from_millis(300);
+    });
+    let app = gateway.app("shop", program.address.port());
+    app.sandbox("one", program.address.ip(), SandboxPhase::Ready, Slots::Limited(1));
+    let mut stream = TcpStream::connect(gateway.http).await.unwrap();
+    let request = "GET /bytes/50000000 HTTP/1.1\r\nHost: shop.example\r\n\r\n";
+    stream.write_all(request.as_bytes()).await.unwrap();
+    app.reaches(0, 1).await;
+    app.reaches(0, 0).await;
+    drop(stream);
+}

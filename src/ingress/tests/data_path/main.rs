@@ -8,6 +8,7 @@ mod forwarding;
 mod gateway;
 mod lifecycle;
 mod limits;
+mod log;
 mod program;
 mod protocols;
 mod slots;
