@@ -52,5 +52,6 @@ pub use pass::{Next, Pass, ReconcileError, Reconciler, Retry};
 pub use queue::{Backoff, Queue};
 pub use watch::{Watch, Watched};
 pub use writer::{
-    Applied, Created, Deleted, Precondition, StatusWrite, Target, Writable, WriteError, Writer,
+    Applied, Created, Deleted, Precondition, StatusWrite, Target, Writable, WriteCause, WriteError,
+    Writer,
 };

@@ -250,7 +250,7 @@ impl<K: Watched, T: Send + Sync + 'static> Feed<K, T> {
         loop {
             let event = tokio::select! {
                 _ = sweep.tick() => {
-                    self.cache.sweep(now());
+                    self.cache.sweep();
                     continue;
                 }
                 event = events.next() => event,
@@ -280,7 +280,7 @@ fn is_expired(error: &watcher::Error) -> bool {
 fn take<K: Watched, T>(cache: &Cache<K, T>, event: Event<Guarded<K>>, malformed: &Counter) {
     match event {
         Event::Init => cache.begin_relist(),
-        Event::InitDone => cache.end_relist(now()),
+        Event::InitDone => cache.end_relist(),
         Event::Delete(object) => cache.gone(&Sighting::of(object.meta())),
         Event::Apply(Guarded::Good(object)) | Event::InitApply(Guarded::Good(object)) => {
             cache.shown(*object);
@@ -294,8 +294,4 @@ fn take<K: Watched, T>(cache: &Cache<K, T>, event: Event<Guarded<K>>, malformed:
             cache.shown_malformed(sighting.key, why);
         }
     }
-}
-
-fn now() -> std::time::Instant {
-    tokio::time::Instant::now().into_std()
 }

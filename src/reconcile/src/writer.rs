@@ -115,17 +115,39 @@ pub struct WriteError {
     /// The object.
     pub key: ObjectKey,
     /// What the client or the API server said.
-    #[source]
-    pub source: Box<kube::Error>,
+    pub source: WriteCause,
+}
+
+/// Who said that a request failed. The client prints a refusal twice, and once with all its
+/// fields; so a refusal is kept by itself.
+#[derive(Debug, thiserror::Error)]
+pub enum WriteCause {
+    /// The API server refused.
+    #[error("{}", .0.message)]
+    Refused(Box<Status>),
+    /// There was no answer, or none that could be understood.
+    #[error(transparent)]
+    Failed(Box<kube::Error>),
+}
+
+impl From<kube::Error> for WriteCause {
+    fn from(error: kube::Error) -> Self {
+        match error {
+            kube::Error::Api(status) => Self::Refused(status),
+            other => Self::Failed(Box::new(other)),
+        }
+    }
 }
 
 impl WriteError {
-    /// `api_conflict`, `api_forbidden`, `api_invalid`, `api_not_found`, `api_throttled`,
-    /// `api_error` for other answers, `api_unreachable` without any.
+    /// `namespace_gone` for a namespace that is deleted or being deleted, `api_conflict`,
+    /// `api_forbidden`, `api_invalid`, `api_not_found`, `api_throttled`, `api_error` for other
+    /// answers, `api_unreachable` without any.
     pub fn category(&self) -> &'static str {
         let Some(status) = self.status() else { return "api_unreachable" };
         match status.code {
             _ if is_of_another_uid(status) => "api_conflict",
+            _ if is_without_namespace(status) => "namespace_gone",
             403 => "api_forbidden",
             404 => "api_not_found",
             409 => "api_conflict",
@@ -135,12 +157,11 @@ impl WriteError {
         }
     }
 
-    /// Refused as invalid or forbidden: a change of the cause brings the object back, and backing
-    /// off still heals what nobody reports, such as a Role that was missing. Everything else is
-    /// worth another try soon.
+    /// What is invalid, or has no namespace any more, stays so until somebody changes something.
+    /// Everything else may pass: also a missing Role, whose coming no watch reports.
     pub fn retry(&self) -> Retry {
         match self.category() {
-            "api_invalid" => Retry::WaitForChange,
+            "api_invalid" | "namespace_gone" => Retry::WaitForChange,
             _ => Retry::Backoff,
         }
     }
@@ -161,9 +182,9 @@ impl WriteError {
     }
 
     fn status(&self) -> Option<&Status> {
-        match self.source.as_ref() {
-            kube::Error::Api(status) => Some(status),
-            _ => None,
+        match &self.source {
+            WriteCause::Refused(status) => Some(status),
+            WriteCause::Failed(_) => None,
         }
     }
 }
@@ -317,7 +338,7 @@ impl Writer {
             verb: "delete",
             kind: K::kind(&()).into_owned(),
             key: target.key.clone(),
-            source: Box::new(kube::Error::SerdeError(source)),
+            source: kube::Error::SerdeError(source).into(),
         })?;
         // An object without finalizers and grace comes back whole although it is gone.
         let meta = object.meta();
@@ -398,7 +419,7 @@ impl Writer {
             verb,
             kind: K::kind(&()).into_owned(),
             key: key.clone(),
-            source: Box::new(source),
+            source: source.into(),
         })
     }
 }
@@ -468,10 +489,22 @@ fn met<R>(sent: Result<R, WriteError>) -> Result<Precondition<R>, WriteError> {
         Ok(answer) => Ok(Precondition::Met(Box::new(answer))),
         Err(error) => match error.category() {
             "api_not_found" => Ok(Precondition::Gone),
+            // Only something that was in it can be the target.
+            "namespace_gone" if error.status().is_some_and(Status::is_not_found) => {
+                Ok(Precondition::Gone)
+            }
             "api_conflict" => Ok(Precondition::Conflict),
             _ => Err(error),
         },
     }
+}
+
+/// Nothing can be created in a namespace that is going, or written in one that is gone; what is in
+/// it goes with it, and needs nothing any more.
+fn is_without_namespace(status: &Status) -> bool {
+    let Some(details) = &status.details else { return false };
+    let is_going = details.causes.iter().any(|cause| cause.reason == "NamespaceTerminating");
+    is_going || (status.code == 404 && details.kind == "namespaces")
 }
 
 /// Applying over an object of another UID is answered as an attempt to change the UID, as invalid.

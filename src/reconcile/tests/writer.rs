@@ -3,6 +3,7 @@
 use http::Method;
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::core::ObjectMeta;
+use portolan_process::ErrorChain;
 use portolan_reconcile::{
     APPLIED_HASH, Applied, Controller, Created, Deleted, ObjectKey, Observed, Precondition, Retry,
     StatusWrite, Target, Writer,
@@ -252,6 +253,8 @@ async fn check_error(code: u16, reason: &str, category: &str, retry: Retry) {
     assert_eq!((error.category(), error.retry()), (category, retry), "{code}");
     assert_eq!(error.to_string(), "apply ConfigMap team-a/chat");
     assert_eq!(error.answer(), Some("because"));
+    let chain = ErrorChain(&error).to_string();
+    assert_eq!(chain, "apply ConfigMap team-a/chat: because", "said once, without internals");
 }
 
 #[tokio::test]

@@ -172,13 +172,13 @@ impl<K, T> Cache<K, T> {
     {
         let sighting = Sighting::of(object.meta());
         let value = (self.inner.project)(object);
-        let delta = self.change(|store| store.wrote(sighting, value));
+        let delta = self.change(|store| store.wrote(sighting, value, now()));
         self.tell(delta.as_ref(), Some(pass.origin()));
     }
 
     /// Takes in that a delete of this pass removed the object at once.
     pub fn observe_gone(&self, target: &Target, pass: &Pass) {
-        let delta = self.change(|store| store.deleted(&target.key, &target.uid));
+        let delta = self.change(|store| store.deleted(&target.key, &target.uid, now()));
         self.tell(delta.as_ref(), Some(pass.origin()));
     }
 
@@ -199,7 +199,7 @@ impl<K, T> Cache<K, T> {
     }
 
     pub(crate) fn gone(&self, sighting: &Sighting) {
-        let delta = self.change(|store| store.gone(sighting));
+        let delta = self.change(|store| store.gone(sighting, now()));
         self.tell(delta.as_ref(), None);
     }
 
@@ -207,14 +207,14 @@ impl<K, T> Cache<K, T> {
         self.inner.store.write().shown_malformed(key, why);
     }
 
-    pub(crate) fn end_relist(&self, now: Instant) {
-        let deltas = self.change(|store| store.end_relist(now));
+    pub(crate) fn end_relist(&self) {
+        let deltas = self.change(|store| store.end_relist(now()));
         self.inner.synced.send_replace(true);
         deltas.iter().for_each(|delta| self.tell(Some(delta), None));
     }
 
-    pub(crate) fn sweep(&self, now: Instant) {
-        let deltas = self.change(|store| store.sweep(now));
+    pub(crate) fn sweep(&self) {
+        let deltas = self.change(|store| store.sweep(now()));
         deltas.iter().for_each(|delta| self.tell(Some(delta), None));
     }
 
@@ -253,4 +253,9 @@ impl<K, T> fmt::Debug for Cache<K, T> {
         let mut debug = f.debug_struct("Cache");
         debug.field("len", &self.len()).field("synced", &self.is_synced()).finish()
     }
+}
+
+/// Tokio's clock, so that tests can hold it still.
+fn now() -> Instant {
+    tokio::time::Instant::now().into_std()
 }

@@ -5,7 +5,7 @@
 //! allows since 1.35 (KEP-5504); the later one wins, whichever stream brings it.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -14,9 +14,16 @@ use kube::core::ObjectMeta;
 
 use crate::ObjectKey;
 
-/// How long an own write may stay unconfirmed after a relist that did not show it. A watch that
-/// is alive delivers within a second; later than this the object was deleted in between.
+/// How long an object that only the answer to an own write has shown may stay unconfirmed. A watch
+/// that is alive delivers within a second; later than this the object was deleted in between.
 const CONFIRMED_WITHIN: Duration = Duration::from_secs(60);
+
+/// How long a deleted UID is remembered: longer than the answer to a write may be under way, which
+/// is at most the time that a pass may take.
+const DEAD_FOR: Duration = Duration::from_secs(300);
+
+/// How many deleted UIDs are remembered; those that were deleted first are forgotten first.
+const DEAD_MAX: usize = 50_000;
 
 /// How many malformed objects are remembered by name; the metric counts all of them.
 const MALFORMED_MAX: usize = 1024;
@@ -66,6 +73,40 @@ struct Entry<T> {
     own: Vec<u64>,
     /// The relist during which the latest own write came.
     own_relist: u64,
+    /// Whether the watch has shown it, at this or at an earlier version, since the last relist.
+    is_shown: bool,
+}
+
+/// UIDs of deleted objects. A UID is never used again, so whatever is heard of it later is late.
+#[derive(Default)]
+struct Dead {
+    uids: HashSet<String>,
+    since: VecDeque<(Instant, String)>,
+}
+
+impl Dead {
+    fn has(&self, uid: &str) -> bool {
+        self.uids.contains(uid)
+    }
+
+    fn add(&mut self, uid: &str, now: Instant) {
+        if !uid.is_empty() && self.uids.insert(uid.to_owned()) {
+            self.since.push_back((now, uid.to_owned()));
+        }
+        self.forget(now);
+    }
+
+    fn forget(&mut self, now: Instant) {
+        while let Some((since, _)) = self.since.front() {
+            let is_old = now.saturating_duration_since(*since) >= DEAD_FOR;
+            if !is_old && self.since.len() <= DEAD_MAX {
+                return;
+            }
+            if let Some((_, uid)) = self.since.pop_front() {
+                self.uids.remove(&uid);
+            }
+        }
+    }
 }
 
 struct Index<T> {
@@ -79,8 +120,7 @@ pub(crate) struct Store<T> {
     entries: BTreeMap<ObjectKey, Entry<T>>,
     indexes: Vec<Index<T>>,
     malformed: BTreeMap<ObjectKey, String>,
-    /// UIDs that we saw deleted before the watch did.
-    tombstones: HashMap<ObjectKey, String>,
+    dead: Dead,
     /// Keys the running relist has shown; `None` between relists.
     seen: Option<HashSet<ObjectKey>>,
     relist: u64,
@@ -95,7 +135,7 @@ impl<T> Store<T> {
             entries: BTreeMap::new(),
             indexes: indexes.into_iter().map(index).collect(),
             malformed: BTreeMap::new(),
-            tombstones: HashMap::new(),
+            dead: Dead::default(),
             seen: None,
             relist: 0,
             suspects: Vec::new(),
@@ -156,7 +196,7 @@ impl<T> Store<T> {
     pub(crate) fn shown(&mut self, sighting: Sighting, value: Option<T>) -> Option<Delta<T>> {
         self.mark_seen(&sighting.key);
         self.malformed.remove(&sighting.key);
-        if self.tombstones.get(&sighting.key) == Some(&sighting.uid) {
+        if self.dead.has(&sighting.uid) {
             return None;
         }
         if let Some(entry) = self.entries.get_mut(&sighting.key)
@@ -165,15 +205,14 @@ impl<T> Store<T> {
         {
             return entry.confirm(sighting);
         }
-        self.replace(sighting, value)
+        self.replace(sighting, value, true)
     }
 
     /// The watch shows that an object is gone.
-    pub(crate) fn gone(&mut self, sighting: &Sighting) -> Option<Delta<T>> {
+    pub(crate) fn gone(&mut self, sighting: &Sighting, now: Instant) -> Option<Delta<T>> {
         self.malformed.remove(&sighting.key);
-        if self.tombstones.get(&sighting.key) == Some(&sighting.uid) {
-            self.tombstones.remove(&sighting.key);
-        }
+        // The answer to a write of ours may come later than this.
+        self.dead.add(&sighting.uid, now);
         let entry = self.entries.get(&sighting.key)?;
         // A later object of the same name may be known already from our own create.
         (entry.uid == sighting.uid).then(|| self.remove(&sighting.key)).flatten()
@@ -190,17 +229,18 @@ impl<T> Store<T> {
     /// The watch has shown everything there is: what it did not show is gone.
     pub(crate) fn end_relist(&mut self, now: Instant) -> Vec<Delta<T>> {
         let Some(seen) = self.seen.take() else { return Vec::new() };
-        self.tombstones.clear();
         self.malformed.retain(|key, _| seen.contains(key));
         let mut gone = Vec::new();
-        for (key, entry) in &self.entries {
+        for (key, entry) in &mut self.entries {
             if seen.contains(key) {
                 continue;
             }
             // Created while the list was under way: perhaps after its snapshot.
             if !entry.own.is_empty() && entry.own_relist == self.relist {
+                entry.is_shown = false;
                 self.suspects.push((key.clone(), now));
             } else {
+                self.dead.add(&entry.uid, now);
                 gone.push(key.clone());
             }
         }
@@ -209,36 +249,49 @@ impl<T> Store<T> {
 
     /// Drops what only an own write vouched for and the watch did not confirm in time.
     pub(crate) fn sweep(&mut self, now: Instant) -> Vec<Delta<T>> {
+        self.dead.forget(now);
         let due = |since: Instant| now.saturating_duration_since(since) >= CONFIRMED_WITHIN;
         let (expired, waiting): (Vec<_>, Vec<_>) =
             std::mem::take(&mut self.suspects).into_iter().partition(|(_, since)| due(*since));
         self.suspects = waiting;
-        let unconfirmed =
-            |key: &ObjectKey| self.entries.get(key).is_some_and(|entry| !entry.own.is_empty());
-        let expired: Vec<_> = expired.into_iter().map(|(key, _)| key).filter(unconfirmed).collect();
+        let unshown = |key: &ObjectKey| self.entries.get(key).is_some_and(|entry| !entry.is_shown);
+        let expired: Vec<_> = expired.into_iter().map(|(key, _)| key).filter(unshown).collect();
         expired.iter().filter_map(|key| self.remove(key)).collect()
     }
 
     // --- our own writes ---
 
     /// The API server answered one of our writes with this object.
-    pub(crate) fn wrote(&mut self, sighting: Sighting, value: Option<T>) -> Option<Delta<T>> {
+    pub(crate) fn wrote(
+        &mut self,
+        sighting: Sighting,
+        value: Option<T>,
+        now: Instant,
+    ) -> Option<Delta<T>> {
+        // Deleted while the answer was under way: taken in, it would stay for ever.
+        if self.dead.has(&sighting.uid) {
+            return None;
+        }
         let version = sighting.version;
-        let mut own = Vec::new();
+        let (mut own, mut is_shown) = (Vec::new(), false);
         if let Some(entry) = self.entries.get(&sighting.key) {
             if version == 0 || version <= entry.version {
                 return None;
             }
             if entry.uid == sighting.uid {
                 own.clone_from(&entry.own);
+                is_shown = entry.is_shown;
             }
+        }
+        if !is_shown {
+            self.suspects.push((sighting.key.clone(), now));
         }
         own.push(version);
         if own.len() > OWN_MAX {
             own.remove(0);
         }
         let (key, relist) = (sighting.key.clone(), self.relist);
-        let delta = self.replace(sighting, value);
+        let delta = self.replace(sighting, value, is_shown);
         if let Some(entry) = self.entries.get_mut(&key) {
             entry.own = own;
             entry.own_relist = relist;
@@ -247,14 +300,11 @@ impl<T> Store<T> {
     }
 
     /// The API server answered that our delete removed this object.
-    pub(crate) fn deleted(&mut self, key: &ObjectKey, uid: &str) -> Option<Delta<T>> {
-        let entry = self.entries.get(key)?;
-        if entry.uid != uid {
-            return None;
-        }
+    pub(crate) fn deleted(&mut self, key: &ObjectKey, uid: &str, now: Instant) -> Option<Delta<T>> {
         // Older events of it may still be on their way and must not bring it back.
-        self.tombstones.insert(key.clone(), uid.to_owned());
-        self.remove(key)
+        self.dead.add(uid, now);
+        let entry = self.entries.get(key)?;
+        (entry.uid == uid).then(|| self.remove(key)).flatten()
     }
 
     // --- one object ---
@@ -265,11 +315,17 @@ impl<T> Store<T> {
         }
     }
 
-    fn replace(&mut self, sighting: Sighting, value: Option<T>) -> Option<Delta<T>> {
+    fn replace(
+        &mut self,
+        sighting: Sighting,
+        value: Option<T>,
+        is_shown: bool,
+    ) -> Option<Delta<T>> {
         let Some(value) = value else { return self.remove(&sighting.key) };
         let Sighting { key, uid, version } = sighting;
         let new = Arc::new(value);
-        let entry = Entry { value: new.clone(), uid, version, own: Vec::new(), own_relist: 0 };
+        let value = new.clone();
+        let entry = Entry { value, uid, version, own: Vec::new(), own_relist: 0, is_shown };
         let old = self.entries.insert(key.clone(), entry).map(|entry| entry.value);
         for index in &mut self.indexes {
             index.move_key(&key, old.as_deref(), Some(&new));
@@ -295,6 +351,7 @@ impl<T> Entry<T> {
         if self.own.is_empty() || sighting.uid != self.uid {
             return None;
         }
+        self.is_shown = true;
         let echo = self.own.contains(&sighting.version);
         self.own.retain(|version| *version > sighting.version);
         (!echo).then(|| {

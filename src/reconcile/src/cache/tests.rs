@@ -76,7 +76,7 @@ fn indexes_follow_every_change() {
     assert_eq!((names(&store, "p"), names(&store, "q")), (2, 0));
     store.shown(seen("a", "a", 3), Some("q"));
     assert_eq!((names(&store, "p"), names(&store, "q")), (1, 1));
-    store.gone(&seen("a", "a", 4));
+    store.gone(&seen("a", "a", 4), Instant::now());
     assert_eq!((names(&store, "p"), names(&store, "q")), (1, 0));
     // The projection no longer keeps it.
     store.shown(seen("b", "b", 5), None);
@@ -100,7 +100,10 @@ fn listing_by_namespace_stops_at_its_border() {
 #[test]
 fn our_own_write_is_read_at_once_and_its_echo_tells_nobody() {
     let mut store = listed(&[("a", 1)]);
-    check(store.wrote(seen("a", "a", 5), Some("q")), &[("a", Some("p"), Some("q"))]);
+    check(
+        store.wrote(seen("a", "a", 5), Some("q"), Instant::now()),
+        &[("a", Some("p"), Some("q"))],
+    );
     assert_eq!(store.find(&ObjectKey::new("team-a", "a")).map(|value| **value), Some("q"));
     check(store.shown(seen("a", "a", 5), Some("q")), &[]);
 }
@@ -108,7 +111,7 @@ fn our_own_write_is_read_at_once_and_its_echo_tells_nobody() {
 #[test]
 fn a_foreign_write_before_ours_is_told_although_its_value_is_known() {
     let mut store = listed(&[("a", 1)]);
-    store.wrote(seen("a", "a", 5), Some("q"));
+    store.wrote(seen("a", "a", 5), Some("q"), Instant::now());
     check(store.shown(seen("a", "a", 4), Some("foreign")), &[("a", Some("q"), Some("q"))]);
     check(store.shown(seen("a", "a", 5), Some("q")), &[]);
     check(store.shown(seen("a", "a", 6), Some("r")), &[("a", Some("q"), Some("r"))]);
@@ -117,8 +120,8 @@ fn a_foreign_write_before_ours_is_told_although_its_value_is_known() {
 #[test]
 fn two_writes_of_one_pass_have_two_echoes() {
     let mut store = listed(&[("a", 1)]);
-    store.wrote(seen("a", "a", 5), Some("q"));
-    store.wrote(seen("a", "a", 7), Some("r"));
+    store.wrote(seen("a", "a", 5), Some("q"), Instant::now());
+    store.wrote(seen("a", "a", 7), Some("r"), Instant::now());
     check(store.shown(seen("a", "a", 5), Some("q")), &[]);
     check(store.shown(seen("a", "a", 6), Some("foreign")), &[("a", Some("r"), Some("r"))]);
     check(store.shown(seen("a", "a", 7), Some("r")), &[]);
@@ -127,7 +130,7 @@ fn two_writes_of_one_pass_have_two_echoes() {
 #[test]
 fn an_answer_older_than_the_watch_changes_nothing() {
     let mut store = listed(&[("a", 9)]);
-    check(store.wrote(seen("a", "a", 5), Some("old")), &[]);
+    check(store.wrote(seen("a", "a", 5), Some("old"), Instant::now()), &[]);
     check(store.shown(seen("a", "a", 10), Some("q")), &[("a", Some("p"), Some("q"))]);
 }
 
@@ -135,9 +138,9 @@ fn an_answer_older_than_the_watch_changes_nothing() {
 fn what_we_deleted_is_not_brought_back_by_events_on_their_way() {
     let mut store = listed(&[("a", 1)]);
     let key = ObjectKey::new("team-a", "a");
-    check(store.deleted(&key, "a"), &[("a", Some("p"), None)]);
+    check(store.deleted(&key, "a", Instant::now()), &[("a", Some("p"), None)]);
     check(store.shown(seen("a", "a", 4), Some("late")), &[]);
-    check(store.gone(&seen("a", "a", 5)), &[]);
+    check(store.gone(&seen("a", "a", 5), Instant::now()), &[]);
     // The name is free for another object.
     check(store.shown(seen("a", "next", 6), Some("q")), &[("a", None, Some("q"))]);
 }
@@ -145,9 +148,9 @@ fn what_we_deleted_is_not_brought_back_by_events_on_their_way() {
 #[test]
 fn a_delete_of_an_object_that_was_made_again_touches_only_the_old_one() {
     let mut store = listed(&[("a", 1)]);
-    store.wrote(seen("a", "next", 7), Some("q"));
-    check(store.gone(&seen("a", "a", 6)), &[]);
-    check(store.deleted(&ObjectKey::new("team-a", "a"), "a"), &[]);
+    store.wrote(seen("a", "next", 7), Some("q"), Instant::now());
+    check(store.gone(&seen("a", "a", 6), Instant::now()), &[]);
+    check(store.deleted(&ObjectKey::new("team-a", "a"), "a", Instant::now()), &[]);
     assert_eq!(store.len(), 1);
 }
 
@@ -156,7 +159,7 @@ fn what_was_created_during_a_relist_survives_it_until_it_is_confirmed() {
     let mut store = listed(&[]);
     let start = Instant::now();
     store.begin_relist();
-    store.wrote(seen("new", "new", 9), Some("p"));
+    store.wrote(seen("new", "new", 9), Some("p"), Instant::now());
     assert!(store.end_relist(start).is_empty(), "the list may be older than our write");
     assert!(store.sweep(start + Duration::from_secs(59)).is_empty());
     check(store.shown(seen("new", "new", 9), Some("p")), &[]);
@@ -169,7 +172,7 @@ fn what_was_created_and_deleted_during_a_relist_does_not_stay_for_ever() {
     let mut store = listed(&[]);
     let start = Instant::now();
     store.begin_relist();
-    store.wrote(seen("new", "new", 9), Some("p"));
+    store.wrote(seen("new", "new", 9), Some("p"), Instant::now());
     store.end_relist(start);
     let gone = store.sweep(start + Duration::from_secs(61));
     assert_eq!(told(&gone), [("new".to_owned(), Some("p"), None)]);
@@ -178,9 +181,54 @@ fn what_was_created_and_deleted_during_a_relist_does_not_stay_for_ever() {
 #[test]
 fn what_was_created_before_a_relist_that_does_not_show_it_is_gone() {
     let mut store = listed(&[]);
-    store.wrote(seen("new", "new", 9), Some("p"));
+    store.wrote(seen("new", "new", 9), Some("p"), Instant::now());
     store.begin_relist();
     assert_eq!(store.end_relist(Instant::now()).len(), 1);
+}
+
+#[test]
+fn the_answer_to_a_write_that_comes_after_the_deletion_brings_nothing_back() {
+    let mut store = listed(&[("a", 1)]);
+    store.gone(&seen("a", "a", 6), Instant::now());
+    check(store.wrote(seen("a", "a", 5), Some("ghost"), Instant::now()), &[]);
+
+    // The same when the deletion was noticed by a relist only.
+    let mut store = listed(&[("a", 1)]);
+    store.begin_relist();
+    store.end_relist(Instant::now());
+    check(store.wrote(seen("a", "a", 5), Some("ghost"), Instant::now()), &[]);
+
+    // Created and deleted before the answer came.
+    store.shown(seen("b", "b", 7), Some("p"));
+    store.gone(&seen("b", "b", 8), Instant::now());
+    check(store.wrote(seen("b", "b", 7), Some("ghost"), Instant::now()), &[]);
+    assert_eq!(store.len(), 0);
+}
+
+#[test]
+fn what_only_an_answer_has_shown_does_not_stay_for_ever() {
+    let start = Instant::now();
+    let mut store = listed(&[]);
+    store.wrote(seen("ghost", "ghost", 5), Some("p"), start);
+    store.wrote(seen("alive", "alive", 6), Some("p"), start);
+    store.shown(seen("alive", "alive", 6), Some("p"));
+    // A later write of ours that the watch has not shown yet does not make it a ghost.
+    store.wrote(seen("alive", "alive", 9), Some("q"), start + Duration::from_secs(60));
+    let gone = store.sweep(start + Duration::from_secs(61));
+    assert_eq!(told(&gone), [("ghost".to_owned(), Some("p"), None)]);
+    // If it was there after all, the watch shows it.
+    check(store.shown(seen("ghost", "ghost", 5), Some("p")), &[("ghost", None, Some("p"))]);
+}
+
+#[test]
+fn deleted_uids_are_forgotten_in_time() {
+    let start = Instant::now();
+    let mut store = listed(&[]);
+    store.gone(&seen("a", "a", 6), start);
+    assert!(store.sweep(start + Duration::from_secs(299)).is_empty());
+    check(store.wrote(seen("a", "a", 5), Some("p"), start), &[]);
+    store.sweep(start + Duration::from_secs(301));
+    check(store.wrote(seen("a", "a", 5), Some("p"), start), &[("a", None, Some("p"))]);
 }
 
 // --- malformed objects ---
@@ -204,7 +252,7 @@ fn a_malformed_object_that_is_gone_is_forgotten() {
     let odd = |name: &str| ObjectKey::new("team-a", name);
     store.shown_malformed(odd("a"), "why".to_owned());
     store.shown_malformed(odd("b"), "why".to_owned());
-    store.gone(&seen("a", "a", 5));
+    store.gone(&seen("a", "a", 5), Instant::now());
     assert_eq!(store.malformed(&odd("a")), None);
     store.begin_relist();
     store.end_relist(Instant::now());
