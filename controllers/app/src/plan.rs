@@ -72,7 +72,11 @@ pub(crate) fn plan(seen: &Seen, settings: &Settings, now: Timestamp) -> Option<P
         None
     };
     Some(Plan {
-        policy: network_policy(app, &serving(app, &wanted, create.as_ref(), seen), settings),
+        policy: network_policy(
+            app,
+            &serving(app, &wanted, create.as_ref(), seen),
+            &settings.system_namespace,
+        ),
         prune: if is_complete { prune(app, seen) } else { Vec::new() },
         wanted,
         create,

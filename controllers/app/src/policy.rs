@@ -11,8 +11,6 @@ use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use kube::Resource;
 use portolan_api::{App, AppVersion, PortType, labels, names};
 
-use crate::plan::Settings;
-
 /// The label that Kubernetes puts on every namespace.
 const NAMESPACE_NAME: &str = "kubernetes.io/metadata.name";
 
@@ -22,7 +20,7 @@ const NAMESPACE_NAME: &str = "kubernetes.io/metadata.name";
 pub(crate) fn network_policy(
     app: &App,
     versions: &[&AppVersion],
-    settings: &Settings,
+    system_namespace: &str,
 ) -> NetworkPolicy {
     let name = app.metadata.name.clone().unwrap_or_default();
     let ports = ports(versions);
@@ -34,11 +32,11 @@ pub(crate) fn network_policy(
         (!ports.is_empty()).then_some(NetworkPolicyIngressRule { from: peers, ports: Some(ports) })
     };
     let rules = [
-        rule(Reach::Gateways, Some(vec![gateways(&settings.system_namespace), own.clone()])),
+        rule(Reach::Gateways, Some(vec![gateways(system_namespace), own.clone()])),
         rule(
             Reach::Namespace,
             Some(vec![
-                gateways(&settings.system_namespace),
+                gateways(system_namespace),
                 own,
                 NetworkPolicyPeer {
                     pod_selector: Some(LabelSelector::default()),

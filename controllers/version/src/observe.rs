@@ -7,7 +7,6 @@ use portolan_api::{App, AppVersion, PoolRole, SandboxPool};
 use portolan_reconcile::{ObjectKey, Observed};
 
 use crate::VersionReconciler;
-use crate::plan::owners_in_doubt;
 
 /// Index of versions and pools: the key of their App.
 pub(crate) const BY_APP: &str = "app";
@@ -110,4 +109,20 @@ fn is_controlled_by(version: &AppVersion, uid: &str) -> bool {
 /// Whether the pool is a candidate's that has not shown what it has to.
 pub(crate) fn is_verifying(pool: &SandboxPool) -> bool {
     pool.spec.role == PoolRole::Candidate && !pool.is_verified()
+}
+
+/// The owners that a pool has and the versions seen do not account for: each wants a live read
+/// before it may be dropped. `(name, uid)`, without repetition.
+pub(crate) fn owners_in_doubt(
+    pools: &BTreeMap<String, Arc<SandboxPool>>,
+    versions: &BTreeMap<String, Arc<AppVersion>>,
+) -> BTreeSet<(String, String)> {
+    let known: BTreeSet<_> =
+        versions.values().filter_map(|version| version.metadata.uid.as_deref()).collect();
+    pools
+        .values()
+        .flat_map(|pool| pool.metadata.owner_references.iter().flatten())
+        .filter(|owner| owner.kind == "AppVersion" && !known.contains(owner.uid.as_str()))
+        .map(|owner| (owner.name.clone(), owner.uid.clone()))
+        .collect()
 }

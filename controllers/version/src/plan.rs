@@ -1,6 +1,6 @@
 //! Which pools an App has, who owns them and what each is for. Pure: no client, no clock.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 use kube::Resource;
@@ -217,20 +217,4 @@ fn owner(version: &AppVersion) -> Option<OwnerReference> {
         block_owner_deletion: None,
         controller: None,
     })
-}
-
-/// The owners that a pool has and the versions seen do not account for: each wants a live read
-/// before it may be dropped. `(name, uid)`, without repetition.
-pub(crate) fn owners_in_doubt(
-    pools: &BTreeMap<String, std::sync::Arc<SandboxPool>>,
-    versions: &BTreeMap<String, std::sync::Arc<AppVersion>>,
-) -> BTreeSet<(String, String)> {
-    let known: BTreeSet<_> =
-        versions.values().filter_map(|version| version.metadata.uid.as_deref()).collect();
-    pools
-        .values()
-        .flat_map(|pool| pool.metadata.owner_references.iter().flatten())
-        .filter(|owner| owner.kind == "AppVersion" && !known.contains(owner.uid.as_str()))
-        .map(|owner| (owner.name.clone(), owner.uid.clone()))
-        .collect()
 }

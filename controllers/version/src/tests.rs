@@ -12,8 +12,8 @@ use portolan_api::{
 };
 use portolan_reconcile::ObjectKey;
 
-use crate::observe::{AppFacts, Seen};
-use crate::plan::{Plan, Settings, owners_in_doubt, plan};
+use crate::observe::{AppFacts, Seen, owners_in_doubt};
+use crate::plan::{Plan, Settings, plan};
 use crate::status::status;
 
 const SETTINGS: Settings = Settings { verifying_limit: 2 };

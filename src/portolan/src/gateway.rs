@@ -5,13 +5,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use portolan_ingress::feed::{Feed, FeedSettings, SecretName};
+use portolan_ingress::feed::{Feed, FeedSettings};
 use portolan_ingress::report::{HeldLease, Identity, Reporter, State};
 use portolan_ingress::{
     AccessLog, Cidr, Ingress, Listener, ListenerConfig, ProxyProtocol, Scheme, Settings,
 };
 use portolan_process::{AdminServer, Metrics, Readiness, Signals, Tasks};
-use portolan_reconcile::{Context, ContextParts, RunError, system_clock};
+use portolan_reconcile::{Context, ContextParts, ObjectKey, RunError, system_clock};
 use tokio_util::sync::CancellationToken;
 
 use crate::kubernetes;
@@ -90,7 +90,9 @@ impl GatewayArgs {
         };
         let lease = HeldLease::take(&ctx, &identity).await.context("take the gateway's Lease")?;
         // Given back when nothing runs any more: until then, switches wait for this gateway.
-        tasks.spawn_last("lease", |drained: CancellationToken| lease.keep(drained.cancelled_owned()));
+        tasks.spawn_last("lease", |drained: CancellationToken| {
+            lease.keep(drained.cancelled_owned())
+        });
         let state = State::default();
         let (mut feed, watches) = Feed::start(&ctx, &ingress, &state, self.feed());
         for (name, watch) in watches {
@@ -138,16 +140,20 @@ impl GatewayArgs {
             true => AccessLog::Off,
             false => AccessLog::On,
         };
-        Settings { trusted_proxies: self.trusted_proxies.clone(), access_log, ..Settings::standard() }
+        Settings {
+            trusted_proxies: self.trusted_proxies.clone(),
+            access_log,
+            ..Settings::standard()
+        }
     }
 
     fn feed(&self) -> FeedSettings {
         FeedSettings {
             gateway: Arc::from(self.pod_name.as_str()),
-            default_certificate: self.default_certificate.clone().map(|name| SecretName {
-                namespace: self.system_namespace.clone(),
-                name,
-            }),
+            default_certificate: self
+                .default_certificate
+                .clone()
+                .map(|name| ObjectKey::new(self.system_namespace.clone(), name)),
         }
     }
 }

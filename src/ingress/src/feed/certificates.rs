@@ -12,7 +12,7 @@ use kube::runtime::watcher::{self, watch_object};
 use portolan_api::CertificateReport;
 use portolan_api::conditions::reason;
 use portolan_process::ErrorChain;
-use portolan_reconcile::{Context, RunError};
+use portolan_reconcile::{Context, ObjectKey, RunError};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -22,18 +22,9 @@ use crate::host::HostPattern;
 use crate::report::State;
 use crate::tls::Certificate;
 
-/// A Secret.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub struct SecretName {
-    /// Its namespace.
-    pub namespace: String,
-    /// Its name.
-    pub name: String,
-}
-
 /// The Secrets that are wanted, and the hosts that each is for.
 #[derive(Debug, Clone, Default, PartialEq)]
-pub(crate) struct Wanted(pub(crate) BTreeMap<SecretName, Vec<HostPattern>>);
+pub(crate) struct Wanted(pub(crate) BTreeMap<ObjectKey, Vec<HostPattern>>);
 
 /// Keeps the certificates of the ingress in line with the Secrets.
 pub(crate) struct Certificates {
@@ -56,7 +47,7 @@ impl Certificates {
     /// Follows what is wanted until the context shuts down.
     pub(crate) async fn run(self, mut wishes: watch::Receiver<Wanted>) -> Result<(), RunError> {
         let shutdown = self.ctx.shutdown();
-        let mut watched = BTreeMap::<SecretName, Watched>::new();
+        let mut watched = BTreeMap::<ObjectKey, Watched>::new();
         let mut tasks = JoinSet::new();
         loop {
             let wanted = wishes.borrow_and_update().clone();
@@ -91,7 +82,7 @@ impl Certificates {
     /// Follows one Secret until `stop`, and takes its certificate away then.
     fn follow(
         &self,
-        secret: SecretName,
+        secret: ObjectKey,
         mut hosts: watch::Receiver<Vec<HostPattern>>,
         stop: CancellationToken,
     ) -> impl Future<Output = ()> + Send + use<> {
@@ -155,7 +146,7 @@ impl Installed {
     fn take(
         &mut self,
         event: Result<Option<Secret>, watcher::Error>,
-        name: &SecretName,
+        name: &ObjectKey,
     ) -> Option<CertificateReport> {
         let complain = |reason: &str, message: String| {
             Some(CertificateReport {

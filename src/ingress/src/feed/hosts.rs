@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use portolan_reconcile::ObjectKey;
 
-use crate::feed::certificates::{SecretName, Wanted};
+use crate::feed::certificates::Wanted;
 use crate::feed::facts::{ClaimFacts, RouteFacts};
 use crate::host::HostPattern;
 
@@ -66,8 +66,8 @@ impl Hosts {
     }
 
     /// The certificates that the served Routes ask for, by Secret.
-    pub(crate) fn certificates(&self, default: Option<&SecretName>) -> Wanted {
-        let mut wanted = BTreeMap::<SecretName, Vec<HostPattern>>::new();
+    pub(crate) fn certificates(&self, default: Option<&ObjectKey>) -> Wanted {
+        let mut wanted = BTreeMap::<ObjectKey, Vec<HostPattern>>::new();
         if let Some(default) = default {
             wanted.entry(default.clone()).or_default().push(HostPattern::Default);
         }
@@ -75,7 +75,7 @@ impl Hosts {
         served.sort_by(|a, b| a.key.cmp(&b.key));
         for route in served {
             let Some(secret) = &route.secret else { continue };
-            let name = SecretName { namespace: route.key.namespace.clone(), name: secret.clone() };
+            let name = ObjectKey::new(route.key.namespace.clone(), secret.clone());
             wanted.entry(name).or_default().push(route.config.host.clone());
         }
         Wanted(wanted)

@@ -14,7 +14,7 @@ use std::sync::Arc;
 use k8s_openapi::api::core::v1::Pod;
 use parking_lot::Mutex;
 use portolan_api::{App, Claim, Route, SandboxPool, labels};
-use portolan_reconcile::{Cache, Change, Context, RunError, Watch};
+use portolan_reconcile::{Cache, Change, Context, ObjectKey, RunError, Watch};
 use tokio::sync::watch;
 
 use crate::Ingress;
@@ -28,7 +28,6 @@ mod certificates;
 mod facts;
 mod hosts;
 
-pub use certificates::SecretName;
 pub(crate) use facts::PoolFacts;
 
 /// The component name in metrics and field managers.
@@ -43,7 +42,7 @@ pub struct FeedSettings {
     /// Name of this gateway, as slots are granted to it.
     pub gateway: Arc<str>,
     /// The certificate for hosts without their own.
-    pub default_certificate: Option<SecretName>,
+    pub default_certificate: Option<ObjectKey>,
 }
 
 /// The running feed.
@@ -108,7 +107,7 @@ struct Routing {
     hosts: Hosts,
     ingress: Ingress,
     wanted: watch::Sender<Wanted>,
-    default: Option<SecretName>,
+    default: Option<ObjectKey>,
 }
 
 impl Routing {
@@ -134,7 +133,7 @@ impl Routing {
     }
 }
 
-fn route_id(key: &portolan_reconcile::ObjectKey) -> RouteId {
+fn route_id(key: &ObjectKey) -> RouteId {
     RouteId { namespace: key.namespace.as_str().into(), name: key.name.as_str().into() }
 }
 

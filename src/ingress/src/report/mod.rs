@@ -14,8 +14,6 @@ use portolan_api::{CertificateReport, EpochReport};
 use portolan_reconcile::ObjectKey;
 use tokio::sync::Notify;
 
-use crate::feed::SecretName;
-
 mod book;
 mod identity;
 mod writer;
@@ -38,7 +36,7 @@ struct Shared {
 #[derive(Debug, Default)]
 struct Parts {
     epochs: BTreeMap<ObjectKey, i64>,
-    certificates: BTreeMap<SecretName, CertificateReport>,
+    certificates: BTreeMap<ObjectKey, CertificateReport>,
 }
 
 impl State {
@@ -58,7 +56,7 @@ impl State {
     }
 
     /// What there is to complain of about a Secret, or that it is well.
-    pub(crate) fn certificate(&self, secret: &SecretName, complaint: Option<CertificateReport>) {
+    pub(crate) fn certificate(&self, secret: &ObjectKey, complaint: Option<CertificateReport>) {
         let mut state = self.shared.state.lock();
         let before = match &complaint {
             Some(complaint) => state.certificates.insert(secret.clone(), complaint.clone()),
