@@ -27,7 +27,8 @@
 //! - A Claim is deleted only as exactly the object that was seen (UID and resource version), and
 //!   one of another Route only after the API server, or a cached Route that outranks it in the
 //!   same namespace, said that it may go.
-//! - A Route whose host changes claims the new one before it releases the old one.
+//! - A Route whose host changes claims the new one before it releases the old one. Who asks for
+//!   the old one meanwhile may take it: a Claim protects a host that its holder asks for.
 //! - A tenant learns the namespace that holds a host, never the names of what is in it.
 
 mod apply;

@@ -128,8 +128,8 @@ pub(crate) fn plan(situation: &Situation) -> Plan {
     match contend(situation) {
         Contest::Won(mut winning) => {
             steps.append(&mut winning);
-            // Last, so that a Route whose new host is taken keeps its old one from others until
-            // its owner has decided.
+            // Only now, and last: a Route whose new host is another's can go back to its old one,
+            // as long as nobody else has asked for it.
             let rest = situation.own.iter().filter(|claim| is_left_behind(situation, claim));
             steps.extend(rest.map(|claim| delete(claim, Reason::HostChanged)));
             Plan { steps, hold: Hold::Ours, look_again: None }
