@@ -87,7 +87,11 @@ fn active(input: &Input<'_>, now: Timestamp) -> Decision {
     let delay = SignedDuration::from_secs(delay.max(0).into());
     let mut history = History::resume(input, needed, now);
     history.forget(now, delay);
-    let awake = i32::from(now.duration_since(history.last_activity) <= delay);
+    // An activity keeps awake what is awake. It never wakes: a request that needs a sandbox is
+    // queued, and a gateway that was just started reports every pool as active just now.
+    let is_awake = input.replicas > 0 || input.history.is_some();
+    let is_recent = now.duration_since(history.last_activity) <= delay;
+    let awake = i32::from(is_awake && is_recent);
     let kept = history.peak().max(needed).max(awake).min(max);
     Decision {
         wanted: kept.max(least),

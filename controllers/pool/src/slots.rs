@@ -4,9 +4,10 @@
 //! what `requestsPerInstance` promises. New sandboxes are divided evenly; what does not divide
 //! goes to those that hold the fewest. Later:
 //!
-//! - `Soft`: the grants follow the gateways. When one comes or goes its share is divided again at
-//!   once, and slots that one gateway does not use move to another that has requests waiting.
-//!   Between the write and the moment at which the giver reads it, both may use a slot that moved.
+//! - `Soft`: the grants follow the gateways. What one that went had is given to the others at once;
+//!   one that came gets its share as far as others do not use it; and slots that one gateway does
+//!   not use move to another that has requests waiting. Between the write and the moment at which
+//!   the giver reads it, both may use a slot that moved.
 //! - `Strict`: a grant is only ever given once. A sandbox with slots of a lost gateway is replaced;
 //!   only slots that nobody holds are given out.
 
@@ -80,23 +81,25 @@ pub(crate) fn divide(
         let stay = held.iter().map(|grants| Some(grants.clone().unwrap_or_default()));
         return stay.chain((0..new).map(|_| Some(Grants::new()))).collect();
     }
-    let mut division = Division { limit, holders, totals: Grants::new(), done: Vec::new() };
+    let (joined, done) = (Vec::new(), Vec::new());
+    let mut division = Division { limit, holders, totals: Grants::new(), joined, done };
     match scale.concurrency {
         Concurrency::Soft => {
             for grants in held {
-                division.keep_or_divide(grants.as_ref());
+                division.keep(grants.as_ref());
             }
         }
         Concurrency::Strict => {
             for grants in held {
-                division.top_up(grants.clone().unwrap_or_default());
+                division.fill(grants.clone().unwrap_or_default());
             }
         }
     }
     for _ in 0..new {
-        division.top_up(Grants::new());
+        division.fill(Grants::new());
     }
     if scale.concurrency == Concurrency::Soft {
+        division.level();
         division.follow_demand();
     }
     division.done.into_iter().map(Some).collect()
@@ -107,76 +110,93 @@ struct Division<'a> {
     holders: &'a [Holder],
     /// Slots by gateway over all sandboxes so far.
     totals: Grants,
+    /// Gateways that a sandbox has never heard of, by its place in `done`.
+    joined: Vec<(usize, &'a Holder)>,
     done: Vec<Grants>,
 }
 
-impl Division<'_> {
-    fn take(&mut self, grants: Grants) {
+impl<'a> Division<'a> {
+    /// Keeps a division whatever the shares, but for gateways that came or went. One whose sum is
+    /// wrong was edited, or made for another limit, and is made anew.
+    fn keep(&mut self, grants: Option<&Grants>) {
+        let holders: &'a [Holder] = self.holders;
+        let total = |grants: &Grants| grants.values().map(|count| i64::from(*count)).sum::<i64>();
+        let Some(grants) = grants.filter(|grants| total(grants) == i64::from(self.limit)) else {
+            return self.fill(Grants::new());
+        };
+        let joined = holders.iter().filter(|holder| !grants.contains_key(&holder.name));
+        self.joined.extend(joined.map(|holder| (self.done.len(), holder)));
+        let mut grants = grants.clone();
+        grants.retain(|name, _| holders.iter().any(|holder| holder.name == *name));
+        self.fill(grants);
+    }
+
+    /// Gives what nobody holds, one slot after the other to the gateway with the fewest on this
+    /// sandbox, and of these to the one with the fewest on all.
+    fn fill(&mut self, mut grants: Grants) {
+        for holder in self.holders {
+            grants.entry(holder.name.clone()).or_default();
+        }
+        let total = |name: &str| self.totals.get(name).copied().unwrap_or_default();
+        for _ in grants.values().sum()..self.limit {
+            let poorest = grants.iter_mut().min_by_key(|(name, own)| (**own, total(name) + **own));
+            if let Some((_, own)) = poorest {
+                *own += 1;
+            }
+        }
         for (name, count) in &grants {
             *self.totals.entry(name.clone()).or_default() += count;
         }
         self.done.push(grants);
     }
 
-    /// Keeps a division among exactly the live gateways, whatever the shares.
-    fn keep_or_divide(&mut self, grants: Option<&Grants>) {
-        let fits = |grants: &&Grants| {
-            let total: i64 = grants.values().map(|count| i64::from(*count)).sum();
-            total == i64::from(self.limit)
-                && grants.len() == self.holders.len()
-                && self.holders.iter().all(|holder| grants.contains_key(&holder.name))
-        };
-        match grants.filter(fits) {
-            Some(grants) => self.take(grants.clone()),
-            None => self.top_up(Grants::new()),
-        }
+    /// Slots of a gateway over all sandboxes that it has no request for; negative: it lacks some.
+    fn spare(&self, holder: &Holder) -> i64 {
+        i64::from(self.totals.get(&holder.name).copied().unwrap_or_default()) - holder.demand
     }
 
-    /// Gives what nobody holds: evenly, the rest to those that hold the fewest so far.
-    fn top_up(&mut self, mut grants: Grants) {
-        let free = (self.limit - grants.values().sum::<i32>()).max(0);
-        let count = i32::try_from(self.holders.len()).unwrap_or(i32::MAX);
-        let held = |name: &str| {
-            let count = |grants: &Grants| grants.get(name).copied().unwrap_or_default();
-            count(&self.totals) + count(&grants)
-        };
-        let mut order: Vec<&Holder> = self.holders.iter().collect();
-        order.sort_by_key(|holder| (held(&holder.name), holder.name.as_str()));
-        for (place, holder) in (0..).zip(order) {
-            let share = free / count + i32::from(place < free % count);
-            *grants.entry(holder.name.clone()).or_default() += share;
+    /// Gives gateways that joined their even share, as far as others do not use it.
+    fn level(&mut self) {
+        let even = i32::try_from(self.holders.len()).map_or(0, |count| self.limit / count);
+        for (place, joined) in std::mem::take(&mut self.joined) {
+            for giver in self.holders {
+                let own = |holder: &Holder| self.done[place].get(&holder.name).copied();
+                let over = own(giver).unwrap_or_default() - even;
+                let lacks = even - own(joined).unwrap_or_default();
+                let spare = i32::try_from(self.spare(giver)).unwrap_or(i32::MAX);
+                let amount = over.min(lacks).min(spare).max(0);
+                self.shift(place, giver, joined, amount);
+            }
         }
-        self.take(grants);
     }
 
     /// Moves slots from gateways that do not use theirs to those that have more requests than
     /// slots. At least half of what is unused moves, so a growing demand takes few writes.
     fn follow_demand(&mut self) {
-        let balance = |division: &Self, holder: &Holder| {
-            let held = division.totals.get(&holder.name).copied().unwrap_or_default();
-            i64::from(held) - holder.demand
-        };
         for taker in self.holders {
             for giver in self.holders {
-                let (short, spare) = (-balance(self, taker), balance(self, giver));
+                let (short, spare) = (-self.spare(taker), self.spare(giver));
                 if short > 0 && spare > 0 {
                     let amount = spare.min(short.max(spare / 2 + spare % 2));
-                    self.shift(giver, taker, i32::try_from(amount).unwrap_or(i32::MAX));
+                    self.shift_newest(giver, taker, i32::try_from(amount).unwrap_or(i32::MAX));
                 }
             }
         }
     }
 
     /// On the newest sandboxes first: those that are about to be created cost no extra write.
-    fn shift(&mut self, giver: &Holder, taker: &Holder, mut amount: i32) {
-        for grants in self.done.iter_mut().rev() {
-            let Some(had) = grants.get_mut(&giver.name) else { continue };
-            let moved = amount.min(*had);
-            *had -= moved;
-            *grants.entry(taker.name.clone()).or_default() += moved;
-            *self.totals.entry(giver.name.clone()).or_default() -= moved;
-            *self.totals.entry(taker.name.clone()).or_default() += moved;
-            amount -= moved;
+    fn shift_newest(&mut self, giver: &Holder, taker: &Holder, mut amount: i32) {
+        for place in (0..self.done.len()).rev() {
+            let had = self.done[place].get(&giver.name).copied().unwrap_or_default();
+            self.shift(place, giver, taker, amount.min(had));
+            amount -= amount.min(had);
+        }
+    }
+
+    fn shift(&mut self, place: usize, giver: &Holder, taker: &Holder, amount: i32) {
+        for grants in [&mut self.done[place], &mut self.totals] {
+            *grants.entry(giver.name.clone()).or_default() -= amount;
+            *grants.entry(taker.name.clone()).or_default() += amount;
         }
     }
 }

@@ -153,15 +153,24 @@ fn a_pool_that_was_just_told_to_serve_stays_awake_for_the_delay() {
 
 #[test]
 fn an_activity_that_was_rounded_into_the_future_is_believed_but_not_stored() {
-    let ahead = Input { reported: Some(at(200)), ..input() };
+    let ahead = Input { reported: Some(at(200)), replicas: 1, ..input() };
     let decision = decide(&ahead, at(0));
     assert_eq!((decision.wanted, decision.last_activity), (1, Some(at(0))));
     assert_eq!(decision.next, Some(at(1100) + TICK));
 }
 
 #[test]
-fn a_request_too_short_to_be_counted_wakes_by_its_activity() {
-    check(&Input { reported: Some(at(-1)), ..input() }, 1);
+fn an_activity_keeps_a_pool_awake_and_does_not_wake_one() {
+    check(&Input { reported: Some(at(-1)), ..input() }, 0);
+    check(&Input { reported: Some(at(-1)), replicas: 1, ..input() }, 1);
+    // Woken at -2000 s and idle since, but for requests too short to be counted.
+    let busy = decide(&Input { demand: &[1], ..input() }, at(-2000)).history;
+    let idle = Input { replicas: 1, history: busy.as_ref(), ..input() };
+    let idle = decide(&idle, at(-1990)).history;
+    for (last, wanted) in [(-900, 1), (-901, 0)] {
+        let input = Input { reported: Some(at(last)), replicas: 1, ..input() };
+        check(&Input { history: idle.as_ref(), ..input }, wanted);
+    }
 }
 
 #[test]

@@ -77,8 +77,17 @@ fn soft_slots_follow_the_gateways() {
 }
 
 #[test]
+fn a_gateway_that_joins_gets_no_slot_that_is_in_use() {
+    check(&soft(10), &["a=10"], 0, "a=8,b=0", &["a=8,b=2"]);
+    check(&soft(10), &["a=10"], 0, "a=10,b=0", &["a=10,b=0"]);
+    check(&soft(10), &["a=10", "a=10"], 0, "a=17,b=0", &["a=7,b=3", "a=10,b=0"]);
+    check(&soft(10), &["a=8,b=2"], 0, "a=8,b=0,c=0", &["a=8,b=2,c=0"]);
+    check(&soft(9), &["a=5,b=4"], 0, "a=0,b=0,c=0", &["a=3,b=3,c=3"]);
+}
+
+#[test]
 fn soft_slots_that_somebody_edited_are_divided_anew() {
-    for edited in ["!", "", "a=500", "a=1,b=1", "a=9,b=9", "a=10,b=0,evil=0"] {
+    for edited in ["!", "", "a=500", "a=1,b=1", "a=9,b=9", "evil=10"] {
         check(&soft(10), &[edited], 0, "a=0,b=0", &["a=5,b=5"]);
     }
     check(&soft(20), &["a=5,b=5"], 0, "a=0,b=0", &["a=10,b=10"]);
@@ -116,7 +125,7 @@ fn strict_slots_stay_where_they_are() {
 #[test]
 fn strict_slots_that_nobody_holds_are_given_out() {
     check(&strict(10), &[""], 0, "a=0,b=0", &["a=5,b=5"]);
-    check(&strict(10), &["a=5"], 0, "a=0,b=0", &["a=7,b=3"]);
+    check(&strict(10), &["a=7"], 0, "a=0,b=0", &["a=7,b=3"]);
 }
 
 #[test]
