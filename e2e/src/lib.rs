@@ -1,7 +1,7 @@
 //! What tests on the real cluster share.
 //!
-//! A test asks for a [`space::Space`]: a namespace of its own on the cluster `test`, which the first test
-//! of a run starts and installs Portolan on. A suite that cannot have its cluster fails; nothing is
+//! A test asks for a [`space::Space`]: a namespace of its own on the cluster `test`, which the first
+//! test of a run starts and installs Portolan on. A suite that cannot have its cluster fails; nothing is
 //! skipped. The crate knows how to set the scene, and nothing of what a test then expects.
 //!
 //! ```no_run
@@ -19,8 +19,11 @@ pub mod ingress;
 pub mod space;
 
 use std::env;
+use std::panic::{AssertUnwindSafe, resume_unwind};
+use std::sync::Mutex;
 
 use anyhow::Context;
+use futures::FutureExt;
 use portolan_cluster::cluster::Cluster;
 use portolan_cluster::{logs, platform};
 use tokio::sync::OnceCell;
@@ -71,20 +74,27 @@ async fn in_space(
     test: impl AsyncFnOnce(&Space) -> anyhow::Result<()>,
 ) -> anyhow::Result<()> {
     let space = Space::create(cluster, name).await?;
-    let result = test(&space).await;
-    if result.is_err() {
+    // A failed assertion must not leave the namespace to the tests that follow.
+    let result = AssertUnwindSafe(test(&space)).catch_unwind().await;
+    if !matches!(result, Ok(Ok(()))) {
         // Before the namespace goes: afterwards nothing would be left to read.
         print_logs();
     }
     let removed = space.remove().await;
-    result.and(removed)
+    match result {
+        Ok(result) => result.and(removed),
+        Err(panic) => resume_unwind(panic),
+    }
 }
 
 fn cluster_name() -> String {
     env::var("PORTOLAN_TEST_CLUSTER").unwrap_or_else(|_| CLUSTER.to_owned())
 }
 
+/// Tests that fail at once share the folder.
 fn print_logs() {
+    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+    let _turn = ONE_AT_A_TIME.lock();
     match logs::collect(&cluster_name()) {
         Ok(folder) => eprintln!("the logs are in {}", folder.display()),
         Err(error) => eprintln!("the logs could not be collected: {error:#}"),
