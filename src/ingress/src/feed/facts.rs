@@ -302,3 +302,6 @@ fn slots(pod: &Pod, gateway: &str) -> Slots {
     });
     Slots::Limited(granted.unwrap_or(0))
 }
+
+#[cfg(test)]
+mod tests;

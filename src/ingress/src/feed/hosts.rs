@@ -110,3 +110,6 @@ impl Hosts {
             .is_some_and(|claim| claim.namespace == route.key.namespace && claim.uid == route.uid)
     }
 }
+
+#[cfg(test)]
+mod tests;
