@@ -299,10 +299,14 @@ async fn a_probe_says_how_it_looks() -> anyhow::Result<()> {
     const HANDLER: &str = "exactly one of httpGet, tcpSocket, grpc or exec";
     for kind in ["readiness", "liveness", "startup"] {
         let field = format!("spec.services[0].health.{kind} | {HANDLER}");
+        let unknown =
+            format!("spec.services[0] | health.{kind} names a port that the service does");
         let rows: Rows<'_> = &[
             ("{httpGet: {path: /healthz, port: 8080}, periodSeconds: 5}", ACCEPTED),
             ("{httpGet: {path: /healthz, port: http}}", ACCEPTED),
             ("{tcpSocket: {port: 8080}}", ACCEPTED),
+            ("{httpGet: {path: /healthz, port: htpp}}", &unknown),
+            ("{tcpSocket: {port: web}}", &unknown),
             ("{exec: {command: [./ready]}}", ACCEPTED),
             ("{grpc: {port: 8080}}", ACCEPTED),
             ("{}", &field),
@@ -314,6 +318,60 @@ async fn a_probe_says_how_it_looks() -> anyhow::Result<()> {
         check(build, rows).await?;
     }
     Ok(())
+}
+
+#[tokio::test]
+async fn a_probe_names_a_port_of_its_service() -> anyhow::Result<()> {
+    const UNKNOWN: &str =
+        "spec.services[0] | health.liveness names a port that the service does not";
+    let rows: Rows<'_> = &[
+        ("{name: web, health: {liveness: {httpGet: {port: http}}}}", ACCEPTED),
+        ("{name: web, port: 1, health: {liveness: {tcpSocket: {port: http}}}}", ACCEPTED),
+        (
+            "{name: a, port: 1, portType: tcp, health: {liveness: {tcpSocket: {port: tcp}}}}",
+            ACCEPTED,
+        ),
+        ("{name: a, port: 1, portName: b, health: {liveness: {tcpSocket: {port: b}}}}", ACCEPTED),
+        (
+            "{name: a, ports: [{name: b, port: 1}], health: {liveness: {tcpSocket: {port: b}}}}",
+            ACCEPTED,
+        ),
+        (
+            "{name: a, ports: [{name: b, port: 1}], health: {liveness: {tcpSocket: {port: 2}}}}",
+            ACCEPTED,
+        ),
+        (
+            "{name: a, ports: [{name: b, port: 1}], health: {liveness: {tcpSocket: {port: a}}}}",
+            UNKNOWN,
+        ),
+        (
+            "{name: a, ports: [{name: b, port: 1}], health: {liveness: {httpGet: {port: http}}}}",
+            UNKNOWN,
+        ),
+        ("{name: a, port: 1, portName: b, health: {liveness: {tcpSocket: {port: http}}}}", UNKNOWN),
+    ];
+    check(service, rows).await
+}
+
+#[tokio::test]
+async fn what_has_the_wrong_shape_is_named() -> anyhow::Result<()> {
+    let rows: Rows<'_> = &[
+        ("{image: 3, services: [{name: web}]}", "spec.image | must be of type string"),
+        ("{image: a, services: {web: {port: 80}}}", "unknown field \"spec.services.web\""),
+        ("{image: a, services: [web]}", "spec.services[0] | must be of type object"),
+        ("{image: a, env: {A: b}, services: [{name: web}]}", "unknown field \"spec.env.A\""),
+        ("{image: a, services: [{name: web, ports: [80]}]}", "ports[0] | must be of type object"),
+        (
+            "{image: a, services: [{name: web, ports: {http: 80}}]}",
+            "unknown field \"spec.services[0].ports.http\"",
+        ),
+        ("{image: a, services: [{name: web, scale: 3}]}", "scale | must be of type object"),
+        ("{image: a, services: [{name: web, scale: {min: 0.5}}]}", "scale.min | type integer"),
+        ("{image: a, services: [{name: web, scale: {min: '1'}}]}", "scale.min | type integer"),
+        ("{image: a, services: [{name: web, template: {volumes: data}}]}", "volumes | type array"),
+        ("null", "spec: Required value"),
+    ];
+    check(app, rows).await
 }
 
 #[tokio::test]

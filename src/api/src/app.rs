@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use crate::sandbox::{Port, PortType, SandboxTemplate};
 use crate::schema::{
     distinct_node_ports, distinct_node_ports_of_services, distinct_ports, env_name, env_port,
-    env_prefix, env_value, is_name, probe_handler, rule,
+    env_prefix, env_value, is_name, probe_handler, probe_port, rule,
 };
 
 /// An application: one image or several, its services, and how they scale. Applying it makes an
@@ -114,6 +114,9 @@ fn default_progress_deadline() -> i32 {
     "!has(self.scale) || has(self.scale.mode) || self.name != 'web' || !has(self.scale.instances)",
     "instances needs scale.mode: Fixed (the service 'web' is Auto by itself)",
 ))]
+#[x_kube(validation = probe_port("readiness"))]
+#[x_kube(validation = probe_port("liveness"))]
+#[x_kube(validation = probe_port("startup"))]
 pub struct ServiceSpec {
     /// Name, unique within the App: lower-case letters, digits and hyphens, at most 20.
     #[schemars(length(min = 1, max = 20))]

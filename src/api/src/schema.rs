@@ -138,6 +138,29 @@ pub(crate) fn probe_handler() -> Rule {
     )
 }
 
+/// A probe that names a port names one of the service's: Kubernetes would take any name, and the
+/// probe would fail for ever.
+pub(crate) fn probe_port(probe: &str) -> Rule {
+    let known = |handler: &str| {
+        let port = format!("self.health.{probe}.{handler}.port");
+        format!(
+            "(!has(self.health.{probe}.{handler}) || type({port}) == int || \
+             (has(self.ports) && self.ports.size() > 0 ? self.ports.exists(p, p.name == {port}) : \
+             {port} == (has(self.portName) ? self.portName : \
+             has(self.portType) ? self.portType : 'http')))"
+        )
+    };
+    Rule::new(format!(
+        "!has(self.health) || !has(self.health.{probe}) || ({} && {})",
+        known("httpGet"),
+        known("tcpSocket"),
+    ))
+    .message(Message::Message(format!(
+        "health.{probe} names a port that the service does not have; use the name of one of its \
+         ports, or a number"
+    )))
+}
+
 /// Amounts that Kubernetes can read, in `limits` or `requests` of a container.
 pub(crate) fn quantities(field: &str) -> Rule {
     Rule::new(format!(

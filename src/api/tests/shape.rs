@@ -89,6 +89,21 @@ fn every_kind_with_a_status_has_conditions_by_type_and_shows_whether_it_is_ready
     }
 }
 
+/// The API server would write such a default into the object, and with it into the digest: see
+/// docs/decisions/0003.
+#[test]
+fn what_names_a_version_has_no_default() {
+    const KNOWN: [&str; 3] = [
+        "App.spec.progressDeadlineSeconds",
+        "App.spec.revisionHistoryLimit",
+        "App.spec.services[].ports[].type",
+    ];
+    check(|path, field| {
+        let new = path.starts_with("App.") && !KNOWN.contains(&path);
+        (new && field.get("default").is_some()).then(|| format!("{path} has a default"))
+    });
+}
+
 #[test]
 fn absent_is_the_only_way_to_say_nothing() {
     for crd in crds::manifests() {
