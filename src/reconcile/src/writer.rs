@@ -489,10 +489,6 @@ fn met<R>(sent: Result<R, WriteError>) -> Result<Precondition<R>, WriteError> {
         Ok(answer) => Ok(Precondition::Met(Box::new(answer))),
         Err(error) => match error.category() {
             "api_not_found" => Ok(Precondition::Gone),
-            // Only something that was in it can be the target.
-            "namespace_gone" if error.status().is_some_and(Status::is_not_found) => {
-                Ok(Precondition::Gone)
-            }
             "api_conflict" => Ok(Precondition::Conflict),
             _ => Err(error),
         },
