@@ -74,6 +74,9 @@ impl Member {
         });
         if !is_current {
             let address = (address, config.port).into();
+            // What was found out about another port says nothing about this one.
+            self.is_answering = false;
+            self.is_dead = false;
             self.upstream = Some(Arc::new(Upstream::new(address, config.protocol)));
         }
     }

@@ -23,6 +23,7 @@ use super::upgrade::Upgrade;
 use crate::activator::{Refusal, Slot, Turn, Wake};
 use crate::core::Core;
 use crate::error::Code;
+use crate::ingress::Shared;
 use crate::metrics::Stage;
 use crate::model::AppProtocol;
 use crate::table::Route;
@@ -50,7 +51,7 @@ pub(super) async fn forward(
     let size_max = body_size_max(client, route);
     let (body, upload) = RequestBody::new(incoming, size_max, route.timeouts.idle);
     let outgoing = Outgoing { request: Request::from_parts(parts, body), upload };
-    let errand = Errand { core, route, host, protocol };
+    let errand = Errand { shared: &client.shared, core, route, host, protocol };
     match errand.run(outgoing).await {
         Ok(answer) => pass_on(answer, upgrade, core, route, exchange, &asker),
         Err(failure) => reply::failure(&failure, &asker, exchange),
@@ -98,6 +99,7 @@ fn protocol_for(parts: &Parts, is_upgrade: bool) -> Option<AppProtocol> {
 
 /// One request's way to a response.
 struct Errand<'a> {
+    shared: &'a Shared,
     core: &'a Arc<Core>,
     route: &'a Route,
     host: HeaderValue,
@@ -129,8 +131,8 @@ impl Errand<'_> {
         let mut turn = Turn::default();
         let mut has_retried = false;
         loop {
-            let slot =
-                self.route.service.acquire(self.core, &mut turn).await.map_err(Failure::from)?;
+            let slot = self.route.service.acquire(self.core, &mut turn).await;
+            let slot = slot.map_err(|refusal| self.refused(refusal))?;
             match self.attempt(slot, outgoing).await {
                 Ok(answer) => return Ok(answer),
                 Err(TryError::Failed(code)) => return Err(Failure::from(code)),
@@ -144,6 +146,19 @@ impl Errand<'_> {
                 }
             }
         }
+    }
+
+    fn refused(&self, refusal: Refusal) -> Failure {
+        let code = match refusal.code() {
+            // A version may be active and not have been read.
+            Code::NoVersion if !self.shared.is_synced() => Code::NotSynced,
+            code => code,
+        };
+        let reason = match refusal {
+            Refusal::Failed(failure) => Some(failure.reason),
+            _ => None,
+        };
+        Failure { code, reason }
     }
 
     /// Sends the request to the sandbox of one slot.
@@ -191,17 +206,6 @@ fn code_of(error: &SendError) -> Code {
         SendError::Upload(UploadState::TooLarge) => Code::TooLarge,
         SendError::Upload(UploadState::Stalled) => Code::RequestTimeout,
         SendError::Upload(_) => Code::BadRequest,
-    }
-}
-
-impl From<Refusal> for Failure {
-    fn from(refusal: Refusal) -> Self {
-        let code = refusal.code();
-        let reason = match refusal {
-            Refusal::Failed(failure) => Some(failure.reason),
-            _ => None,
-        };
-        Self { code, reason }
     }
 }
 

@@ -7,7 +7,7 @@ use futures::channel::mpsc;
 use http::Request;
 use http_body_util::{BodyExt, StreamBody};
 use hyper::body::Frame;
-use portolan_ingress::{AppProtocol, HostPattern, RouteTimeouts, SandboxPhase, Settings, Slots};
+use portolan_ingress::{AppProtocol, HostPattern, RouteTimeouts, SandboxPhase, Slots};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
@@ -256,11 +256,34 @@ async fn bodies_over_the_limit_are_refused() {
 
 #[tokio::test]
 async fn what_is_not_known_is_not_denied_before_all_was_read() {
-    let metrics = std::sync::Arc::new(portolan_ingress::Metrics::new());
-    let ingress = portolan_ingress::Ingress::new(Settings::standard(), metrics);
-    assert!(!ingress.is_synced());
-    let gateway = Gateway::start();
-    fetch(gateway.http, get("/")).await.assert_error(404, "no_route");
+    let program = Program::start().await;
+    let gateway = Gateway::unsynced();
+    let ask = async |host: &str| {
+        let mut request = get("/echo");
+        request.headers_mut().insert("host", host.parse().unwrap());
+        fetch(gateway.http, request).await
+    };
+    ask("shop.example").await.assert_error(503, "not_synced");
+    let health = fetch(gateway.http, get("/.well-known/portolan/health")).await;
+    assert_eq!(health.status, 503);
+
+    // The route was read, its app was not.
+    let app = App::new(&gateway, "shop");
+    app.route(|_| {});
+    ask("shop.example").await.assert_error(503, "not_synced");
+    app.configure(&app.pool, program.address.port(), |_| {});
+    app.activate(1, &app.pool);
+    app.sandbox("one", program.address.ip(), SandboxPhase::Ready, Slots::Unlimited);
+    assert_eq!(ask("shop.example").await.status, 200);
+    // A default is no answer while the host's own route may be missing.
+    let other = App::new(&gateway, "other");
+    other.route(|route| route.host = HostPattern::Default);
+    ask("unread.example").await.assert_error(503, "not_synced");
+    ask("pr-1.shop.example").await.assert_error(503, "not_synced");
+
+    gateway.ingress.mark_synced();
+    ask("pr-1.shop.example").await.assert_error(404, "unknown_preview");
+    ask("unread.example").await.assert_error(503, "no_version");
 }
 
 #[tokio::test]

@@ -39,6 +39,19 @@ impl Gateway {
         change(&mut settings);
         let metrics = Arc::new(Metrics::new());
         let ingress = Ingress::new(settings, Arc::clone(&metrics));
+        Self::serve(ingress, metrics, true)
+    }
+
+    /// A gateway whose feed has not read everything yet.
+    pub(crate) fn unsynced() -> Self {
+        let mut settings = Settings::standard();
+        settings.lame_duck = Duration::ZERO;
+        let metrics = Arc::new(Metrics::new());
+        let ingress = Ingress::new(settings, Arc::clone(&metrics));
+        Self::serve(ingress, metrics, false)
+    }
+
+    fn serve(ingress: Ingress, metrics: Arc<Metrics>, is_synced: bool) -> Self {
         let listen = |scheme| {
             let config = ListenerConfig { scheme, proxy_protocol: ProxyProtocol::FromTrusted };
             Listener::bind("127.0.0.1:0".parse().unwrap(), config).unwrap()
@@ -51,7 +64,9 @@ impl Gateway {
             let (ingress, shutdown) = (ingress.clone(), shutdown.clone());
             tokio::spawn(async move { ingress.serve(listeners, shutdown).await.unwrap() })
         };
-        ingress.mark_synced();
+        if is_synced {
+            ingress.mark_synced();
+        }
         Self { ingress, metrics, http, https, shutdown, served }
     }
 

@@ -13,6 +13,7 @@ mod program;
 mod protocols;
 mod slots;
 mod smuggling;
+mod stress;
 mod tls;
 mod upgrades;
 mod wake;
