@@ -39,7 +39,11 @@ where
     let namespace = namespaces.create(&PostParams::default(), &namespace).await?;
     let name = namespace.metadata.name.unwrap_or_default();
     let ended = tokio::spawn(test(Place { client, namespace: name.clone() })).await;
-    namespaces.delete(&name, &DeleteParams::background()).await?;
+    // A test may have deleted it.
+    match namespaces.delete(&name, &DeleteParams::background()).await {
+        Err(kube::Error::Api(status)) if status.is_not_found() || status.is_conflict() => {}
+        deleted => drop(deleted?),
+    }
     match ended.map_err(|error| error.try_into_panic()) {
         Ok(()) => Ok(()),
         Err(Ok(panic)) => std::panic::resume_unwind(panic),

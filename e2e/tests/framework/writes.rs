@@ -4,14 +4,14 @@ use std::{collections::BTreeMap, fmt::Debug};
 
 use k8s_openapi::api::{
     apps::v1::Deployment,
-    core::v1::{ConfigMap, Pod, Service},
+    core::v1::{ConfigMap, Namespace, Pod, Service},
     discovery::v1::EndpointSlice,
     networking::v1::NetworkPolicy,
     policy::v1::PodDisruptionBudget,
 };
 use kube::{
     Api,
-    api::{Patch, PatchParams, PostParams},
+    api::{DeleteParams, Patch, PatchParams},
 };
 use portolan_reconcile::{
     Applied, Created, Deleted, ObjectKey, Observed, Precondition, StatusWrite, Target, Writable,
@@ -315,9 +315,34 @@ async fn an_invalid_object_is_refused_with_the_servers_words() -> anyhow::Result
         let error = writer.create(&invalid).await.unwrap_err();
         assert!(error.is_invalid(), "{error:?}");
         assert!(error.answer().is_some_and(|said| said.contains("metadata.name")), "{error:?}");
-        let nowhere = Api::<ConfigMap>::namespaced(place.client.clone(), "no-such-namespace");
-        let refused = nowhere.create(&PostParams::default(), &place.config("a", &[])).await;
-        assert!(refused.is_err());
+    })
+    .await
+}
+
+#[tokio::test]
+async fn a_namespace_that_is_gone_or_going_is_told_from_a_missing_right() -> anyhow::Result<()> {
+    in_a_namespace(|place| async move {
+        let (writer, _) = place.writer();
+        let mut nowhere = place.config("chat", &[]);
+        nowhere.metadata.namespace = Some("no-such-namespace".into());
+        let error = writer.create(&nowhere).await.unwrap_err();
+        assert_eq!(error.category(), "namespace_gone", "{error:?}");
+        let target = Target { uid: "some".into(), ..Target::of(&nowhere) };
+        let fields = json!({"data": {"a": "b"}});
+        let outcome = writer.apply_fields::<ConfigMap, _>(&target, &fields).await.unwrap();
+        assert_eq!(outcome, Precondition::Conflict, "as for any object that is gone");
+        assert_eq!(writer.delete::<ConfigMap>(&target).await.unwrap(), Deleted::Gone);
+
+        // Something in it that stays keeps the namespace going.
+        let mut held = place.config("held", &[]);
+        held.metadata.finalizers = Some(vec!["portolan.dev/test".into()]);
+        created(writer.create(&held).await);
+        let namespaces = Api::<Namespace>::all(place.client.clone());
+        namespaces.delete(&place.namespace, &DeleteParams::default()).await.unwrap();
+        let error = writer.create(&place.config("late", &[])).await.unwrap_err();
+        assert_eq!(error.category(), "namespace_gone", "{error:?}");
+        let release = Patch::Merge(json!({"metadata": {"finalizers": null}}));
+        place.configs().patch("held", &PatchParams::default(), &release).await.unwrap();
     })
     .await
 }
