@@ -4,4 +4,5 @@
 mod identity;
 mod lifecycle;
 mod permissions;
+mod rendered;
 mod samples;
