@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail, ensure};
 use kube::Client;
+use portolan_cluster::wait;
 use serde_json::{Value, json};
-use tokio::time;
 
 use crate::support::{DryRun, Scratch, change, client, cluster, create, object, yaml};
 
@@ -90,14 +90,12 @@ async fn rendered() -> anyhow::Result<Vec<Value>> {
 
 /// The API server learns of a policy through a watch.
 async fn until_in_force(client: &Client, app: &Value, policy: &str) -> anyhow::Result<()> {
-    let in_force = async {
-        while warnings(client, app, &pinned("b"), policy).await?.is_empty() {
-            time::sleep(Duration::from_millis(100)).await;
-        }
-        anyhow::Ok(())
-    };
-    let limit = Duration::from_secs(30);
-    time::timeout(limit, in_force).await.context("the policy has not warned within 30 s")?
+    wait::until("the policy to warn", Duration::from_secs(30), async || {
+        let said = warnings(client, app, &pinned("b"), policy).await?;
+        ensure!(!said.is_empty(), "no warning");
+        Ok(())
+    })
+    .await
 }
 
 /// What this policy says to a change of the App to `spec`.

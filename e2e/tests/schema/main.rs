@@ -3,6 +3,7 @@
 
 mod admission;
 mod app;
+mod chart;
 mod derived;
 mod hosts;
 mod kinds;

@@ -103,6 +103,12 @@ pub(crate) async fn change(
     send(client, Method::PATCH, &path, &patch).await
 }
 
+/// Deletes an object.
+pub(crate) async fn delete(client: &Client, manifest: &Value) -> anyhow::Result<()> {
+    send(client, Method::DELETE, &path(manifest), &json!({})).await?.object()?;
+    Ok(())
+}
+
 /// A namespace for objects that are stored, and what was stored outside of it.
 pub(crate) struct Scratch {
     client: Client,
@@ -147,7 +153,7 @@ impl Scratch {
 
     async fn remove(self) -> anyhow::Result<()> {
         for object in self.outside.into_inner().iter().chain([&self.namespace]) {
-            send(&self.client, Method::DELETE, &path(object), &json!({})).await?.object()?;
+            delete(&self.client, object).await?;
         }
         Ok(())
     }
