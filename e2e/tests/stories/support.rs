@@ -27,7 +27,10 @@ impl Echo<'_> {
 
     /// The manifest of the App.
     pub(crate) fn manifest(&self, version: &str, service: &Value) -> Value {
-        let mut web = json!({ "name": "web", "port": 8080 });
+        // Kubernetes looks again at a namespace that goes after half of its Pods' grace.
+        let mut web = json!({
+            "name": "web", "port": 8080, "terminationGracePeriodSeconds": 1,
+        });
         let fields = service.as_object().cloned().unwrap_or_default();
         web.as_object_mut().expect("a service is an object").extend(fields);
         json!({
