@@ -6,9 +6,10 @@ use portolan_api::{SandboxSpec, conditions::reason};
 
 use crate::sandbox::{CONTAINER, ContainerView, Exit, Hurdle, Sandbox, State};
 
-/// How long a container may take to be created before the message says what may be missing: the
-/// kubelet reports a volume that cannot be mounted by Events only.
+/// How long a container may take to be created before the message says where to look.
 const CREATION_PATIENCE: SignedDuration = SignedDuration::from_secs(60);
+/// How long a Secret or ConfigMap that exists may take to be mounted; it takes a second.
+const MOUNT_PATIENCE: SignedDuration = SignedDuration::from_secs(20);
 /// Bytes of a program's last words that a message quotes.
 const LAST_WORDS_MAX: usize = 400;
 
@@ -40,6 +41,7 @@ pub(crate) fn diagnose(sandbox: &Sandbox, spec: &SandboxSpec, now: Timestamp) ->
         Some(Hurdle::NodeSilent) => {
             starting(Some(format!("the node of sandbox {name} does not report")))
         }
+        Some(Hurdle::NotSetUp { since }) => not_set_up(name, *since, spec, now),
         Some(Hurdle::Container(container)) => match &container.state {
             State::Waiting { reason, message } => waiting(sandbox, container, reason, message, now),
             State::Exited(exit) => exited(name, container, exit),
@@ -115,6 +117,56 @@ fn waiting(
     }
 }
 
+/// Volumes come before the network, and the network before images. Why one cannot be mounted the
+/// kubelet says in Events only; a Secret or ConfigMap that is not there is the usual cause.
+fn not_set_up(name: &str, since: Timestamp, spec: &SandboxSpec, now: Timestamp) -> Diagnosis {
+    let sources = mounted_sources(spec);
+    let patience = if sources.is_empty() { CREATION_PATIENCE } else { MOUNT_PATIENCE };
+    let patience_ends = since.saturating_add(patience).unwrap_or(now);
+    if now < patience_ends {
+        return Diagnosis::Starting { note: None, until: Some(patience_ends) };
+    }
+    if sources.is_empty() {
+        return starting(Some(format!(
+            "sandbox {name} has no volumes or no network yet; see kubectl describe pod {name}"
+        )));
+    }
+    let sources = sources.join(", ");
+    let message = format!(
+        "the volumes of sandbox {name} are not mounted after {} s; it needs {sources}, with the \
+         keys that it names; see kubectl describe pod {name}",
+        patience.as_secs()
+    );
+    failing(reason::CONFIG_MISSING, message)
+}
+
+/// The Secrets and ConfigMaps that must exist for the volumes, in the template's order.
+fn mounted_sources(spec: &SandboxSpec) -> Vec<String> {
+    let volumes = spec.template.iter().flat_map(|template| &template.volumes);
+    let source = |kind: &str, name: Option<&str>, optional: Option<bool>| {
+        let name = name.filter(|_| optional != Some(true))?;
+        Some(format!("{kind} {name}"))
+    };
+    let sources = volumes.flat_map(|volume| {
+        let secret = volume.secret.as_ref();
+        let secret =
+            secret.and_then(|one| source("Secret", one.secret_name.as_deref(), one.optional));
+        let config = volume.config_map.as_ref();
+        let config = config.and_then(|one| source("ConfigMap", Some(&one.name), one.optional));
+        let projected = volume.projected.iter().flat_map(|one| one.sources.iter().flatten());
+        let projected = projected.flat_map(|one| {
+            let secret = one.secret.as_ref();
+            let config = one.config_map.as_ref();
+            [
+                secret.and_then(|one| source("Secret", Some(&one.name), one.optional)),
+                config.and_then(|one| source("ConfigMap", Some(&one.name), one.optional)),
+            ]
+        });
+        [secret, config].into_iter().chain(projected).flatten().collect::<Vec<_>>()
+    });
+    sources.collect()
+}
+
 fn creating(sandbox: &Sandbox, what: &str, now: Timestamp) -> Diagnosis {
     let patience_ends = sandbox.created.saturating_add(CREATION_PATIENCE).unwrap_or(now);
     if !sandbox.scheduled || now < patience_ends {
@@ -122,8 +174,8 @@ fn creating(sandbox: &Sandbox, what: &str, now: Timestamp) -> Diagnosis {
     }
     let name = &sandbox.key.name;
     starting(Some(format!(
-        "{what} of sandbox {name} is not made yet: its image is being pulled, or a volume's \
-         Secret, ConfigMap or claim is missing; see kubectl describe pod {name}"
+        "{what} of sandbox {name} is not made yet, its image may be large; see kubectl describe \
+         pod {name}"
     )))
 }
 

@@ -43,6 +43,8 @@ pub(crate) struct Sandbox {
 pub(crate) enum Hurdle {
     /// The scheduler found no node; its own words.
     Unschedulable(String),
+    /// Its node has made neither volumes nor network for it, since then.
+    NotSetUp { since: Timestamp },
     /// This container is not ready.
     Container(ContainerView),
     /// All containers are ready and the Pod is not: its node no longer reports.
@@ -123,6 +125,10 @@ fn hurdle(status: &PodStatus) -> Option<Hurdle> {
     });
     if let Some(condition) = unschedulable {
         return Some(Hurdle::Unschedulable(condition.message.clone().unwrap_or_default()));
+    }
+    let unset = condition(status, "PodReadyToStartContainers").filter(|one| one.status == "False");
+    if let Some(since) = unset.and_then(|condition| condition.last_transition_time.as_ref()) {
+        return Some(Hurdle::NotSetUp { since: since.0 });
     }
     if let Some(container) = pending_init(status).or_else(|| unready(status)) {
         return Some(Hurdle::Container(view(container)));

@@ -198,9 +198,42 @@ fn a_container_that_takes_long_to_be_made_is_explained() {
     else {
         panic!("expected a note after a minute");
     };
-    for word in ["image", "Secret", "kubectl describe pod"] {
+    for word in ["image", "kubectl describe pod"] {
         assert!(note.contains(word), "no '{word}' in: {note}");
     }
+}
+
+fn not_set_up() -> Sandbox {
+    let hurdle = Some(Box::new(Hurdle::NotSetUp { since: at(-4) }));
+    Sandbox { ready: false, hurdle, ..sandbox(0, 1) }
+}
+
+#[test]
+fn a_volume_whose_secret_is_missing() {
+    let template = "
+volumes:
+- { name: a, secret: { secretName: tls } }
+- { name: b, configMap: { name: settings } }
+- { name: c, secret: { secretName: extra, optional: true } }
+- { name: d, projected: { sources: [ { secret: { name: token } }, { configMap: { name: ca } } ] } }
+- { name: e, emptyDir: {} }
+";
+    let mounting = SandboxSpec { template: Some(yaml(template)), ..spec() };
+    let words = &["Secret tls, ConfigMap settings, Secret token, ConfigMap ca,", "20 s"];
+    check(&not_set_up(), &mounting, reason::CONFIG_MISSING, words);
+    let early = Diagnosis::Starting { note: None, until: Some(at(16)) };
+    assert_eq!(diagnose(&not_set_up(), &mounting, at(15)), early);
+}
+
+#[test]
+fn a_sandbox_without_network_is_explained() {
+    let early = Diagnosis::Starting { note: None, until: Some(at(56)) };
+    assert_eq!(diagnose(&not_set_up(), &spec(), at(55)), early);
+    let late = diagnose(&not_set_up(), &spec(), at(56));
+    let Diagnosis::Starting { note: Some(note), until: None } = late else {
+        panic!("expected a note after a minute, found {late:?}");
+    };
+    assert!(note.contains("no network") && note.contains(NAME), "{note}");
 }
 
 #[test]

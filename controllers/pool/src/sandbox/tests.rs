@@ -87,6 +87,19 @@ fn the_schedulers_words_are_kept() {
 }
 
 #[test]
+fn a_pod_without_volumes_or_network_is_told_from_one_that_waits_for_its_image() {
+    let status = |ready: &str| {
+        format!(
+            "conditions: [ {{ type: PodReadyToStartContainers, status: '{ready}', lastTransitionTime: 2027-01-15T08:00:00Z }} ]\n\
+             containerStatuses: [ {{ name: app, ready: false, restartCount: 0, image: a, imageID: '', state: {{ waiting: {{ reason: ContainerCreating }} }} }} ]"
+        )
+    };
+    let since = "2027-01-15T08:00:00Z".parse().unwrap();
+    check(&status("False"), Some(Hurdle::NotSetUp { since }));
+    check(&status("True"), Some(container("app", waiting("ContainerCreating"))));
+}
+
+#[test]
 fn the_program_is_looked_at_before_what_was_injected() {
     let other = "{ name: proxy, ready: false, restartCount: 0, image: p, imageID: '', state: { waiting: { reason: ErrImagePull } } }";
     let app = "{ name: app, ready: false, restartCount: 0, image: a, imageID: '', state: { waiting: { reason: ContainerCreating } } }";
