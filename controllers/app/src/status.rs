@@ -79,7 +79,8 @@ fn ready(app: &App, seen: &Seen, plan: &Plan, services: &Word, now: Timestamp) -
         return (Verdict::False, reason, format!("{message}; {serving}"));
     }
     if deadline(app, plan.wanted_since) <= now {
-        let message = format!("the new version did not become ready in time; {serving}");
+        let why = hint(seen, plan).map(|message| format!(": {message}")).unwrap_or_default();
+        let message = format!("the new version did not become ready in time{why}; {serving}");
         return (Verdict::False, reason::DEADLINE_EXCEEDED, message);
     }
     let name = match &plan.wanted {
@@ -107,7 +108,8 @@ fn progressing(app: &App, seen: &Seen, plan: &Plan, now: Timestamp) -> Word {
     }
     if deadline(app, plan.wanted_since) <= now {
         let seconds = app.spec.progress_deadline_seconds;
-        let why = failure(seen, plan).map(|(_, message)| format!(": {message}"));
+        let failure = failure(seen, plan).map(|(_, message)| message);
+        let why = failure.or_else(|| hint(seen, plan)).map(|message| format!(": {message}"));
         let message = format!(
             "not ready within {seconds} s{}; nothing was torn down, and it still tries",
             why.unwrap_or_default()
@@ -160,6 +162,16 @@ fn failure(seen: &Seen, plan: &Plan) -> Option<(&'static str, String)> {
     pools(version, seen).find_map(|(service, pool)| {
         let (reason, message) = pool_failure(pool?)?;
         Some((reason, format!("service {service}: {message}")))
+    })
+}
+
+/// What the first pool of the wanted version waits for that is neither ready nor known to fail.
+fn hint(seen: &Seen, plan: &Plan) -> Option<String> {
+    let Wanted::Version(name) = &plan.wanted else { return None };
+    let version = seen.versions.get(name)?;
+    pools(version, seen).find_map(|(service, pool)| {
+        let ready = pool?.ready().filter(|condition| condition.status == "Unknown")?;
+        Some(format!("service {service}: {}", ready.message))
     })
 }
 

@@ -304,6 +304,24 @@ fn a_version_that_is_only_slow_exceeds_its_deadline() {
 }
 
 #[test]
+fn a_version_past_its_deadline_says_what_it_waits_for() {
+    let mut world = World::new(v1());
+    world.pass();
+    for pool in world.seen.pools.values_mut() {
+        let conditions = vec![ready_condition("Unknown", "Starting")];
+        let status = SandboxPoolStatus { conditions, ..SandboxPoolStatus::default() };
+        Arc::make_mut(pool).status = Some(status);
+    }
+    world.now += SignedDuration::from_secs(600);
+    let status = world.status();
+    for kind in ["Ready", "Progressing"] {
+        let condition = condition(&status.conditions, kind).expect("it is reported");
+        assert_eq!(condition.reason, "DeadlineExceeded");
+        assert!(condition.message.contains("service web: its message"), "{}", condition.message);
+    }
+}
+
+#[test]
 fn a_pinned_version_is_followed_whatever_the_rest_says() {
     let mut world = serving();
     let (first, _) = world.active().unwrap();
