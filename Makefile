@@ -62,6 +62,12 @@ load: ## Put a local image archive into every node (IMAGE=archive.tar CLUSTER=de
 logs: ## Collect all logs of a cluster into one folder (CLUSTER=demo).
 	@$(PORTOLAN_CLUSTER) logs --name $(CLUSTER)
 
+# === Generated files ===
+
+.PHONY: crds
+crds: ## Render crds/, the chart portolan-crds and docs/reference.md from the types.
+	UPDATE=1 cargo test -p portolan-api --locked --test generated
+
 # === Checks ===
 
 .PHONY: fmt
@@ -86,6 +92,7 @@ $(TOOLS)/bin/cargo-deny:
 .PHONY: check
 check: lint ## Format, lints, documentation and the tests that need no cluster.
 	cargo test --workspace --exclude portolan-e2e --exclude portolan-cluster --locked
+	cargo test -p portolan-cluster --locked --lib --test tidy
 
 .PHONY: test
 test: lint deps ## Every test, on a real cluster.

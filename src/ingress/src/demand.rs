@@ -21,8 +21,9 @@ pub struct PoolDemand {
     pub queued: u32,
     /// Requests that hold a slot, on any of the pool's sandboxes, gone ones included.
     pub running: u32,
-    /// Time since a request last began, ended or was refused; zero while one runs or waits.
-    pub idle: Duration,
+    /// Time since a request last began, ended or was refused; zero while one runs or waits; `None`
+    /// if there never was one.
+    pub idle: Option<Duration>,
     /// Load of each known sandbox, in no particular order.
     pub sandboxes: Vec<SandboxLoad>,
 }

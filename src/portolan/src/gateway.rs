@@ -81,7 +81,9 @@ impl GatewayArgs {
             measured
         });
         let ingress = Ingress::new(settings, measured);
-        let admin = AdminServer::bind(self.admin_address, metrics, readiness.clone()).await?;
+        // Before anyone can ask: a process without gates is ready.
+        let mut gate = readiness.gate("gateway.caches");
+        let admin = AdminServer::bind(self.admin_address, metrics, readiness).await?;
         tasks.spawn_last("admin", |stop| admin.serve(stop));
         let identity = Identity {
             namespace: self.system_namespace.clone(),
@@ -100,7 +102,6 @@ impl GatewayArgs {
         }
         let reporter = Reporter::new(&ctx, identity, ingress.clone(), state, &feed);
         tasks.spawn("report", reporter.run());
-        let mut gate = readiness.gate("gateway.caches");
         let (fed, stop) = (ingress.clone(), ctx.shutdown());
         tasks.spawn("sync", async move {
             tokio::select! {

@@ -42,7 +42,8 @@ struct State {
     is_active: bool,
     /// Already in the list of changes.
     is_marked: bool,
-    last_activity: Instant,
+    /// `None` until the first request.
+    last_activity: Option<Instant>,
     rng: fastrand::Rng,
 }
 
@@ -81,7 +82,7 @@ impl Pool {
             failure: None,
             is_active: false,
             is_marked: false,
-            last_activity: Instant::now(),
+            last_activity: None,
             rng: fastrand::Rng::new(),
         };
         Arc::new(Self { id, core, state: Mutex::new(state) })
@@ -167,7 +168,7 @@ impl Pool {
                 return Entrance::Granted(self.slot(state, index, None));
             }
             if let Some(failure) = state.effective_failure() {
-                state.last_activity = Instant::now();
+                state.last_activity = Some(Instant::now());
                 return Entrance::Failed(failure);
             }
             if state.ledger.queued() >= self.core.settings.queue_limit {
@@ -189,7 +190,7 @@ impl Pool {
         self.change(|state| {
             state.ledger.release(index);
             if state.ledger.running() == 0 {
-                state.last_activity = Instant::now();
+                state.last_activity = Some(Instant::now());
             }
         });
     }
@@ -295,7 +296,8 @@ impl Pool {
                 retired: member.is_retired,
             })
             .collect();
-        let idle = if is_busy { Duration::ZERO } else { state.last_activity.elapsed() };
+        let since = state.last_activity.map(|last| last.elapsed());
+        let idle = if is_busy { Some(Duration::ZERO) } else { since };
         PoolDemand { pool: self.id.clone(), queued, running, idle, sandboxes }
     }
 

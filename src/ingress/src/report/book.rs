@@ -50,6 +50,11 @@ impl Book {
         // Long enough for the pool controller to have seen and stored it.
         let keep = delay.saturating_add(SignedDuration::from_secs(60));
         let expires = now.checked_add(keep).unwrap_or(Timestamp::MAX);
+        if report.last_activity.is_none() && !is_busy(&report) {
+            // It never had a request: there is nothing to say of it.
+            self.current.remove(&demand.pool.name);
+            return due;
+        }
         self.current.insert(demand.pool.name.clone(), Entry { report, expires });
         due
     }
@@ -121,7 +126,10 @@ fn report(demand: &PoolDemand, delay: Option<Duration>, now: Timestamp) -> PoolR
         name: demand.pool.name.name.to_string(),
         queued: demand.queued.into(),
         running: demand.running.into(),
-        last_activity: (!is_busy).then(|| last_activity(demand.idle, delay, now)).map(MicroTime),
+        last_activity: demand
+            .idle
+            .filter(|_| !is_busy)
+            .map(|idle| MicroTime(last_activity(idle, delay, now))),
         draining,
     }
 }
@@ -163,7 +171,7 @@ mod tests {
             pool: PoolId { name, uid: "uid".into() },
             queued,
             running,
-            idle: Duration::ZERO,
+            idle: Some(Duration::ZERO),
             sandboxes: sandboxes.collect(),
         }
     }
@@ -189,6 +197,15 @@ mod tests {
         check(Some(demand(0, 10, &[])), demand(1, 10, &[]), Due::Now);
         check(Some(demand(0, 10, &[])), demand(0, 0, &[]), Due::Soon);
         check(None, demand(0, 0, &[]), Due::Soon);
+    }
+
+    #[test]
+    fn a_pool_that_never_had_a_request_is_not_reported() {
+        let never = PoolDemand { idle: None, ..demand(0, 0, &[]) };
+        check(None, never.clone(), Due::Never);
+        let mut book = Book::default();
+        book.enter(&never, DELAY, now());
+        assert_eq!(book.entries(now()), []);
     }
 
     #[test]
