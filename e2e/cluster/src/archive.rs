@@ -220,7 +220,8 @@ pub fn describe(archive: &Path) -> anyhow::Result<Described> {
     let file = File::open(archive).with_context(|| format!("open {}", archive.display()))?;
     let mut tar = tar::Archive::new(file);
     for entry in tar.entries_with_seek().context("read the archive")? {
-        let mut entry = entry.with_context(|| format!("read {}", archive.display()))?;
+        // The reason would quote the file's first bytes.
+        let Ok(mut entry) = entry else { bail!("{} is no tar archive", archive.display()) };
         let path = entry.path().context("read an entry's path")?.into_owned();
         if path == Path::new("index.json") || path == Path::new("manifest.json") {
             let mut bytes = Vec::new();
