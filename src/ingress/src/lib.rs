@@ -14,15 +14,25 @@
 //! - [`Ingress::serve`] with one or several [`Listener`]s;
 //! - [`Ingress::changed`] and [`Ingress::take_changes`] for the reporter of demand.
 //!
+//! # Layout
+//!
+//! `listener` takes connections, `proxy` their requests; `table` finds the service, `activator` a
+//! slot on one of its sandboxes, `upstream` the connection there. `model` is what may be fed,
+//! `demand` what is seen; `settings`, `error` and `metrics` are the knobs, the answers in our own
+//! name and the counters. `feed` and `report` are the side that knows Kubernetes.
+//!
 //! # Invariants
 //!
-//! - On no sandbox do more requests run at once than its granted slots.
+//! - On no sandbox do more requests hold a slot at once than were granted. A slot is held until
+//!   the response has ended or its connection is closed; see [`Concurrency`] for what happens
+//!   when a client gives up.
 //! - A request that waits is in exactly one queue; queues are served in order of arrival, also
 //!   across a switch of the active pool.
 //! - A request is sent to a sandbox at most once; a second sandbox is tried only if no connection
 //!   to the first could be made.
 //! - After [`Ingress::activate`] returns, no request goes to the pool before.
-//! - Every queue, table, body and wait has a bound in [`Settings`].
+//! - Every queue, connection count, head, silence and wait has a bound in [`Settings`] or in the
+//!   route; a body has one where one is set.
 //! - What was not read is not denied: before `mark_synced` an unknown host is 503, not 404.
 
 pub mod feed;

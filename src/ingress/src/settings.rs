@@ -35,7 +35,8 @@ pub struct Settings {
     /// How long a connection without a request is kept. Above the 60 s that common load balancers
     /// in front use, so that they close first.
     pub keep_alive: Duration,
-    /// How long a client may take nothing of what is sent to it before its connection is cut.
+    /// How long a client may take nothing of what is sent to it before its connection is cut, or,
+    /// over HTTP/2, before its stream is.
     pub write_stall: Duration,
     /// Bytes of a request's head, and of its decompressed header list over HTTP/2.
     pub header_size_max: usize,

@@ -100,6 +100,7 @@ where
                 connection.as_mut().graceful_shutdown();
             }
             () = look.as_mut() => {
+                client.streams.cut(settings.write_stall);
                 match client.pulse.check(settings) {
                     Vitality::Alive(next) => look.as_mut().reset(Instant::now() + next),
                     Vitality::SlowHead | Vitality::Stuck => return,

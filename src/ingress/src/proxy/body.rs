@@ -1,12 +1,14 @@
 //! The body of a response to the client.
 
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 
 use super::exchange::Exchange;
+use super::stall::Held;
 use crate::error::Code;
 use crate::upstream::{DownloadError, UpstreamBody};
 
@@ -21,13 +23,21 @@ pub(crate) struct ResponseBody {
 #[derive(Debug)]
 enum Content {
     Upstream(UpstreamBody),
+    /// The same on a connection that carries several.
+    Held(Arc<Held>),
     /// `None`: sent, or empty from the start.
     Own(Option<Bytes>),
 }
 
 impl ResponseBody {
-    pub(super) const fn upstream(body: UpstreamBody, exchange: Exchange) -> Self {
-        Self { content: Content::Upstream(body), exchange: Some(exchange) }
+    pub(super) fn upstream(body: UpstreamBody, exchange: Exchange) -> Self {
+        let client = exchange.client();
+        let content = if client.pulse.is_h2() && !body.is_end_stream() {
+            Content::Held(client.streams.hold(body))
+        } else {
+            Content::Upstream(body)
+        };
+        Self { content, exchange: Some(exchange) }
     }
 
     pub(super) fn own(text: Bytes, exchange: Exchange) -> Self {
@@ -52,6 +62,7 @@ impl Body for ResponseBody {
         let frame = match &mut this.content {
             Content::Own(text) => text.take().map(|text| Ok(Frame::data(text))),
             Content::Upstream(body) => ready!(Pin::new(body).poll_frame(cx)),
+            Content::Held(body) => ready!(body.poll_frame(cx)),
         };
         if let Some(exchange) = &mut this.exchange {
             match &frame {
@@ -60,7 +71,7 @@ impl Body for ResponseBody {
                 }
                 Some(Err(DownloadError::Reset(_))) => exchange.code = Some(Code::UpstreamReset),
                 Some(Err(DownloadError::Stalled)) => exchange.code = Some(Code::UpstreamTimeout),
-                None => {}
+                Some(Err(DownloadError::NotTaken)) | None => {}
             }
         }
         Poll::Ready(frame)
@@ -70,6 +81,7 @@ impl Body for ResponseBody {
         match &self.content {
             Content::Own(text) => text.is_none(),
             Content::Upstream(body) => body.is_end_stream(),
+            Content::Held(body) => body.is_end_stream(),
         }
     }
 
@@ -79,6 +91,7 @@ impl Body for ResponseBody {
                 SizeHint::with_exact(text.as_ref().map_or(0, |text| text.len() as u64))
             }
             Content::Upstream(body) => body.size_hint(),
+            Content::Held(body) => body.size_hint(),
         }
     }
 }

@@ -8,6 +8,7 @@ use std::time::Duration;
 use http::HeaderValue;
 use tokio::time::Instant;
 
+use super::stall::Streams;
 use crate::ingress::Shared;
 use crate::settings::Settings;
 use crate::tls::CertificateKey;
@@ -22,6 +23,7 @@ pub(crate) struct Client {
     pub(crate) is_trusted: bool,
     pub(crate) security: Security,
     pub(crate) pulse: Pulse,
+    pub(crate) streams: Streams,
 }
 
 /// Plain text or TLS.
@@ -47,7 +49,8 @@ impl Client {
     ) -> Self {
         let text = address.to_canonical().to_string();
         let address = HeaderValue::from_str(&text).expect("an address is a header value");
-        Self { shared, address, is_trusted, security, pulse: Pulse::new() }
+        let (pulse, streams) = (Pulse::new(), Streams::new());
+        Self { shared, address, is_trusted, security, pulse, streams }
     }
 }
 

@@ -45,6 +45,10 @@ impl Exchange {
         }
     }
 
+    pub(super) const fn client(&self) -> &Arc<Client> {
+        &self.client
+    }
+
     fn log(&self, now: Instant, method: &Method, uri: &Uri) {
         // Queries carry secrets and addresses are personal: neither is logged.
         tracing::info!(

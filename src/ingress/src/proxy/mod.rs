@@ -6,6 +6,7 @@
 //! - [`upgrade`]: connections that switch protocols.
 //! - [`reply`]: answers of our own.
 //! - [`client`], [`exchange`], [`body`]: the connection, the record, the response's body.
+//! - [`stall`]: bodies that wait for their client.
 
 mod body;
 mod client;
@@ -13,6 +14,7 @@ mod exchange;
 mod forward;
 mod headers;
 mod reply;
+mod stall;
 mod target;
 mod upgrade;
 

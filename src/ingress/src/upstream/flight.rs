@@ -47,6 +47,8 @@ pub(crate) enum DownloadError {
     Reset(#[source] hyper::Error),
     #[error("response body stopped flowing")]
     Stalled,
+    #[error("client does not take the response")]
+    NotTaken,
 }
 
 /// A request under way. Dropped before its end, it takes its connection with it.

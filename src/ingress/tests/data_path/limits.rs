@@ -162,3 +162,31 @@ async fn a_client_that_reads_nothing_is_cut() {
     app.reaches(0, 0).await;
     drop(stream);
 }
+
+#[tokio::test]
+async fn a_stream_that_takes_nothing_is_cut() {
+    let program = Program::start().await;
+    let gateway = Gateway::start_with(|settings| {
+        settings.write_stall = Duration::from_millis(300);
+        settings.header_timeout = Duration::from_millis(300);
+    });
+    let app = gateway.app("shop", program.address.port());
+    app.sandbox("one", program.address.ip(), SandboxPhase::Ready, Slots::Limited(1));
+    let mut stream = TcpStream::connect(gateway.http).await.unwrap();
+    // Settings with an initial window of nothing, then a GET for more than one frame: the first
+    // is fetched before the window is looked at.
+    let mut bytes = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();
+    bytes.extend([0, 0, 6, 4, 0, 0, 0, 0, 0, 0, 4, 0, 0, 0, 0]);
+    let mut head = vec![0x82, 0x86, 0x04, 14];
+    head.extend(b"/bytes/9000000");
+    head.extend([0x01, 12]);
+    head.extend(b"shop.example");
+    bytes.extend([0, 0, u8::try_from(head.len()).unwrap(), 1, 5, 0, 0, 0, 1]);
+    bytes.extend(head);
+    stream.write_all(&bytes).await.unwrap();
+    program.begins(1).await;
+    app.reaches(0, 1).await;
+    app.reaches(0, 0).await;
+    let mut answer = Vec::new();
+    assert!(stream.read_buf(&mut answer).await.unwrap() > 0, "the connection itself lives on");
+}
