@@ -1,7 +1,7 @@
 //! From Kubernetes to the data plane: watches, what is kept of each object, and how they meet.
 //!
 //! Everything here runs beside the request path. Most objects translate one to one; a Route is
-//! served only while the Claim of its host names it, and that meeting is [`hosts`].
+//! served only while the Claim of its host names it, and that meeting is `hosts`.
 //!
 //! Entry point: [`Feed::start`]. Invariants: a Route without its Claim is not served; no Secret is
 //! read outside the namespace of the Route that names it; until every cache has been read once,
