@@ -147,6 +147,16 @@ async fn a_variable_from_a_secret_that_does_not_exist() -> anyhow::Result<()> {
 }
 
 #[tokio::test]
+async fn a_volume_from_a_secret_that_does_not_exist() -> anyhow::Result<()> {
+    let volume = json!({ "name": "token", "secret": { "secretName": "absent" } });
+    let mount = json!({ "name": "token", "mountPath": "/token" });
+    let service = json!({ "template": { "volumes": [volume], "volumeMounts": [mount] } });
+    let cure = Cure::Object(secret("absent"));
+    check(Broken { cure, ..Broken::new("no-volume", service, "ConfigMissing", "Secret absent") })
+        .await
+}
+
+#[tokio::test]
 async fn a_command_that_does_not_exist() -> anyhow::Result<()> {
     let service = json!({ "command": ["/no/such/program"] });
     check(Broken::new("no-command", service, "StartFailed", "/no/such/program")).await
@@ -257,16 +267,28 @@ async fn a_program_that_crashes_later_says_so_and_is_rolled_back() -> anyhow::Re
         echo.route().await?;
         echo.apply("1", json!({})).await?;
         echo.ready().await?;
+        echo.until_it_answers("1").await?;
+        let load = Load::start(&echo);
         // Long enough to be verified and to serve.
         echo.apply("2", json!({ "env": [{ "name": "CRASH_AFTER_MS", "value": "4000" }] })).await?;
         echo.until_it_answers("2").await?;
-        echo.until_it_says("ServicesReady", "False CrashLooping").await?;
-        let app = echo.object("app", "echo").await?;
-        ensure!(message(&app, "ServicesReady").contains("exited with code 1"), "{app}");
+        // In one look: between two crashes it runs, and is ready.
+        echo.until("ServicesReady to tell of the crash", async || {
+            let app = echo.object("app", "echo").await?;
+            let (said, told) = (said(&app, "ServicesReady"), message(&app, "ServicesReady"));
+            let is_told = told.contains("exited with code 1");
+            ensure!(said == "False CrashLooping" && is_told, "{said}: {told}");
+            Ok(())
+        })
+        .await?;
         is_told(&echo, "boot_failed", "CrashLooping").await?;
         echo.apply("1", json!({})).await?;
         echo.until_it_answers("1").await?;
-        echo.ready().await
+        echo.ready().await?;
+        // What no platform can keep from the visitors, and the proof that the load sees failures.
+        let tally = load.end().await?;
+        ensure!(!tally.failures.is_empty(), "{tally:?}");
+        Ok(())
     })
     .await
 }
