@@ -12,6 +12,9 @@ CLUSTER ?= demo
 # Tests of the cluster that run at once. They wait more than they compute.
 TEST_THREADS ?= 4
 
+# What `build` builds.
+BUILD ?= --bins
+
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 TOOLS := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/portolan/tools
 PORTOLAN_CLUSTER := $(TARGET)/debug/portolan-cluster
@@ -29,7 +32,7 @@ packages:
 
 .PHONY: build
 build: packages ## Build every Rust program.
-	cargo build --workspace --bins --locked
+	cargo build --workspace $(BUILD) --locked
 
 .PHONY: deps
 deps: build ## Install and build what a cluster needs.
@@ -95,6 +98,8 @@ check: lint ## Format, lints, documentation and the tests that need no cluster.
 	cargo test -p portolan-cluster --locked --lib --test tidy
 
 .PHONY: test
+# With the tests in the same build, dependencies are compiled once for both.
+test: BUILD := --bins --tests
 test: lint deps ## Every test, on a real cluster.
 	$(PORTOLAN_CLUSTER) up --name test --nodes 1
 	@echo "==> all tests"
