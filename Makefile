@@ -104,3 +104,13 @@ test: lint deps ## Every test, on a real cluster.
 	$(PORTOLAN_CLUSTER) up --name test --nodes 1
 	@echo "==> all tests"
 	cargo test --workspace --locked --no-fail-fast -- --test-threads=$(TEST_THREADS)
+
+# === Figures ===
+
+.PHONY: bench
+bench: bench-ingress ## Every benchmark, beside its peers; writes docs/benchmarks.md.
+
+.PHONY: bench-ingress
+bench-ingress: packages ## The gateway against nginx and HAProxy.
+	cargo build --release --locked -p portolan-bench
+	$(TARGET)/release/portolan-bench ingress

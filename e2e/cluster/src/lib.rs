@@ -21,6 +21,7 @@ pub mod cgroups;
 pub mod cluster;
 pub mod command;
 pub mod control_plane;
+pub mod debian;
 pub mod forward;
 pub mod go;
 pub mod images;

@@ -6,7 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Which crates of ours a crate may depend on; `CONTROLLERS` stands for each of them.
-const OURS: [(&str, &[&str]); 11] = [
+const OURS: [(&str, &[&str]); 12] = [
     ("src/api", &[]),
     ("src/process", &[]),
     ("src/reconcile", &["portolan-api", "portolan-process"]),
@@ -28,6 +28,7 @@ const OURS: [(&str, &[&str]); 11] = [
             "portolan-reconcile",
         ],
     ),
+    ("e2e/bench", &["portolan-cluster", "portolan-ingress"]),
     ("e2e/cluster", &[]),
     ("docs/samples/echo", &[]),
 ];
@@ -188,10 +189,11 @@ fn dependencies(manifest: &Path) -> BTreeSet<String> {
 /// The Rust files that are shipped: no tests, no build output.
 fn sources() -> Vec<PathBuf> {
     let mut found = Vec::new();
-    let mut folders: Vec<_> = ["src", "controllers", "e2e/cluster/src", "docs/samples"]
-        .iter()
-        .map(|folder| root().join(folder))
-        .collect();
+    let mut folders: Vec<_> =
+        ["src", "controllers", "e2e/bench/src", "e2e/cluster/src", "docs/samples"]
+            .iter()
+            .map(|folder| root().join(folder))
+            .collect();
     while let Some(folder) = folders.pop() {
         for entry in fs::read_dir(&folder).expect("a folder").map(|entry| entry.expect("an entry"))
         {

@@ -1,0 +1,55 @@
+//! Benchmarks: Portolan beside its peers, in the same run.
+//!
+//! These machines are shared and noisy, so no figure stands alone: every row is the ratio to a
+//! peer, measured in turns within one run, as the median over the rounds. `make bench` writes the
+//! table to `docs/benchmarks.md`.
+
+mod figures;
+mod ingress;
+mod load;
+mod paced;
+mod peers;
+mod program;
+mod roles;
+
+use std::net::SocketAddr;
+
+use clap::{Parser, Subcommand};
+
+/// Benchmarks: Portolan beside its peers, in the same run.
+#[derive(Debug, Parser)]
+struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// What to run.
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// The gateway against nginx and HAProxy: throughput, CPU per request, added latency.
+    Ingress(ingress::IngressArgs),
+    /// The program behind the proxies; started by the benchmarks.
+    #[command(hide = true)]
+    Backend {
+        /// Where it listens.
+        address: SocketAddr,
+    },
+    /// The gateway's data plane with one App; started by the benchmarks.
+    #[command(hide = true)]
+    Gateway {
+        /// Where it listens.
+        address: SocketAddr,
+        /// Its one sandbox.
+        sandbox: SocketAddr,
+    },
+}
+
+fn main() -> anyhow::Result<()> {
+    let Args { command } = Args::parse();
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    match command {
+        Command::Ingress(args) => runtime.block_on(args.run()),
+        Command::Backend { address } => roles::backend(address),
+        Command::Gateway { address, sandbox } => runtime.block_on(roles::gateway(address, sandbox)),
+    }
+}
