@@ -97,11 +97,12 @@ fn desired_pool(
     let latest = used_by(&app.latest);
     let role = match (active, latest) {
         (Some(_), _) => PoolRole::Active,
-        (None, Some(_)) if !is_waiting => PoolRole::Candidate,
-        // Gateways may still send to it: it stays until all of them report the switch.
+        // Gateways may still send to it: it stays until all of them report the switch, also when
+        // the App has been sent back to it meanwhile.
         _ if !app.is_settled && observed.is_some_and(|p| p.spec.role == PoolRole::Active) => {
             PoolRole::Active
         }
+        (None, Some(_)) if !is_waiting => PoolRole::Candidate,
         _ => PoolRole::Retired,
     };
     if observed.is_none() && role == PoolRole::Retired {
@@ -114,9 +115,11 @@ fn desired_pool(
         service: service.name.clone(),
         sandbox: service.sandbox.clone(),
         role,
-        scale: match (role, observed) {
-            // Only a version that serves or is about to sets the scale.
-            (PoolRole::Retired, Some(observed)) => observed.spec.scale.clone(),
+        scale: match observed {
+            // Only a version that serves or is being verified sets the scale.
+            Some(observed) if active.is_none() && role != PoolRole::Candidate => {
+                observed.spec.scale.clone()
+            }
             _ => scale(service),
         },
         floor: is_candidate.then(|| floor(service, observed.map(AsRef::as_ref), app, seen)),

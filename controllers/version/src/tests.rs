@@ -185,6 +185,100 @@ fn the_old_pool_stays_until_every_gateway_follows() {
 }
 
 #[test]
+fn a_rollback_before_every_gateway_follows_leaves_the_pool_that_serves_them() {
+    let mut world = World::new();
+    let v1 = world.apply(WEB);
+    world.activate(&v1, true);
+    world.pass();
+    world.ready(&v1, "web", 3);
+    let v2 = world.apply(WEB_NEW);
+    world.pass();
+    world.ready(&v2, "web", 3);
+    world.activate(&v2, false);
+    world.pass();
+    world.apply(WEB);
+    world.pass();
+    // A candidate would be cut down to its floor, whatever the gateways still ask of it.
+    world.check(&v1, "web", PoolRole::Active, Some(3));
+    world.activate(&v1, false);
+    world.pass();
+    world.check(&v1, "web", PoolRole::Active, None);
+    world.check(&v2, "web", PoolRole::Active, None);
+    world.app().is_settled = true;
+    world.pass();
+    world.check(&v2, "web", PoolRole::Retired, None);
+}
+
+#[test]
+fn a_pool_that_gateways_still_use_keeps_the_scale_it_served_with() {
+    let few = r#"[{"name":"web","scale":{"max":3}}]"#;
+    let many = r#"[{"name":"web","scale":{"max":30}}]"#;
+    // In both orders, because versions are looked at in the order of their names.
+    for (first, last, max) in [(few, many, 30), (many, few, 3)] {
+        let mut world = World::new();
+        for spec in [first, last] {
+            let version = world.apply(spec);
+            world.activate(&version, true);
+            world.pass();
+        }
+        let shared = world.app().active.clone().unwrap();
+        let next = world.apply(WEB_NEW);
+        world.pass();
+        world.activate(&next, false);
+        world.pass();
+        assert_eq!(world.pool(&shared, "web").spec.scale.max, max);
+        world.app().is_settled = true;
+        world.pass();
+        assert_eq!(world.pool(&shared, "web").spec.scale.max, max);
+    }
+}
+
+#[test]
+fn every_service_gets_its_own_pool_with_its_scale() {
+    let mut world = World::new();
+    let v1 = world.apply(r#"[{"name":"web"},{"name":"worker","scale":{"instances":3}}]"#);
+    world.pass();
+    assert_eq!(world.seen.pools.len(), 2);
+    for (service, scale) in [("web", (0, 20)), ("worker", (3, 3))] {
+        let pool = world.pool(&v1, service);
+        assert_eq!((pool.spec.scale.min, pool.spec.scale.max), scale, "{service}");
+        assert_eq!(world.owners(&v1, service), [v1.as_str()]);
+    }
+}
+
+#[test]
+fn a_service_that_was_removed_goes_with_the_switch() {
+    let mut world = World::new();
+    let v1 = world.apply(WEB_AND_WORKER);
+    world.activate(&v1, true);
+    world.pass();
+    let v2 = world.apply(WEB);
+    world.pass();
+    world.check(&v1, "worker", PoolRole::Active, None);
+    world.activate(&v2, false);
+    world.pass();
+    world.check(&v1, "worker", PoolRole::Active, None);
+    world.app().is_settled = true;
+    world.pass();
+    world.check(&v1, "worker", PoolRole::Retired, None);
+    world.check(&v2, "web", PoolRole::Active, None);
+}
+
+#[test]
+fn a_pool_that_somebody_deleted_is_made_again() {
+    let mut world = World::new();
+    let v1 = world.apply(WEB);
+    world.activate(&v1, true);
+    world.pass();
+    world.seen.pools.clear();
+    let plan = world.pass();
+    world.check(&v1, "web", PoolRole::Active, None);
+    assert_eq!(world.owners(&v1, "web"), [v1.as_str()]);
+    let made = &plan.pools[&world.pool_name(&v1, "web")];
+    assert_eq!(made.metadata.uid, None, "an apply with a UID would not create it");
+}
+
+#[test]
 fn a_rollback_takes_the_retired_pool_up_again() {
     let mut world = World::new();
     let v1 = world.apply(WEB);
