@@ -1,13 +1,14 @@
 //! Which version an App asks for, when it takes over, and what goes. Pure: no client, no clock.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::Resource;
 use portolan_api::resolve::{self, pool_name};
-use portolan_api::{Activation, App, AppVersion, labels, names};
+use portolan_api::{Activation, App, AppVersion, SandboxPool, labels, names};
 use serde::Serialize;
 
 use crate::observe::{GatewaySeen, Seen};
@@ -236,21 +237,30 @@ fn prune(app: &App, seen: &Seen) -> Vec<(String, String)> {
     });
     let limit = usize::try_from(app.spec.revision_history_limit).unwrap_or(0);
     let excess = idle.len().saturating_sub(limit);
-    idle.into_iter()
-        .take(excess)
-        .filter(|version| !has_sandboxes(version, seen))
+    idle.truncate(excess);
+    let has_sandboxes = |version: &AppVersion| {
+        let pools = version.spec.services.iter();
+        let mut pools = pools.filter_map(|s| seen.pools.get(&pool_name(&version.spec.app, s)));
+        pools.any(|pool| is_in_use(pool) && !is_kept(pool, &idle, seen))
+    };
+    idle.iter()
+        .filter(|version| !has_sandboxes(version))
         .filter_map(|version| Some((version.metadata.name.clone()?, version.metadata.uid.clone()?)))
         .collect()
 }
 
-fn has_sandboxes(version: &AppVersion, seen: &Seen) -> bool {
-    version.spec.services.iter().any(|service| {
-        let pool = seen.pools.get(&pool_name(&version.spec.app, service));
-        let only_ours = |pool: &portolan_api::SandboxPool| {
-            pool.metadata.owner_references.as_ref().is_none_or(|owners| owners.len() <= 1)
-        };
-        pool.is_some_and(|pool| {
-            only_ours(pool) && pool.status.as_ref().is_some_and(|status| status.replicas > 0)
-        })
-    })
+/// Whether sandboxes of the pool serve or drain. With the pool they would go at once, whatever
+/// runs there.
+fn is_in_use(pool: &SandboxPool) -> bool {
+    let counts = pool.status.as_ref().map(|status| (status.replicas, status.draining_replicas));
+    counts.is_some_and(|counts| counts != (0, 0))
+}
+
+/// Whether the pool outlives these versions because another one owns it too.
+fn is_kept(pool: &SandboxPool, going: &[&Arc<AppVersion>], seen: &Seen) -> bool {
+    let owns = |version: &AppVersion| {
+        version.metadata.uid.as_deref().is_some_and(|uid| pool.is_owned_by(uid))
+    };
+    let goes = |version: &Arc<AppVersion>| going.iter().any(|going| Arc::ptr_eq(going, version));
+    seen.versions.values().any(|version| owns(version) && !goes(version))
 }

@@ -287,6 +287,50 @@ fn a_version_that_fails_disturbs_nothing() {
 }
 
 #[test]
+fn a_version_takes_over_with_all_its_services_or_not_at_all() {
+    let services = |args: &str| {
+        let service = |name: &str| json!({ "name": name, "args": [args] });
+        json!([service("web"), service("worker")])
+    };
+    let mut world = World::new(services("old"));
+    world.pass();
+    world.ready();
+    world.settle();
+    let before = world.active();
+    world.apply(services("new"));
+    world.pass();
+    world.ready();
+    let Wanted::Version(name) = world.plan().wanted else { unreachable!("a version is wanted") };
+    let worker = pool_name("shop", &world.seen.versions[&name].spec.services[1]);
+    let pool = world.seen.pools.remove(&worker).expect("the worker has a pool");
+    world.settle();
+    assert_eq!(world.active(), before, "the pool of the worker could not be made");
+    world.seen.pools.insert(worker.clone(), pool);
+    world.pool(&worker).status.as_mut().unwrap().ready_replicas = 0;
+    world.settle();
+    assert_eq!(world.active(), before, "the worker is not ready");
+    world.pool(&worker).status.as_mut().unwrap().ready_replicas = 1;
+    world.settle();
+    assert_eq!(world.active(), Some((name, 2)));
+}
+
+#[test]
+fn a_version_that_another_replaced_never_takes_over() {
+    let mut world = serving();
+    let before = world.active();
+    world.apply(v2());
+    world.pass();
+    world.ready();
+    world.apply(json!([{ "name": "web", "args": ["newer"] }]));
+    world.settle();
+    assert_eq!(world.active(), before, "it was verified too late");
+    world.ready();
+    world.settle();
+    let Wanted::Version(name) = world.plan().wanted else { unreachable!("a version is wanted") };
+    assert_eq!(world.active(), Some((name, 2)), "one switch");
+}
+
+#[test]
 fn a_version_that_is_only_slow_exceeds_its_deadline() {
     let mut world = World::new(v1());
     world.pass();
@@ -340,6 +384,20 @@ fn a_pinned_version_is_followed_whatever_the_rest_says() {
     world.settle();
     world.check("Ready", "False VersionNotFound");
     world.check("ServicesReady", "True Available");
+}
+
+#[test]
+fn a_version_of_another_app_cannot_be_pinned() {
+    let mut world = serving();
+    let active = world.active();
+    let mut foreign = world.seen.versions.values().next().unwrap().as_ref().clone();
+    foreign.metadata.name = Some("shop-foreign1".into());
+    foreign.metadata.owner_references.as_mut().unwrap()[0].uid = "another-app-uid".into();
+    world.seen.versions.insert("shop-foreign1".into(), Arc::new(foreign));
+    world.app().spec.version = Some("shop-foreign1".into());
+    world.settle();
+    world.check("Ready", "False VersionNotFound");
+    assert_eq!(world.active(), active);
 }
 
 #[test]
@@ -431,8 +489,35 @@ fn history_is_not_pruned_during_a_rollout_nor_while_sandboxes_drain() {
     let pool = pool_name("shop", &service);
     world.pool(&pool).status.as_mut().unwrap().replicas = 1;
     assert_eq!(world.plan().prune, []);
-    world.pool(&pool).status.as_mut().unwrap().replicas = 0;
+    let status = world.pool(&pool).status.as_mut().unwrap();
+    (status.replicas, status.draining_replicas) = (0, 1);
+    assert_eq!(world.plan().prune, [], "what still runs there would end with the pool");
+    world.pool(&pool).status.as_mut().unwrap().draining_replicas = 0;
     assert_eq!(world.plan().prune.len(), 1);
+}
+
+#[test]
+fn a_pool_that_drains_outlives_all_versions_that_share_it() {
+    let mut world = serving();
+    for services in [json!([{ "name": "web", "scale": { "max": 5 } }]), v2()] {
+        world.apply(services);
+        world.pass();
+        world.ready();
+        world.settle();
+    }
+    let (active, _) = world.active().unwrap();
+    let versions = world.seen.versions.clone().into_values();
+    let old: Vec<_> =
+        versions.filter(|version| version.metadata.name.as_ref() != Some(&active)).collect();
+    let name = pool_name("shop", &old[0].spec.services[0]);
+    let pool = world.pool(&name);
+    pool.metadata.owner_references = Some(old.iter().map(|version| owner(version)).collect());
+    let status = pool.status.as_mut().unwrap();
+    (status.replicas, status.draining_replicas) = (0, 1);
+    world.app().spec.revision_history_limit = 0;
+    assert_eq!(world.plan().prune, [], "neither version is the last one to go");
+    world.pool(&name).status.as_mut().unwrap().draining_replicas = 0;
+    assert_eq!(world.plan().prune.len(), 2);
 }
 
 #[test]

@@ -67,6 +67,7 @@ pub(crate) fn status(
         observed_generation: Some(generation),
         replicas: view.standing,
         ready_replicas: view.ready,
+        draining_replicas: view.draining,
         selector: Some(format!("{}={name}", labels::POOL)),
         incarnation: observed.incarnation.max(outcome.incarnation),
         last_activity: plan.decision.last_activity.map(Time),
@@ -93,7 +94,9 @@ struct View<'a> {
     least: i32,
     standing: i32,
     ready: i32,
-    /// Marked, terminating or ended.
+    /// Marked, and not deleted yet.
+    draining: i32,
+    /// Marked or terminating.
     leaving: usize,
     /// Why the API server refused a new sandbox.
     refused: Option<&'a str>,
@@ -115,6 +118,11 @@ impl<'a> View<'a> {
         let staying: Vec<&Sandbox> = members.standing.iter().filter(stays).copied().collect();
         let gone = members.standing.len() - staying.len();
         let leaving = gone + members.draining.len() + members.terminating.len();
+        let is_deleted = |sandbox: &&&Sandbox| {
+            plan.delete.iter().any(|deletion| deletion.target.uid == sandbox.uid)
+        };
+        let drained = members.draining.iter().filter(is_deleted).count();
+        let draining = plan.mark.len() + members.draining.len() - drained;
         let ready = staying.iter().filter(|sandbox| sandbox.ready).count();
         let wanted = plan.decision.wanted;
         let least = match spec.role {
@@ -127,6 +135,7 @@ impl<'a> View<'a> {
             least,
             standing: length(staying.len() + outcome.created),
             ready: length(ready),
+            draining: length(draining),
             leaving,
             refused: outcome.refused.as_deref(),
             failure: None,

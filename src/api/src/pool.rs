@@ -116,6 +116,9 @@ pub struct SandboxPoolStatus {
     /// How many of them are ready.
     #[serde(default)]
     pub ready_replicas: i32,
+    /// How many more are draining: gateways send them nothing new and end what runs there.
+    #[serde(default)]
+    pub draining_replicas: i32,
     /// Label selector of the sandboxes, for the scale subresource.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 1024))]

@@ -140,6 +140,21 @@ fn of_several_causes_the_one_that_tells_most_is_reported() {
     check(&situation(fixed(4), sandboxes, live()), "False", "ConfigMissing", "the cause");
 }
 
+#[test]
+fn what_is_on_its_way_out_says_nothing_of_the_program() {
+    let leaving = || {
+        vec![
+            Sandbox { deleting: true, ..failing(1, 2, "CrashLoopBackOff") },
+            Sandbox { drain: Some("7".into()), ..failing(2, 3, "CrashLoopBackOff") },
+            Sandbox { ended: true, ..failing(3, 4, "CrashLoopBackOff") },
+        ]
+    };
+    let beside = |standing| [vec![standing], leaving()].concat();
+    check(&situation(fixed(1), beside(sandbox(0, 1)), live()), "True", "Available", "1 of 1");
+    check(&situation(fixed(1), beside(pending(0, 1)), live()), "Unknown", "Starting", "0 of 1");
+    check(&situation(fixed(1), leaving(), live()), "Unknown", "Starting", "0 of 1");
+}
+
 /// The report when the API server refuses new sandboxes.
 fn refused(situation: &Situation, now: Timestamp) -> Report {
     let plan = plan(situation, &settings(), now);
@@ -202,6 +217,22 @@ fn the_counts_are_of_sandboxes_that_stay() {
 }
 
 #[test]
+fn a_sandbox_drains_from_its_mark_to_its_deletion() {
+    let retired = || with_role(fixed(2), PoolRole::Retired);
+    let counts = |sandboxes| {
+        let status = reported(&situation(retired(), sandboxes, live()), at(0)).status;
+        (status.replicas, status.draining_replicas)
+    };
+    let marked = |seconds: i64| {
+        let drain = Some(at(seconds).as_millisecond().to_string());
+        Sandbox { drain, ..sandbox(1, 2) }
+    };
+    assert_eq!(counts(vec![sandbox(0, 1), marked(-1)]), (0, 2), "one is marked in this pass");
+    assert_eq!(counts(vec![marked(-30)]), (0, 0), "its limit is over");
+    assert_eq!(counts(vec![Sandbox { deleting: true, ..marked(-1) }]), (0, 0));
+}
+
+#[test]
 fn the_whole_status_is_as_documented() {
     let mut active = pool();
     active.metadata.generation = Some(9);
@@ -211,6 +242,7 @@ fn the_whole_status_is_as_documented() {
         observed_generation: Some(9),
         replicas: 1,
         ready_replicas: 1,
+        draining_replicas: 0,
         selector: Some(format!("portolan.dev/pool={POOL}")),
         incarnation: 0,
         last_activity: Some(Time(at(0))),
