@@ -100,6 +100,17 @@ fn a_host_of_another_namespace_is_lost_whoever_is_older() {
 }
 
 #[test]
+fn of_two_default_routes_one_answers() {
+    let held = Arc::new(claim("*", TEAM_B, "other", "uid-other"));
+    let second = Situation {
+        route: Arc::new(route(TEAM_A, "shop", "*", 10)),
+        claim: Some((held, HolderState::Asks)),
+        ..situation()
+    };
+    check(&second, &[], Hold::Lost(Rival::Namespace(TEAM_B.into())));
+}
+
+#[test]
 fn a_claim_that_lost_its_holder_is_taken_over() {
     for (state, why) in
         [(HolderState::Gone, Reason::HolderGone), (HolderState::Left, Reason::HolderLeft)]
