@@ -1,5 +1,6 @@
 //! A gateway under test, and the feed's part.
 
+use std::collections::BTreeSet;
 use std::future::Future;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -98,14 +99,27 @@ impl Gateway {
         soon("the gateway ends", self.served).await.unwrap();
     }
 
-    /// The metrics as text.
+    /// The value of one metric.
     pub(crate) fn metric(&self, name: &str) -> f64 {
+        let text = self.exposition();
+        let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        line.unwrap_or_else(|| panic!("{name} is in\n{text}")).parse().unwrap()
+    }
+
+    /// The names and labels of all that is counted.
+    pub(crate) fn series(&self) -> BTreeSet<String> {
+        let text = self.exposition();
+        let lines = text.lines().filter(|line| !line.starts_with('#'));
+        lines.map(|line| line.rsplit_once(' ').expect("a value").0.to_owned()).collect()
+    }
+
+    /// The metrics as text.
+    fn exposition(&self) -> String {
         let mut registry = prometheus_client::registry::Registry::default();
         self.metrics.register(&mut registry);
         let mut text = String::new();
         prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
-        let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
-        line.unwrap_or_else(|| panic!("{name} is in\n{text}")).parse().unwrap()
+        text
     }
 }
 

@@ -43,6 +43,21 @@ async fn all_connections_together_are_bounded() {
 }
 
 #[tokio::test]
+async fn what_visitors_ask_for_makes_no_new_series() {
+    let program = Program::start().await;
+    let (gateway, _app) = Gateway::serving(program.address, Slots::Unlimited);
+    fetch(gateway.http, get("/echo")).await;
+    let before = gateway.series();
+    for number in 0..100 {
+        fetch(gateway.http, get(&format!("/bytes/{number}"))).await;
+        let mut elsewhere = get("/");
+        elsewhere.headers_mut().insert("host", format!("{number}.example").parse().unwrap());
+        fetch(gateway.http, elsewhere).await.assert_error(404, "no_route");
+    }
+    assert_eq!(gateway.series(), before);
+}
+
+#[tokio::test]
 async fn a_head_must_come_in_time() {
     let gateway = Gateway::start_with(|settings| {
         settings.header_timeout = Duration::from_millis(200);

@@ -310,6 +310,22 @@ async fn a_connection_the_program_closed_costs_no_request() {
 }
 
 #[tokio::test]
+async fn an_address_that_is_used_again_belongs_to_its_new_sandbox() {
+    let program = Program::start().await;
+    let (gateway, app) = Gateway::serving(program.address, Slots::Limited(1));
+    assert_eq!(fetch(gateway.http, get("/echo")).await.status, 200);
+    app.sandbox("two", program.address.ip(), SandboxPhase::Ready, Slots::Limited(1));
+    // The news of the end of the old one comes late.
+    gateway.ingress.remove_sandbox(&app.pool, "one-uid");
+    for _ in 0..3 {
+        assert_eq!(fetch(gateway.http, get("/echo")).await.status, 200);
+    }
+    assert_eq!(program.connections(), 2, "a connection to the old one is of no use to the new one");
+    let sandboxes = app.demand().sandboxes;
+    assert_eq!(sandboxes.len(), 1, "{sandboxes:?}");
+}
+
+#[tokio::test]
 async fn two_apps_do_not_meet() {
     let (one, two) = (Program::start().await, Program::start().await);
     let (gateway, app) = Gateway::serving(one.address, Slots::Limited(1));

@@ -124,6 +124,8 @@ async fn plain_text_is_redirected_where_there_is_a_certificate() {
     let answer = ask(get).await;
     assert!(answer.starts_with("HTTP/1.1 308"), "{answer}");
     assert!(answer.contains("location: https://shop.example:8443/a?b=c\r\n"), "{answer}");
+    let post = "POST /a HTTP/1.1\r\nHost: shop.example\r\nContent-Length: 0\r\n\r\n";
+    assert!(ask(post).await.starts_with("HTTP/1.1 308"), "which keeps the method and the body");
     let challenge = "GET /.well-known/acme-challenge/x HTTP/1.1\r\nHost: shop.example\r\n\r\n";
     assert!(ask(challenge).await.starts_with("HTTP/1.1 200"));
     app.route(|route| route.plain_http = PlainHttp::Serve);

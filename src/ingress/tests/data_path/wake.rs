@@ -50,6 +50,34 @@ async fn a_sleeping_app_is_woken_and_says_where_the_time_went() {
 }
 
 #[tokio::test]
+async fn a_gateway_that_starts_beside_running_sandboxes_waits_for_none() {
+    let program = Program::start().await;
+    let (gateway, app) = Gateway::serving(program.address, Slots::Limited(10));
+    let reply = fetch(gateway.http, get("/echo")).await;
+    assert_eq!((reply.status.as_u16(), reply.header("server-timing")), (200, None));
+    assert!(gateway.metric("wait_seconds_count") == 0.0, "nobody waited, so nobody asked for more");
+    app.reaches(0, 0).await;
+}
+
+#[tokio::test]
+async fn a_sandbox_without_an_address_gets_nothing() {
+    let program = Program::start().await;
+    let gateway = Gateway::start();
+    let app = gateway.app("shop", program.address.port());
+    let nowhere = SandboxConfig {
+        id: mk_sandbox("one"),
+        address: None,
+        phase: SandboxPhase::Ready,
+        slots: Slots::Limited(1),
+    };
+    gateway.ingress.upsert_sandbox(&app.pool, &nowhere);
+    let request = tokio::spawn(fetch(gateway.http, get("/echo")));
+    app.reaches(1, 0).await;
+    app.sandbox("one", program.address.ip(), SandboxPhase::Ready, Slots::Limited(1));
+    assert_eq!(soon("an answer", request).await.unwrap().status, 200);
+}
+
+#[tokio::test]
 async fn an_http_probe_waits_for_success() {
     let gateway = Gateway::start();
     let program = Program::start().await;
@@ -157,6 +185,33 @@ async fn a_failed_start_is_told_at_once() {
     let failure = BootFailure { kind, reason: "Unschedulable".into() };
     gateway.ingress.set_pool_failure(&app.pool, Some(failure));
     soon("an answer", request).await.unwrap().assert_error(503, "no_capacity");
+}
+
+#[tokio::test]
+async fn a_repaired_version_does_not_inherit_the_failures_of_the_broken_one() {
+    let gateway = Gateway::start();
+    let repaired = Program::start().await;
+    let app = gateway.app("shop", 1);
+    for number in 0..9 {
+        let dead = SandboxConfig {
+            id: mk_sandbox(&format!("dead-{number}")),
+            address: None,
+            phase: SandboxPhase::Created,
+            slots: Slots::Unlimited,
+        };
+        gateway.ingress.upsert_sandbox(&app.pool, &dead);
+    }
+    let failure = BootFailure { kind: FailureKind::Boot, reason: "CrashLooping".into() };
+    gateway.ingress.set_pool_failure(&app.pool, Some(failure));
+    fetch(gateway.http, get("/echo")).await.assert_error(503, "boot_failed");
+
+    let pool = mk_pool("shop-repaired", "uid-1");
+    app.configure(&pool, repaired.address.port(), |_| {});
+    app.activate(2, &pool);
+    let request = tokio::spawn(fetch(gateway.http, get("/echo")));
+    app.reaches_in(&pool, 1, 0).await;
+    app.sandbox_in(&pool, "new", repaired.address.ip(), SandboxPhase::Ready, Slots::Unlimited);
+    assert_eq!(soon("an answer", request).await.unwrap().status, 200);
 }
 
 #[tokio::test]

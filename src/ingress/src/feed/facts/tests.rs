@@ -162,9 +162,13 @@ fn an_app_is_followed_from_its_first_activation() {
     };
     assert_eq!(app(json!({})), None);
     let status = json!({ "activation": { "version": "shop-1", "epoch": 3 }, "settledEpoch": 2,
-        "services": [{ "name": "web", "pool": "shop-web-1" }] });
+        "services": [{ "name": "api", "pool": "shop-api-1" },
+            { "name": "web", "pool": "shop-web-1" }] });
     let facts = app(status).expect("it is active");
-    assert_eq!((facts.epoch, facts.is_settled, facts.services.len()), (3, false, 1));
+    assert_eq!((facts.epoch, facts.is_settled), (3, false));
+    let services: Vec<_> =
+        facts.services.iter().map(|(key, pool)| (&*key.service, &*pool.name)).collect();
+    assert_eq!(services, [("api", "shop-api-1"), ("web", "shop-web-1")], "each its own pool");
     let settled = json!({ "activation": { "version": "shop-1", "epoch": 3 }, "settledEpoch": 3 });
     assert!(app(settled).expect("it is active").is_settled);
 }
