@@ -15,7 +15,7 @@ const TICKS_PER_SECOND: f64 = 100.0;
 /// How long a program may take until it listens.
 const START_LIMIT: Duration = Duration::from_secs(10);
 
-/// A running program. It ends when dropped.
+/// A running program. It and its children end when dropped.
 pub(crate) struct Program {
     child: Child,
     /// Where it listens.
@@ -26,13 +26,16 @@ impl Program {
     /// Starts a program and waits until it listens.
     pub(crate) async fn start(mut command: Command, address: SocketAddr) -> anyhow::Result<Self> {
         let name = format!("{:?}", command.as_std().get_program());
-        command.stdin(Stdio::null()).stdout(Stdio::null()).kill_on_drop(true);
-        let child = command.spawn().with_context(|| format!("start {name}"))?;
+        command.stdin(Stdio::null()).stdout(Stdio::null());
+        // A group of its own, so that workers do not outlive their master.
+        let child = command.process_group(0).spawn();
+        let child = child.with_context(|| format!("start {name}"))?;
+        let program = Self { child, address };
         wait::until(&format!("{name} to listen on {address}"), START_LIMIT, async || {
             TcpStream::connect(address).await.map(drop)
         })
         .await?;
-        Ok(Self { child, address })
+        Ok(program)
     }
 
     /// CPU time that it and its children have used, in seconds.
@@ -41,6 +44,16 @@ impl Program {
         let ticks: u64 = family(pid)?.into_iter().filter_map(ticks).sum();
         #[expect(clippy::cast_precision_loss, reason = "a benchmark runs for minutes")]
         Ok(ticks as f64 / TICKS_PER_SECOND)
+    }
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        let Some(leader) = self.child.id() else { return };
+        let mut kill = std::process::Command::new("kill");
+        if let Err(error) = kill.args(["-KILL", "--", &format!("-{leader}")]).status() {
+            eprintln!("could not end {leader}: {error}");
+        }
     }
 }
 
