@@ -4,6 +4,7 @@ use anyhow::{Context, ensure};
 use portolan_e2e::with_platform;
 use serde_json::json;
 
+use crate::load::Load;
 use crate::support::{Echo, said, text};
 
 #[tokio::test]
@@ -50,6 +51,8 @@ async fn applying_an_old_manifest_again_is_the_rollback() -> anyhow::Result<()> 
         echo.route().await?;
         echo.apply("1", json!({})).await?;
         echo.ready().await?;
+        echo.until_it_answers("1").await?;
+        let load = Load::start(&echo);
         let first = echo.object("app", "echo").await?["status"]["activeVersion"].clone();
         echo.apply("2", json!({})).await?;
         echo.ready().await?;
@@ -67,7 +70,10 @@ async fn applying_an_old_manifest_again_is_the_rollback() -> anyhow::Result<()> 
             ensure!(pods.len() == 1, "{} sandboxes", pods.len());
             Ok(())
         })
-        .await
+        .await?;
+        let tally = load.all_were_answered().await?;
+        ensure!(tally.answers.len() == 2, "both versions served: {tally:?}");
+        Ok(())
     })
     .await
 }
