@@ -160,7 +160,7 @@ fn failure(seen: &Seen, plan: &Plan) -> Option<(&'static str, String)> {
     let Wanted::Version(name) = &plan.wanted else { return None };
     let version = seen.versions.get(name)?;
     pools(version, seen).find_map(|(service, pool)| {
-        let (reason, message) = pool_failure(pool?)?;
+        let (reason, message) = pool?.failure()?;
         Some((reason, format!("service {service}: {message}")))
     })
 }
@@ -173,13 +173,6 @@ fn hint(seen: &Seen, plan: &Plan) -> Option<String> {
         let ready = pool?.ready().filter(|condition| condition.status == "Unknown")?;
         Some(format!("service {service}: {}", ready.message))
     })
-}
-
-/// The pool's own word for what is wrong with it.
-fn pool_failure(pool: &SandboxPool) -> Option<(&'static str, &str)> {
-    let ready = pool.ready().filter(|condition| condition.status == "False")?;
-    let reason = reason::ALL.iter().find(|known| **known == ready.reason)?;
-    Some((reason, &ready.message))
 }
 
 /// The services of a version with the pools that run them.
@@ -204,7 +197,7 @@ fn services_ready(active: Option<&AppVersion>, seen: &Seen) -> Word {
             let message = format!("service {service}: its pool is being made");
             return (Verdict::Unknown, reason::STARTING, message);
         };
-        if let Some((reason, message)) = pool_failure(pool) {
+        if let Some((reason, message)) = pool.failure() {
             return (Verdict::False, reason, format!("service {service}: {message}"));
         }
     }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use jiff::Timestamp;
 use portolan_api::conditions::{READY, reason};
 use portolan_api::resolve::pool_name;
-use portolan_api::{AppVersion, AppVersionStatus, SandboxPool};
+use portolan_api::{AppVersion, AppVersionStatus};
 use portolan_reconcile::{Conditions, Transition, Verdict};
 
 use crate::observe::{AppFacts, Seen};
@@ -70,7 +70,7 @@ fn ready(
         return (Verdict::True, reason::VERIFIED, "all services are ready".into());
     }
     let failing = pools.iter().find_map(|(service, pool)| {
-        let (reason, message) = failure(pool.as_ref()?)?;
+        let (reason, message) = pool.as_ref()?.failure()?;
         Some((Verdict::False, reason, format!("service {}: {message}", service.name)))
     });
     failing.unwrap_or_else(|| {
@@ -81,11 +81,4 @@ fn ready(
             .collect();
         (Verdict::Unknown, reason::VERIFYING, format!("services starting: {}", names.join(", ")))
     })
-}
-
-/// The pool's own word for what is wrong with it.
-fn failure(pool: &SandboxPool) -> Option<(&'static str, &str)> {
-    let ready = pool.ready().filter(|condition| condition.status == "False")?;
-    let reason = reason::ALL.iter().find(|known| **known == ready.reason)?;
-    Some((reason, &ready.message))
 }

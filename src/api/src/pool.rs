@@ -156,4 +156,13 @@ impl SandboxPool {
         let conditions = &self.status.as_ref()?.conditions;
         conditions.iter().find(|condition| condition.type_ == crate::conditions::READY)
     }
+
+    /// The pool's own word for what is wrong with it: a reason of the documented list, and the
+    /// message. `None` while it is well or on its way.
+    pub fn failure(&self) -> Option<(&'static str, &str)> {
+        let ready = self.ready().filter(|condition| condition.status == "False")?;
+        let known = crate::conditions::reason::ALL.iter();
+        let reason = known.copied().find(|known| *known == ready.reason)?;
+        Some((reason, &ready.message))
+    }
 }
