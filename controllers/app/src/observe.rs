@@ -113,7 +113,7 @@ impl AppReconciler {
         };
         let gateways = self.gateways.list().into_iter().map(|gateway| GatewaySeen {
             name: gateway.name.clone(),
-            lapses: gateway.lapses,
+            lapses: gateway.lapses(),
             epoch: epoch_of(&gateway.name),
         });
         Seen {

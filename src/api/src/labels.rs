@@ -15,7 +15,8 @@ pub const MANAGED_BY: &str = "app.kubernetes.io/managed-by";
 pub const MANAGER: &str = "portolan";
 
 /// Annotation of a Pod: how its concurrency slots are divided among gateways, as
-/// `gateway=count` pairs separated by commas. Absent: the pool does not count slots.
+/// `instance=count` pairs separated by commas, where the instance is that of a gateway's process
+/// ([`crate::Gateway::instance`]). Absent: the pool does not count slots.
 pub const SLOTS: &str = "portolan.dev/slots";
 /// Annotation of a Pod: the epoch of the drain mark, a decimal number. A Pod that carries it gets
 /// no new requests; it is deleted when all live gateways report the epoch and nothing running.

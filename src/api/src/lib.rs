@@ -30,7 +30,7 @@ mod claim;
 pub mod conditions;
 pub mod crds;
 mod domain;
-mod gateway;
+pub mod gateway;
 pub mod labels;
 pub mod names;
 mod pool;
@@ -47,7 +47,7 @@ pub use app::{
 };
 pub use claim::{Claim, ClaimKind, ClaimSpec, Holder};
 pub use domain::{Domain, DomainSpec, DomainStatus};
-pub use gateway::Gateway;
+pub use gateway::{Gateway, GatewayPeer, GatewayPhase};
 pub use pool::{PoolRole, PoolScale, SandboxPool, SandboxPoolSpec, SandboxPoolStatus};
 pub use report::{
     CertificateReport, DrainReport, EpochReport, GatewayReport, GatewayReportSpec, PoolReport,

@@ -78,6 +78,13 @@ pub struct PoolReport {
     #[schemars(length(max = 1024))]
     #[x_kube(merge_strategy = ListMerge::Atomic)]
     pub draining: Vec<DrainReport>,
+    /// Names of the Pods that this gateway sends no request to any more, because a response on them
+    /// did not end in time or was lost with another gateway: under `Strict` only a new sandbox can
+    /// keep the promise.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 1024), inner(length(max = 253)))]
+    #[x_kube(merge_strategy = ListMerge::Atomic)]
+    pub retired: Vec<String>,
 }
 
 /// One draining sandbox in one gateway.

@@ -78,14 +78,17 @@ impl Book {
 }
 
 fn is_busy(report: &PoolReport) -> bool {
-    report.queued > 0 || report.running > 0 || !report.draining.is_empty()
+    let is_quiet = report.draining.is_empty() && report.retired.is_empty();
+    report.queued > 0 || report.running > 0 || !is_quiet
 }
 
 /// Requests that wait beyond those last reported are urgent, and so is word of a sandbox that
-/// drains: both are waited for. Everything else only moves numbers.
+/// drains or has to be replaced: they are waited for. Everything else only moves numbers.
 fn due(written: Option<&PoolReport>, report: &PoolReport) -> Due {
     let Some(written) = written else {
-        return match (report.queued > 0 || !report.draining.is_empty(), is_busy(report)) {
+        let is_awaited =
+            report.queued > 0 || !report.draining.is_empty() || !report.retired.is_empty();
+        return match (is_awaited, is_busy(report)) {
             (true, _) => Due::Now,
             (false, true) => Due::Soon,
             (false, false) if report.last_activity.is_some() => Due::Soon,
@@ -98,7 +101,7 @@ fn due(written: Option<&PoolReport>, report: &PoolReport) -> Due {
         let drains = report.draining.iter();
         drains.map(|drain| (drain.pod.clone(), drain.epoch, drain.running == 0)).collect()
     };
-    if is_waiting || ends(report) != ends(written) {
+    if is_waiting || ends(report) != ends(written) || report.retired != written.retired {
         Due::Now
     } else if report != written {
         Due::Soon
@@ -120,6 +123,9 @@ fn report(demand: &PoolDemand, delay: Option<Duration>, now: Timestamp) -> PoolR
         })
         .collect();
     draining.sort_by(|a, b| a.pod.cmp(&b.pod));
+    let retired = demand.sandboxes.iter().filter(|load| load.retired);
+    let mut retired: Vec<_> = retired.map(|load| load.id.name.to_string()).collect();
+    retired.sort();
     let is_busy = demand.queued > 0 || demand.running > 0;
     PoolReport {
         namespace: demand.pool.name.namespace.to_string(),
@@ -131,6 +137,7 @@ fn report(demand: &PoolDemand, delay: Option<Duration>, now: Timestamp) -> PoolR
             .filter(|_| !is_busy)
             .map(|idle| MicroTime(last_activity(idle, delay, now))),
         draining,
+        retired,
     }
 }
 
@@ -213,6 +220,15 @@ mod tests {
         check(Some(demand(0, 2, &[])), demand(0, 2, &[("a", 7, 2)]), Due::Now);
         check(Some(demand(0, 2, &[("a", 7, 2)])), demand(0, 1, &[("a", 7, 1)]), Due::Soon);
         check(Some(demand(0, 1, &[("a", 7, 1)])), demand(0, 0, &[("a", 7, 0)]), Due::Now);
+    }
+
+    #[test]
+    fn a_sandbox_that_has_to_be_replaced_is_urgent() {
+        let mut lost = demand(0, 2, &[("a", 7, 2)]);
+        lost.sandboxes[0].draining = None;
+        let before = lost.clone();
+        lost.sandboxes[0].retired = true;
+        check(Some(before), lost, Due::Now);
     }
 
     #[test]
