@@ -144,6 +144,10 @@ impl Context {
         &self.settings
     }
 
+    pub(crate) fn clock(&self) -> Clock {
+        self.clock.clone()
+    }
+
     /// The time now.
     pub fn now(&self) -> Timestamp {
         (self.clock)()

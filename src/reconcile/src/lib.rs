@@ -28,6 +28,7 @@ mod conditions;
 mod context;
 mod controller;
 mod events;
+mod feed;
 mod guard;
 mod key;
 mod leader;

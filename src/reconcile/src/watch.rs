@@ -1,34 +1,19 @@
 //! Watches: from the API server into a cache, and from there to whoever must know.
 
-use std::{fmt::Debug, future::Future, time::Duration};
+use std::{fmt::Debug, future::Future};
 
-use futures::{StreamExt, pin_mut};
 use k8s_openapi::NamespaceResourceScope;
-use kube::{
-    Api, Client, Resource,
-    runtime::{
-        WatchStreamExt,
-        watcher::{self, Event},
-    },
-};
-use portolan_process::ErrorChain;
-use prometheus_client::metrics::counter::Counter;
+use kube::{Api, Client, Resource};
 use serde::de::DeserializeOwned;
-use tokio_util::sync::CancellationToken;
 
 use crate::{
     Cache, Change, Context, ObjectKey, Queue,
-    cache::{CacheParts, Handler, IndexBy, IsSame, Project, Sighting},
+    cache::{CacheParts, Handler, IndexBy, IsSame, Project, Wholeness},
     controller::RunError,
+    feed::{Feed, Selectors},
     guard::Guarded,
     metrics::WatchLabel,
 };
-
-/// How often a quiet watch looks after entries that only our own writes vouch for.
-const SWEEP_EVERY: Duration = Duration::from_secs(30);
-
-/// About how long to rest before everything is listed again.
-const RELIST_AFTER: Duration = Duration::from_secs(1);
 
 /// What can be watched: any typed kind, or `PartialObjectMeta` of one for its metadata only.
 pub trait Watched:
@@ -45,11 +30,12 @@ impl<K> Watched for K where
 ///
 /// `K` is the kind as the API server sends it, `T` what is kept. A malformed object is logged,
 /// counted and skipped; it never stops the rest. A watch that breaks is begun again after a
-/// jittered, growing delay, and what changed meanwhile, deletions included, arrives as changes.
+/// jittered, growing delay, and what changed meanwhile, deletions included, arrives as changes;
+/// [`Cache::unbroken_since`] says whether, and since when, nothing can have been missed.
 #[must_use = "a watch does nothing until it is started"]
 pub struct Watch<K: Watched, T = K> {
     api: Box<dyn FnOnce(Client) -> Api<Guarded<K>> + Send>,
-    config: watcher::Config,
+    selectors: Selectors,
     project: Project<K, T>,
     indexes: Vec<(&'static str, IndexBy<T>)>,
     handlers: Vec<Handler<T>>,
@@ -61,8 +47,7 @@ impl<K: Watched> Watch<K> {
     pub fn new() -> Self {
         Self {
             api: Box::new(Api::all),
-            // A list as a stream costs the API server and us one object at a time.
-            config: watcher::Config::default().streaming_lists(),
+            selectors: Selectors::default(),
             project: Box::new(Some),
             indexes: Vec::new(),
             handlers: Vec::new(),
@@ -94,7 +79,7 @@ impl<K: Watched> Watch<K> {
         );
         Watch {
             api: self.api,
-            config: self.config,
+            selectors: self.selectors,
             project: Box::new(project),
             indexes: Vec::new(),
             handlers: Vec::new(),
@@ -122,13 +107,13 @@ impl<K: Watched, T: Send + Sync + 'static> Watch<K, T> {
 
     /// Only objects that match a label selector, such as `portolan.dev/pool`.
     pub fn labels(mut self, selector: &str) -> Self {
-        self.config = self.config.labels(selector);
+        self.selectors.labels = Some(selector.to_owned());
         self
     }
 
     /// Only objects that match a field selector, such as `type=kubernetes.io/tls`.
     pub fn fields(mut self, selector: &str) -> Self {
-        self.config = self.config.fields(selector);
+        self.selectors.fields = Some(selector.to_owned());
         self
     }
 
@@ -204,94 +189,16 @@ impl<K: Watched, T: Send + Sync + 'static> Watch<K, T> {
             handlers: self.handlers,
             is_same: self.is_same,
             size: metrics.cached_objects.get_or_create_owned(&label),
+            wholeness: Wholeness::new(metrics.watch_interrupted.get_or_create_owned(&label)),
         });
         let feed = Feed {
             api: (self.api)(ctx.client()),
-            config: self.config,
+            selectors: self.selectors,
             cache: cache.clone(),
+            clock: ctx.clock(),
             errors: metrics.watch_errors.get_or_create_owned(&label),
             malformed: metrics.malformed_objects.get_or_create_owned(&label),
         };
         (cache, feed.run(ctx.shutdown()))
-    }
-}
-
-/// The running end of a watch.
-struct Feed<K: Watched, T> {
-    api: Api<Guarded<K>>,
-    config: watcher::Config,
-    cache: Cache<K, T>,
-    errors: Counter,
-    malformed: Counter,
-}
-
-impl<K: Watched, T: Send + Sync + 'static> Feed<K, T> {
-    async fn run(self, shutdown: CancellationToken) -> Result<(), RunError> {
-        loop {
-            tokio::select! {
-                () = shutdown.cancelled() => return Ok(()),
-                () = self.follow() => {}
-            }
-            // Spread, because what expired for one watch expired for all.
-            let rest = RELIST_AFTER.mul_f64(0.5 + fastrand::f64());
-            tokio::select! {
-                () = shutdown.cancelled() => return Ok(()),
-                () = tokio::time::sleep(rest) => {}
-            }
-        }
-    }
-
-    /// Follows one watch until only a new one can go on.
-    async fn follow(&self) {
-        // Kube's backoff is jittered, grows to 30 s and is forgotten after two quiet minutes.
-        let events = watcher::watcher(self.api.clone(), self.config.clone()).default_backoff();
-        pin_mut!(events);
-        let mut sweep = tokio::time::interval(SWEEP_EVERY);
-        loop {
-            let event = tokio::select! {
-                _ = sweep.tick() => {
-                    self.cache.sweep();
-                    continue;
-                }
-                event = events.next() => event,
-            };
-            match event {
-                Some(Ok(event)) => take(&self.cache, event, &self.malformed),
-                Some(Err(error)) => {
-                    self.errors.inc();
-                    let kind = K::kind(&());
-                    tracing::warn!(%kind, error = %ErrorChain(&error), "Watch interrupted");
-                    if is_expired(&error) {
-                        return;
-                    }
-                }
-                None => return,
-            }
-        }
-    }
-}
-
-/// Whether the version to resume from is refused at once, and not by an event of the stream: kube
-/// lists again after the latter, but would ask for the former for ever.
-fn is_expired(error: &watcher::Error) -> bool {
-    matches!(error, watcher::Error::WatchStartFailed(kube::Error::Api(status)) if status.code == 410)
-}
-
-fn take<K: Watched, T>(cache: &Cache<K, T>, event: Event<Guarded<K>>, malformed: &Counter) {
-    match event {
-        Event::Init => cache.begin_relist(),
-        Event::InitDone => cache.end_relist(),
-        Event::Delete(object) => cache.gone(&Sighting::of(object.meta())),
-        Event::Apply(Guarded::Good(object)) | Event::InitApply(Guarded::Good(object)) => {
-            cache.shown(*object);
-        }
-        Event::Apply(Guarded::Malformed { metadata, why })
-        | Event::InitApply(Guarded::Malformed { metadata, why }) => {
-            malformed.inc();
-            let sighting = Sighting::of(&metadata);
-            let (kind, key) = (K::kind(&()), &sighting.key);
-            tracing::warn!(%kind, %key, why, "Malformed object skipped");
-            cache.shown_malformed(sighting.key, why);
-        }
     }
 }

@@ -1,21 +1,31 @@
 //! Watches against a scripted stream: malformed objects, gaps, selectors, what is kept.
 
 use std::{
+    collections::VecDeque,
     sync::{Arc, Mutex},
     time::Duration,
 };
 
+use bytes::Bytes;
+use futures::{StreamExt, stream};
+use http::{Request, Response};
+use http_body::Frame;
+use http_body_util::{BodyExt, StreamBody, combinators::UnsyncBoxBody};
+use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{ConfigMap, Pod};
-use kube::{ResourceExt, core::PartialObjectMeta};
+use kube::{Client, ResourceExt, client::Body, core::PartialObjectMeta};
+use portolan_process::{Metrics, Readiness};
 use portolan_reconcile::{
-    Cache, Context, ObjectKey, Observed, Watch, Watched,
+    Cache, Context, ContextParts, ObjectKey, Observed, Settings, Watch, Watched,
     metrics::WatchLabel,
     testing::{Answer, Wire, context, initial_events_end},
 };
 use serde_json::{Value, json};
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
+use tokio_util::sync::CancellationToken;
+use tower::BoxError;
 
-/// Longer than the longest first delay of a watch that broke.
+/// Longer than the first delays of a watch that broke.
 const A_WHILE: Duration = Duration::from_secs(120);
 
 fn event(type_: &str, name: &str, version: u64, data: Value) -> Value {
@@ -220,7 +230,7 @@ async fn a_watch_that_cannot_be_begun_backs_off() {
     let task = tokio::spawn(task);
     sleep(Duration::from_secs(600)).await;
     let tries = wire.sent().len();
-    assert!((15..40).contains(&tries), "once per 15 to 60 seconds in the end, not {tries} times");
+    assert!((60..140).contains(&tries), "once per 5 to 10 seconds in the end, not {tries} times");
     assert!(!cache.is_synced());
     task.abort();
 }
@@ -247,4 +257,154 @@ async fn pruning_drops_managed_fields() {
     assert!(whole.list()[0].metadata.managed_fields.is_some());
     let (pruned, ..) = watched(Watch::<ConfigMap>::new().prune(), events()).await;
     assert!(pruned.list()[0].metadata.managed_fields.is_none());
+}
+
+/// A context whose time follows the runtime's, so that a test may hold it still.
+fn timed(client: Client) -> Context {
+    let begun = Instant::now();
+    let parts = ContextParts {
+        metrics: Metrics::new("test"),
+        readiness: Readiness::new(),
+        shutdown: CancellationToken::new(),
+        settings: Settings::standard("test"),
+        clock: Arc::new(move || Timestamp::UNIX_EPOCH + begun.elapsed()),
+    };
+    Context::new(client, parts)
+}
+
+fn seconds(since: Option<Timestamp>) -> Option<i64> {
+    since.map(Timestamp::as_second)
+}
+
+/// What a watch that gets these answers says of itself within so many seconds: when it changed its
+/// mind, and since when it then was unbroken.
+async fn wholeness(
+    within: i64,
+    answers: impl IntoIterator<Item = Timed>,
+) -> Vec<(i64, Option<i64>)> {
+    let answers = Mutex::new(answers.into_iter().collect::<VecDeque<_>>());
+    let service = tower::service_fn(move |_: Request<Body>| {
+        let answer = answers.lock().expect("no panics").pop_front();
+        async move { answer.expect("enough answers").respond().await }
+    });
+    let context = timed(Client::new(service, "default"));
+    let (cache, task) = Watch::<ConfigMap>::new().start(&context, "demo");
+    let task = tokio::spawn(task);
+    let mut seen = vec![(0, None)];
+    while context.now().as_second() < within {
+        let now = seconds(cache.unbroken_since());
+        let is_stale = cache.interrupted_since().is_some();
+        assert!(!(now.is_some() && is_stale), "whole and interrupted at once");
+        if seen.last().is_none_or(|(_, last)| *last != now) {
+            seen.push((context.now().as_second(), now));
+        }
+        sleep(Duration::from_millis(100)).await;
+    }
+    task.abort();
+    seen.split_off(1)
+}
+
+/// How one request for a watch goes.
+enum Timed {
+    /// Events, then silence for so many seconds, then the end.
+    Ends(u64, Vec<Value>),
+    /// The head of the answer takes so many seconds; then silence for longer than any test.
+    Follows(u64),
+    /// A failure after so many seconds.
+    Fails(u64),
+}
+
+impl Timed {
+    async fn respond(self) -> Result<Response<UnsyncBoxBody<Bytes, BoxError>>, BoxError> {
+        let lines = |events: Vec<Value>| {
+            let line = |event: Value| {
+                let (type_, object) = (&event["type"], &event["object"]);
+                let line = format!("{{\"type\":{type_},\"object\":{object}}}\n");
+                Ok(Frame::data(Bytes::from(line)))
+            };
+            stream::iter(events.into_iter().map(line).collect::<Vec<_>>())
+        };
+        let (events, lasts) = match self {
+            Self::Ends(lasts, events) => (events, lasts),
+            Self::Follows(after) => {
+                sleep(Duration::from_secs(after)).await;
+                (Vec::new(), 3600)
+            }
+            Self::Fails(after) => {
+                sleep(Duration::from_secs(after)).await;
+                return Err("refused".into());
+            }
+        };
+        let end = sleep(Duration::from_secs(lasts));
+        let body = lines(events).chain(stream::pending()).take_until(end);
+        Ok(Response::new(StreamBody::new(body).boxed_unsync()))
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_watch_that_ends_in_time_and_is_resumed_has_no_gap() {
+    let seen = wholeness(
+        400,
+        [
+            Timed::Ends(200, vec![good("ADDED", "a", 1), end(4)]),
+            Timed::Ends(100, Vec::new()),
+            Timed::Follows(1),
+        ],
+    )
+    .await;
+    assert_eq!(seen, [(0, Some(0))]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn after_an_interruption_a_watch_is_whole_from_its_return_even_if_nothing_changes() {
+    let seen = wholeness(
+        200,
+        [
+            Timed::Ends(100, vec![good("ADDED", "a", 1), end(4)]),
+            Timed::Fails(0),
+            Timed::Fails(20),
+            Timed::Follows(0),
+        ],
+    )
+    .await;
+    let [(0, Some(0)), (100, None), (back, Some(since))] = seen[..] else { panic!("{seen:?}") };
+    assert_eq!(back, since);
+    assert!((120..125).contains(&back), "resumed within the second rest, not at {back}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_watch_that_takes_long_to_resume_is_interrupted() {
+    let first = Timed::Ends(100, vec![end(4)]);
+    let seen = wholeness(200, [first, Timed::Follows(10)]).await;
+    assert_eq!(seen, [(0, Some(0)), (102, None), (110, Some(110))]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_connection_that_went_dead_in_silence_is_noticed() {
+    let first = Timed::Ends(3600, vec![end(4)]);
+    let seen = wholeness(480, [first, Timed::Follows(0), Timed::Follows(0)]).await;
+    let [(0, Some(0)), (broken, None), (..), ..] = seen[..] else { panic!("{seen:?}") };
+    assert!((245..365).contains(&broken), "{broken}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_version_from_the_future_is_given_up() {
+    let too_large = json!({
+        "kind": "Status", "apiVersion": "v1", "status": "Failure", "code": 504,
+        "reason": "Timeout", "message": "Too large resource version: 4, current: 2",
+        "details": {"causes": [{
+            "reason": "ResourceVersionTooLarge", "message": "Too large resource version",
+        }]},
+    });
+    let (cache, _, wire) = watched(
+        Watch::<ConfigMap>::new(),
+        [
+            Answer::WatchThenEnd(vec![good("ADDED", "a", 1), end(4)]),
+            Answer::Json(504, too_large),
+            Answer::Watch(vec![good("ADDED", "b", 2), end(2)]),
+        ],
+    )
+    .await;
+    assert_eq!(names(&cache), ["b"]);
+    assert!(wire.sent()[2].query.contains("sendInitialEvents=true"), "{:?}", wire.sent()[2]);
 }

@@ -3,15 +3,20 @@
 mod store;
 #[cfg(test)]
 mod tests;
+mod wholeness;
 
 use std::{fmt, sync::Arc, time::Instant};
 
+use jiff::Timestamp;
 use kube::Resource;
 use parking_lot::{RwLock, RwLockWriteGuard};
 use prometheus_client::metrics::gauge::Gauge;
 use tokio::sync::watch;
 
-pub(crate) use self::store::{Delta, IndexBy, Sighting, Store};
+pub(crate) use self::{
+    store::{Delta, IndexBy, Sighting, Store},
+    wholeness::Wholeness,
+};
 use crate::{ObjectKey, Observed, Pass, Queue, Target};
 
 /// One change of one object, as a handler sees it.
@@ -67,6 +72,7 @@ pub(crate) struct CacheParts<K, T> {
     pub(crate) handlers: Vec<Handler<T>>,
     pub(crate) is_same: Option<IsSame<T>>,
     pub(crate) size: Gauge,
+    pub(crate) wholeness: Wholeness,
 }
 
 /// The objects of one watch: `K` as the API server has them, `T` as they are kept.
@@ -85,14 +91,16 @@ struct Inner<K, T> {
     is_same: Option<IsSame<T>>,
     synced: watch::Sender<bool>,
     size: Gauge,
+    wholeness: Wholeness,
 }
 
 impl<K, T> Cache<K, T> {
     pub(crate) fn new(parts: CacheParts<K, T>) -> Self {
-        let CacheParts { project, indexes, handlers, is_same, size } = parts;
+        let CacheParts { project, indexes, handlers, is_same, size, wholeness } = parts;
         let store = RwLock::new(Store::new(indexes));
         let synced = watch::Sender::new(false);
-        Self { inner: Arc::new(Inner { store, project, handlers, is_same, synced, size }) }
+        let inner = Inner { store, project, handlers, is_same, synced, size, wholeness };
+        Self { inner: Arc::new(inner) }
     }
 
     /// The object, if it is in the cache. For decisions about absence use [`Cache::observed`].
@@ -161,6 +169,22 @@ impl<K, T> Cache<K, T> {
         synced.wait_for(|synced| *synced).await.expect("the cache holds the sender");
     }
 
+    /// Since when every change has been seen without a gap: a span of it that is older than this
+    /// was waited out by a reader that nothing was hidden from. `None` while the watch is
+    /// interrupted, and before everything has been listed.
+    ///
+    /// The end of a watch that is resumed at once is no gap. Coming back after an interruption
+    /// begins anew, even if all that was missed could be read afterwards: it came late.
+    pub fn unbroken_since(&self) -> Option<Timestamp> {
+        self.inner.wholeness.unbroken_since()
+    }
+
+    /// Since when changes may have been missed: the age of what is kept. `None` while the watch is
+    /// unbroken, and before everything has been listed.
+    pub fn interrupted_since(&self) -> Option<Timestamp> {
+        self.inner.wholeness.interrupted_since()
+    }
+
     /// Takes in what the API server answered to a write of this pass, if it is later than what is
     /// known, so that the next pass reads our own write.
     ///
@@ -207,10 +231,22 @@ impl<K, T> Cache<K, T> {
         self.inner.store.write().shown_malformed(key, why);
     }
 
-    pub(crate) fn end_relist(&self) {
+    pub(crate) fn end_relist(&self, at: Timestamp) {
         let deltas = self.change(|store| store.end_relist(now()));
+        // Whoever waits to be synced finds it whole.
+        self.inner.wholeness.begin(at);
         self.inner.synced.send_replace(true);
         deltas.iter().for_each(|delta| self.tell(Some(delta), None));
+    }
+
+    /// From `at` on changes arrive as they happen.
+    pub(crate) fn followed(&self, at: Timestamp) {
+        self.inner.wholeness.begin(at);
+    }
+
+    /// From `at` on changes may be missed.
+    pub(crate) fn interrupted(&self, at: Timestamp) {
+        self.inner.wholeness.end(at);
     }
 
     pub(crate) fn sweep(&self) {
