@@ -40,6 +40,7 @@ pub struct Watch<K: Watched, T = K> {
     indexes: Vec<(&'static str, IndexBy<T>)>,
     handlers: Vec<Handler<T>>,
     is_same: Option<IsSame<T>>,
+    seeds: Vec<(ObjectKey, T)>,
 }
 
 impl<K: Watched> Watch<K> {
@@ -52,6 +53,7 @@ impl<K: Watched> Watch<K> {
             indexes: Vec::new(),
             handlers: Vec::new(),
             is_same: None,
+            seeds: Vec::new(),
         }
     }
 
@@ -68,14 +70,17 @@ impl<K: Watched> Watch<K> {
     ///
     /// # Panics
     ///
-    /// When an index or a handler was added before: these see what is kept.
+    /// When an index, a handler or a seed was added before: these see what is kept.
     pub fn project<T>(
         self,
         project: impl Fn(K) -> Option<T> + Send + Sync + 'static,
     ) -> Watch<K, T> {
         assert!(
-            self.indexes.is_empty() && self.handlers.is_empty() && self.is_same.is_none(),
-            "the projection comes before indexes and handlers"
+            self.indexes.is_empty()
+                && self.handlers.is_empty()
+                && self.is_same.is_none()
+                && self.seeds.is_empty(),
+            "the projection comes before indexes, handlers and seeds"
         );
         Watch {
             api: self.api,
@@ -84,6 +89,7 @@ impl<K: Watched> Watch<K> {
             indexes: Vec::new(),
             handlers: Vec::new(),
             is_same: None,
+            seeds: Vec::new(),
         }
     }
 }
@@ -173,6 +179,13 @@ impl<K: Watched, T: Send + Sync + 'static> Watch<K, T> {
         self
     }
 
+    /// Begins with what an earlier process kept, until the API server says what there is now: what
+    /// it does not show then is gone, and until then the cache is not synced. Handlers are told.
+    pub fn seed(mut self, kept: Vec<(ObjectKey, T)>) -> Self {
+        self.seeds = kept;
+        self
+    }
+
     /// Builds the cache and the task that feeds it. `component` is the metric label.
     ///
     /// The task runs until `ctx.shutdown` is cancelled and must be joined by the caller.
@@ -191,6 +204,9 @@ impl<K: Watched, T: Send + Sync + 'static> Watch<K, T> {
             size: metrics.cached_objects.get_or_create_owned(&label),
             wholeness: Wholeness::new(metrics.watch_interrupted.get_or_create_owned(&label)),
         });
+        for (key, value) in self.seeds {
+            cache.seed(key, value);
+        }
         let feed = Feed {
             api: (self.api)(ctx.client()),
             selectors: self.selectors,

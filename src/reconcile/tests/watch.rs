@@ -259,6 +259,37 @@ async fn pruning_drops_managed_fields() {
     assert!(pruned.list()[0].metadata.managed_fields.is_none());
 }
 
+#[tokio::test(start_paused = true)]
+async fn what_an_earlier_process_kept_is_there_until_it_is_known_better() {
+    let told = Arc::new(Mutex::new(Vec::new()));
+    let telling = told.clone();
+    let kept = ["gone", "same"].map(|name| (key(name), name.len())).to_vec();
+    let (wire, client) = Wire::scripted([Answer::Watch(vec![good("ADDED", "same", 3), end(9)])]);
+    let context = context(client);
+    let (cache, task) = Watch::<ConfigMap>::new()
+        .project(|config| Some(config.name_any().len() + 10))
+        .index("length", |length| [length.to_string()])
+        .on_change(move |change| {
+            let value = |side: Option<&Arc<usize>>| side.map(|value| **value);
+            telling.lock().unwrap().push((value(change.old), value(change.new)));
+        })
+        .seed(kept)
+        .start(&context, "demo");
+    // Before the task has run, and so before the API server has said anything.
+    assert_eq!(*told.lock().unwrap(), [(None, Some(4)), (None, Some(4))]);
+    assert_eq!(cache.by_index("length", "4").len(), 2);
+    assert!(!cache.is_synced());
+    assert!(cache.observed(&key("other")).is_unknown(), "the earlier process may not know it");
+    assert_eq!(cache.unbroken_since(), None);
+    let task = tokio::spawn(task);
+    cache.synced().await;
+    sleep(Duration::from_secs(1)).await;
+    assert_eq!(told.lock().unwrap()[2..], [(Some(4), Some(14)), (Some(4), None)]);
+    assert_eq!(cache.entries(), [(key("same"), Arc::new(14))]);
+    assert_eq!(wire.sent().len(), 1);
+    task.abort();
+}
+
 /// A context whose time follows the runtime's, so that a test may hold it still.
 fn timed(client: Client) -> Context {
     let begun = Instant::now();

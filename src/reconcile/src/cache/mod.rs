@@ -144,6 +144,12 @@ impl<K, T> Cache<K, T> {
         self.inner.store.read().iter().map(|(key, _)| key.clone()).collect()
     }
 
+    /// All objects with their keys, in order.
+    pub fn entries(&self) -> Vec<(ObjectKey, Arc<T>)> {
+        let store = self.inner.store.read();
+        store.iter().map(|(key, value)| (key.clone(), value.clone())).collect()
+    }
+
     /// How many objects there are.
     pub fn len(&self) -> usize {
         self.inner.store.read().len()
@@ -207,6 +213,11 @@ impl<K, T> Cache<K, T> {
     }
 
     // --- the watch's side ---
+
+    pub(crate) fn seed(&self, key: ObjectKey, value: T) {
+        let delta = self.change(|store| store.seed(key, value));
+        self.tell(delta.as_ref(), None);
+    }
 
     pub(crate) fn begin_relist(&self) {
         self.inner.store.write().begin_relist();

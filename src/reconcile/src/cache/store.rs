@@ -184,6 +184,12 @@ impl<T> Store<T> {
         self.entries.len()
     }
 
+    /// Takes in what an earlier process knew, before the watch begins. Whatever the watch shows
+    /// then is newer, and what it does not show is gone.
+    pub(crate) fn seed(&mut self, key: ObjectKey, value: T) -> Option<Delta<T>> {
+        self.replace(Sighting { key, uid: String::new(), version: 0 }, Some(value), true)
+    }
+
     // --- the watch ---
 
     /// The watch begins to show everything there is.
