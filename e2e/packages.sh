@@ -3,7 +3,9 @@
 # installed by portolan-cluster.
 set -euo pipefail
 
-declare -A wanted=([gcc]=/usr/bin/gcc [libc6-dev]=/usr/include/stdio.h [make]=/usr/bin/make)
+declare -A wanted=([gcc]=/usr/bin/gcc [libc6-dev]=/usr/include/stdio.h [make]=/usr/bin/make
+	[libmnl-dev]=/usr/include/libmnl/libmnl.h [libnftnl-dev]=/usr/include/libnftnl/set.h
+	[pkg-config]=/usr/bin/pkg-config)
 missing=()
 for package in "${!wanted[@]}"; do
 	[ -e "${wanted[$package]}" ] || missing+=("$package")

@@ -1,0 +1,173 @@
+//! The table and the kernel together: what is desired gets there, whatever happens to it.
+
+use std::collections::BTreeSet;
+
+use crate::element::Owner;
+use crate::kernel::{Error, Found, Kernel};
+use crate::table::Table;
+use crate::value::Ruleset;
+
+/// Keeps the kernel's table as desired. It owns both; there is one for a network namespace.
+pub struct Forwarder {
+    kernel: Kernel,
+    table: Table,
+}
+
+/// What was done to the kernel.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Change {
+    /// Batches that were committed.
+    pub commits: usize,
+    /// Elements that were added or replaced.
+    pub added: usize,
+    /// Elements that were deleted, those that were replaced too.
+    pub deleted: usize,
+    /// Whether the whole table was made anew.
+    pub replaced: bool,
+    /// How often the table had to be read because it was not what it was thought to be.
+    pub resyncs: usize,
+}
+
+/// Why a start or a flush ended without the desired state in the kernel.
+#[derive(Debug, thiserror::Error)]
+pub enum ForwardError {
+    /// There is a table of this name that this program did not make. It is left alone.
+    #[error("a table of this name has the comment {0:?}, so it is not ours")]
+    Foreign(Option<String>),
+    /// The kernel does not do it. What is not done is tried with the next flush.
+    #[error(transparent)]
+    Kernel(#[from] Error),
+}
+
+/// How often one flush reads the table again, or leaves an owner out, before it gives up.
+const ATTEMPTS: usize = 16;
+
+impl Forwarder {
+    /// Takes the table there is, or makes one, and brings it to the desired state.
+    ///
+    /// `desired` must be complete: what is in the table and not in it is deleted. If the table is
+    /// already as desired, the kernel is only read.
+    ///
+    /// # Errors
+    /// [`ForwardError::Foreign`], or what the kernel says.
+    pub fn start(kernel: Kernel, desired: Ruleset) -> Result<(Self, Change), ForwardError> {
+        let mut forwarder = Self { kernel, table: Table::new(desired) };
+        let mut change = Change::default();
+        forwarder.resync(&mut change)?;
+        // That was the first reading, not a repair.
+        change.resyncs = 0;
+        forwarder.flush_into(&mut change)?;
+        Ok((forwarder, change))
+    }
+
+    /// The desired state, to be changed; [`Self::flush`] brings changes to the kernel.
+    pub fn table(&mut self) -> &mut Table {
+        &mut self.table
+    }
+
+    /// The kernel, to ask it what it can do.
+    pub fn kernel(&self) -> &Kernel {
+        &self.kernel
+    }
+
+    /// Brings the kernel to the desired state, with as few elements as differ.
+    ///
+    /// # Errors
+    /// As for [`Self::start`]. The next flush goes on where this one ended.
+    pub fn flush(&mut self) -> Result<Change, ForwardError> {
+        let mut change = Change::default();
+        self.flush_into(&mut change)?;
+        Ok(change)
+    }
+
+    /// Reads the table and repairs what others did to it.
+    ///
+    /// # Errors
+    /// As for [`Self::start`].
+    pub fn verify(&mut self) -> Result<Change, ForwardError> {
+        let mut change = Change::default();
+        self.resync(&mut change)?;
+        self.flush_into(&mut change)?;
+        Ok(change)
+    }
+
+    /// Deletes the table, and with it all forwarding. A table of another stays.
+    ///
+    /// # Errors
+    /// As for [`Self::start`].
+    pub fn remove(mut kernel: Kernel) -> Result<(), ForwardError> {
+        match kernel.read()? {
+            Found::Absent => Ok(()),
+            Found::Foreign(comment) => Err(ForwardError::Foreign(comment)),
+            Found::Outdated | Found::Current(..) => Ok(kernel.remove()?),
+        }
+    }
+
+    fn flush_into(&mut self, change: &mut Change) -> Result<(), ForwardError> {
+        let mut attempts = 0;
+        while self.table.is_dirty() {
+            let transaction = self.table.pending();
+            let mut failed = None;
+            for batch in transaction.batches() {
+                match self.kernel.commit(batch, None) {
+                    Ok(()) => {
+                        self.table.committed(batch);
+                        change.commits += 1;
+                        change.added += batch.add.len();
+                        change.deleted += batch.delete.len();
+                    }
+                    Err(error) => {
+                        failed = Some(error);
+                        break;
+                    }
+                }
+            }
+            let Some(error) = failed else {
+                self.table.settled();
+                break;
+            };
+            attempts += 1;
+            if attempts > ATTEMPTS {
+                return Err(error.into());
+            }
+            tracing::debug!(%error, "Failed to commit");
+            if error.asks_for_reading() {
+                self.resync(change)?;
+            } else if let Some(owner) = error.owner() {
+                tracing::warn!(?owner, %error, "Left out what nf_tables refuses");
+                self.table.refuse(owner);
+            } else {
+                return Err(error.into());
+            }
+        }
+        Ok(())
+    }
+
+    /// Finds out what the kernel has; makes the table if there is none that can be used.
+    fn resync(&mut self, change: &mut Change) -> Result<(), ForwardError> {
+        change.resyncs += 1;
+        let replace = match self.kernel.read()? {
+            Found::Foreign(comment) => return Err(ForwardError::Foreign(comment)),
+            Found::Current(elements, _) => {
+                self.kernel.adopt()?;
+                self.table.recovered(elements);
+                return Ok(());
+            }
+            Found::Absent => false,
+            Found::Outdated => true,
+        };
+        let elements = self.table.elements();
+        self.kernel.install(&elements, replace)?;
+        change.commits += 1;
+        change.added += elements.len();
+        change.replaced = true;
+        self.table.recovered(elements);
+        self.table.settled();
+        Ok(())
+    }
+
+    /// Owners that are not forwarded as desired, since the kernel refuses them.
+    pub fn refused(&self) -> &BTreeSet<Owner> {
+        self.table.refused()
+    }
+}

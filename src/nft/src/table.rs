@@ -1,0 +1,278 @@
+//! The node's table: what is desired, what the kernel has, and the difference. Pure.
+//!
+//! Changes are synchronous and cheap; they mark what to look at, so that a difference costs as
+//! much as what changed and not as much as there is.
+
+mod render;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use crate::element::{Data, Element, Owner};
+use crate::transaction::{Batch, Elements, Transaction};
+use crate::value::{Backends, Family, NodePort, Range, Ruleset, ServicePort};
+
+/// The node's table.
+///
+/// Invariant: an owner whose elements in `programmed` differ from what `desired` makes of it is
+/// in `dirty`.
+#[derive(Clone, Debug, Default)]
+pub struct Table {
+    desired: Ruleset,
+    /// How many ports have an endpoint on this node, by its address.
+    local: BTreeMap<IpAddr, usize>,
+    programmed: BTreeMap<Owner, Owned>,
+    dirty: BTreeSet<Owner>,
+    /// Owners that the kernel refuses, and that are left as they are until they change.
+    refused: BTreeSet<Owner>,
+}
+
+/// The elements of one owner, in order.
+type Owned = Vec<(Element, Data)>;
+
+impl Table {
+    /// A table with this desired state, of which the kernel has nothing.
+    pub fn new(desired: Ruleset) -> Self {
+        let mut table = Self::default();
+        table.replace(desired);
+        table
+    }
+
+    /// What is desired.
+    pub fn desired(&self) -> &Ruleset {
+        &self.desired
+    }
+
+    /// How many elements the kernel has, as far as is known.
+    pub fn len(&self) -> usize {
+        self.programmed.values().map(Vec::len).sum()
+    }
+
+    /// Whether the kernel has no element, as far as is known.
+    pub fn is_empty(&self) -> bool {
+        self.programmed.is_empty()
+    }
+
+    /// Whether [`Self::pending`] may have something; false is certain.
+    pub fn is_dirty(&self) -> bool {
+        !self.dirty.is_empty()
+    }
+
+    /// Owners that the kernel refused and that are not forwarded as desired.
+    pub fn refused(&self) -> &BTreeSet<Owner> {
+        &self.refused
+    }
+
+    /// Sets what stands behind a port of a virtual address. Gives whether that is a change.
+    pub fn set_service(&mut self, port: ServicePort, backends: Backends) -> bool {
+        if self.desired.services.get(&port) == Some(&backends) {
+            return false;
+        }
+        self.count_local(&backends, 1);
+        if let Some(old) = self.desired.services.insert(port, backends) {
+            self.count_local(&old, -1);
+        }
+        self.touch([Owner::Service(port), Owner::Virtual(port.address)]);
+        true
+    }
+
+    /// Removes a port of a virtual address. Gives whether it was there.
+    pub fn remove_service(&mut self, port: ServicePort) -> bool {
+        let Some(old) = self.desired.services.remove(&port) else { return false };
+        self.count_local(&old, -1);
+        self.touch([Owner::Service(port), Owner::Virtual(port.address)]);
+        true
+    }
+
+    /// Sets what stands behind a node port. Gives whether that is a change.
+    pub fn set_node_port(&mut self, port: NodePort, backends: Backends) -> bool {
+        if self.desired.node_ports.get(&port) == Some(&backends) {
+            return false;
+        }
+        self.count_local(&backends, 1);
+        if let Some(old) = self.desired.node_ports.insert(port, backends) {
+            self.count_local(&old, -1);
+        }
+        self.touch([Owner::NodePort(port)]);
+        true
+    }
+
+    /// Removes a node port. Gives whether it was there.
+    pub fn remove_node_port(&mut self, port: NodePort) -> bool {
+        let Some(old) = self.desired.node_ports.remove(&port) else { return false };
+        self.count_local(&old, -1);
+        self.touch([Owner::NodePort(port)]);
+        true
+    }
+
+    /// Sets the node's addresses that accept node ports. Gives whether that is a change.
+    pub fn set_node_addresses(&mut self, addresses: BTreeSet<IpAddr>) -> bool {
+        let old = std::mem::replace(&mut self.desired.node_addresses, addresses);
+        let changed: Vec<_> = old.symmetric_difference(&self.desired.node_addresses).collect();
+        let owners: Vec<_> =
+            changed.into_iter().map(|address| Owner::NodeAddress(*address)).collect();
+        let is_change = !owners.is_empty();
+        self.touch(owners);
+        is_change
+    }
+
+    /// Sets the ranges of [`Ruleset::bridged`]. Gives whether that is a change.
+    pub fn set_bridged(&mut self, ranges: BTreeSet<Range>) -> bool {
+        let old = std::mem::replace(&mut self.desired.bridged, ranges);
+        let is_change = old != self.desired.bridged;
+        if is_change {
+            self.touch(Family::ALL.map(Owner::Bridged));
+        }
+        is_change
+    }
+
+    /// Sets all that is desired; only differences are looked at afterwards.
+    pub fn replace(&mut self, desired: Ruleset) {
+        let Ruleset { services, node_ports, node_addresses, bridged } = desired;
+        let gone = |port: &&ServicePort| !services.contains_key(port);
+        for port in self.desired.services.keys().filter(gone).copied().collect::<Vec<_>>() {
+            self.remove_service(port);
+        }
+        let gone = |port: &&NodePort| !node_ports.contains_key(port);
+        for port in self.desired.node_ports.keys().filter(gone).copied().collect::<Vec<_>>() {
+            self.remove_node_port(port);
+        }
+        for (port, backends) in services {
+            self.set_service(port, backends);
+        }
+        for (port, backends) in node_ports {
+            self.set_node_port(port, backends);
+        }
+        self.set_node_addresses(node_addresses);
+        self.set_bridged(bridged);
+    }
+
+    /// What the kernel must change. Empty if nothing must.
+    pub fn pending(&self) -> Transaction {
+        let mut transaction = Transaction::default();
+        for owner in &self.dirty {
+            let programmed = self.programmed.get(owner).map(Vec::as_slice).unwrap_or_default();
+            let target = self.target(*owner, programmed);
+            if matches!(owner, Owner::Bridged(_)) && target != programmed {
+                // Old and new intervals may overlap, which the kernel refuses.
+                transaction.make.delete.extend(programmed.iter().map(|(element, _)| *element));
+                transaction.make.add.extend(target);
+            } else {
+                compare(programmed, &target, &mut transaction);
+            }
+        }
+        let Transaction { make, divert, discard } = &mut transaction;
+        [make, divert, discard].into_iter().for_each(Batch::sort);
+        transaction
+    }
+
+    /// All elements that the desired state makes of a table without any.
+    pub fn elements(&self) -> Elements {
+        self.owners().into_iter().flat_map(|owner| self.target(owner, &[])).collect()
+    }
+
+    /// Notes that the kernel has what a transaction said.
+    pub fn settled(&mut self) {
+        self.dirty.clear();
+    }
+
+    /// Notes that the kernel did a batch of a transaction.
+    pub fn committed(&mut self, batch: &Batch) {
+        for element in &batch.delete {
+            let owner = element.owner();
+            if let Some(owned) = self.programmed.get_mut(&owner) {
+                owned.retain(|(other, _)| other != element);
+                if owned.is_empty() {
+                    self.programmed.remove(&owner);
+                }
+            }
+        }
+        for (element, data) in &batch.add {
+            let owned = self.programmed.entry(element.owner()).or_default();
+            let at = owned.partition_point(|(other, _)| other < element);
+            owned.insert(at, (*element, *data));
+        }
+    }
+
+    /// Notes what the kernel has, after it was read or made anew: all is looked at again.
+    pub fn recovered(&mut self, elements: Elements) {
+        self.programmed.clear();
+        for (element, data) in elements {
+            // In order of the elements, so each owner's are in order too.
+            self.programmed.entry(element.owner()).or_default().push((element, data));
+        }
+        self.refused.clear();
+        self.dirty = self.owners();
+        self.dirty.extend(self.programmed.keys().copied());
+    }
+
+    /// Leaves an owner as it is in the kernel until it changes, since the kernel refuses it.
+    pub fn refuse(&mut self, owner: Owner) {
+        self.dirty.remove(&owner);
+        self.refused.insert(owner);
+    }
+
+    /// Everyone who may have elements.
+    fn owners(&self) -> BTreeSet<Owner> {
+        let Ruleset { services, node_ports, node_addresses, bridged: _ } = &self.desired;
+        let ports = services.keys();
+        let ports = ports.flat_map(|port| [Owner::Service(*port), Owner::Virtual(port.address)]);
+        ports
+            .chain(node_ports.keys().copied().map(Owner::NodePort))
+            .chain(node_addresses.iter().copied().map(Owner::NodeAddress))
+            .chain(self.local.keys().copied().map(Owner::Local))
+            .chain(Family::ALL.map(Owner::Bridged))
+            .collect()
+    }
+
+    fn touch(&mut self, owners: impl IntoIterator<Item = Owner>) {
+        for owner in owners {
+            self.refused.remove(&owner);
+            self.dirty.insert(owner);
+        }
+    }
+
+    fn count_local(&mut self, backends: &Backends, by: isize) {
+        let endpoints = backends.endpoints.iter().filter(|endpoint| endpoint.local);
+        for address in endpoints.map(|endpoint| endpoint.address) {
+            let count = self.local.entry(address).or_default();
+            *count = count.saturating_add_signed(by);
+            let last = *count == 0;
+            let first = *count == 1;
+            if last {
+                self.local.remove(&address);
+            }
+            if last || first {
+                self.touch([Owner::Local(address)]);
+            }
+        }
+    }
+}
+
+/// What leads from one list of an owner's elements to another; both are in order.
+fn compare(programmed: &[(Element, Data)], target: &[(Element, Data)], into: &mut Transaction) {
+    let (mut old, mut new) = (programmed.iter().peekable(), target.iter().peekable());
+    loop {
+        let order = match (old.peek(), new.peek()) {
+            (None, None) => return,
+            (Some(_), None) => std::cmp::Ordering::Less,
+            (None, Some(_)) => std::cmp::Ordering::Greater,
+            (Some((old, _)), Some((new, _))) => old.cmp(new),
+        };
+        let gone = if order.is_le() { old.next() } else { None };
+        let come = if order.is_ge() { new.next() } else { None };
+        match (gone, come) {
+            (Some((element, before)), Some((_, after))) if before != after => {
+                into.make.delete.push(*element);
+                into.make.add.push((*element, *after));
+            }
+            (None, Some(added)) => into.make.add.push(*added),
+            // A port that stays is found through another gate before its old slots go.
+            (Some((element, _)), None) if element.set.is_gate() && !target.is_empty() => {
+                into.divert.delete.push(*element);
+            }
+            (Some((element, _)), None) => into.discard.delete.push(*element),
+            (Some(_), Some(_)) | (None, None) => {}
+        }
+    }
+}
