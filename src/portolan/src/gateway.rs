@@ -1,16 +1,17 @@
 //! `portolan gateway`: ingress and activator.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use portolan_ingress::feed::{Feed, FeedSettings};
+use portolan_ingress::feed::{Feed, FeedSettings, SnapshotSettings};
 use portolan_ingress::report::{HeldLease, Identity, Reporter, State};
 use portolan_ingress::{
     AccessLog, Cidr, Ingress, Listener, ListenerConfig, ProxyProtocol, Scheme, Settings,
 };
-use portolan_process::{AdminServer, Metrics, Readiness, Signals, Tasks};
+use portolan_process::{AdminServer, Gate, Metrics, Readiness, Signals, Tasks};
 use portolan_reconcile::{Context, ContextParts, ObjectKey, RunError, system_clock};
 use tokio_util::sync::CancellationToken;
 
@@ -52,6 +53,13 @@ pub(crate) struct GatewayArgs {
     /// A TLS Secret of the system namespace for hosts without their own certificate.
     #[arg(long, env = "PORTOLAN_DEFAULT_CERTIFICATE")]
     default_certificate: Option<String>,
+    /// Where to keep what is known for the next process of this Pod, private keys included: a
+    /// directory in memory. Without it, a gateway that restarts waits for the API server.
+    #[arg(long, env = "PORTOLAN_SNAPSHOT_DIRECTORY")]
+    snapshot_directory: Option<PathBuf>,
+    /// Greatest size of a snapshot in bytes, without certificates.
+    #[arg(long, env = "PORTOLAN_SNAPSHOT_BYTES_MAX", default_value_t = 64 << 20)]
+    snapshot_bytes_max: u64,
     /// Do not log requests.
     #[arg(long, env = "PORTOLAN_NO_ACCESS_LOG")]
     no_access_log: bool,
@@ -82,37 +90,31 @@ impl GatewayArgs {
         });
         let ingress = Ingress::new(settings, measured);
         // Before anyone can ask: a process without gates is ready.
-        let mut gate = readiness.gate("gateway.caches");
-        let admin = AdminServer::bind(self.admin_address, metrics, readiness).await?;
+        let gate = readiness.gate("gateway.caches");
+        let admin = AdminServer::bind(self.admin_address, metrics.clone(), readiness).await?;
         tasks.spawn_last("admin", |stop| admin.serve(stop));
         let identity = Identity {
             namespace: self.system_namespace.clone(),
             pod: self.pod_name.clone(),
             uid: self.pod_uid.clone(),
         };
-        let lease = HeldLease::take(&ctx, &identity).await.context("take the gateway's Lease")?;
+        let lease = HeldLease::new(&ctx, &identity);
+        let taken = lease.taken();
         // Given back when nothing runs any more: until then, switches wait for this gateway.
         tasks.spawn_last("lease", |drained: CancellationToken| {
             lease.keep(drained.cancelled_owned())
         });
         let state = State::default();
-        let (mut feed, watches) = Feed::start(&ctx, &ingress, &state, self.feed());
+        let (feed, watches) = Feed::start(&ctx, &ingress, &state, self.feed());
         for (name, watch) in watches {
             tasks.spawn(name, watch);
         }
         let reporter = Reporter::new(&ctx, identity, ingress.clone(), state, &feed);
         tasks.spawn("report", reporter.run());
+        metrics.register(|registry| feed.register(registry));
         let (fed, stop) = (ingress.clone(), ctx.shutdown());
         tasks.spawn("sync", async move {
-            tokio::select! {
-                () = stop.cancelled() => return Ok(()),
-                () = feed.synced() => {}
-            }
-            fed.mark_synced();
-            gate.open();
-            tracing::info!("Serving");
-            stop.cancelled().await;
-            gate.close();
+            become_ready(gate, &feed, &fed, taken, stop).await;
             Ok::<(), RunError>(())
         });
         let shutdown = tasks.shutdown();
@@ -155,6 +157,40 @@ impl GatewayArgs {
                 .default_certificate
                 .clone()
                 .map(|name| ObjectKey::new(self.system_namespace.clone(), name)),
+            snapshot: self.snapshot_directory.clone().map(|directory| SnapshotSettings {
+                directory,
+                pod_uid: self.pod_uid.clone(),
+                size_max: self.snapshot_bytes_max,
+            }),
         }
     }
+}
+
+/// Opens the gate as soon as this gateway can answer, and closes it when it leaves.
+///
+/// Without a snapshot that is when everything has been read and the Lease is held. With one it is
+/// at once: the API server may be away for long, and the Lease of the process before counts. A
+/// gateway that has served stays ready while its caches are stale.
+async fn become_ready(
+    mut gate: Gate,
+    feed: &Feed,
+    ingress: &Ingress,
+    taken: impl Future<Output = ()>,
+    stop: CancellationToken,
+) {
+    if feed.is_restored() {
+        gate.open();
+        tracing::info!("Serving from a snapshot");
+    }
+    tokio::select! {
+        () = stop.cancelled() => return,
+        () = feed.synced() => ingress.mark_synced(),
+    }
+    tokio::select! {
+        () = stop.cancelled() => return,
+        () = taken => gate.open(),
+    }
+    tracing::info!("Serving");
+    stop.cancelled().await;
+    gate.close();
 }

@@ -18,6 +18,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::Ingress;
+use crate::feed::snapshot::{Directory, Pem};
 use crate::host::HostPattern;
 use crate::report::State;
 use crate::tls::Certificate;
@@ -31,6 +32,7 @@ pub(crate) struct Certificates {
     ctx: Context,
     ingress: Ingress,
     state: State,
+    directory: Option<Directory>,
 }
 
 /// A Secret that is being watched.
@@ -40,8 +42,13 @@ struct Watched {
 }
 
 impl Certificates {
-    pub(crate) fn new(ctx: &Context, ingress: &Ingress, state: &State) -> Self {
-        Self { ctx: ctx.clone(), ingress: ingress.clone(), state: state.clone() }
+    pub(crate) fn new(
+        ctx: &Context,
+        ingress: &Ingress,
+        state: &State,
+        directory: Option<Directory>,
+    ) -> Self {
+        Self { ctx: ctx.clone(), ingress: ingress.clone(), state: state.clone(), directory }
     }
 
     /// Follows what is wanted until the context shuts down.
@@ -87,9 +94,11 @@ impl Certificates {
         stop: CancellationToken,
     ) -> impl Future<Output = ()> + Send + use<> {
         let api: Api<Secret> = Api::namespaced(self.ctx.client(), &secret.namespace);
-        let (ingress, state) = (self.ingress.clone(), self.state.clone());
+        let shutdown = self.ctx.shutdown();
+        let state = self.state.clone();
+        let mut installed = Installed::new(self.ingress.clone(), self.directory.clone());
         async move {
-            let mut installed = Installed::new(ingress);
+            installed.restore(&secret);
             let events = watch_object(api, &secret.name).default_backoff();
             futures::pin_mut!(events);
             installed.move_to(&hosts.borrow_and_update());
@@ -111,6 +120,9 @@ impl Certificates {
             }
             installed.move_to(&[]);
             state.certificate(&secret, None);
+            if !shutdown.is_cancelled() {
+                installed.forget(&secret);
+            }
         }
     }
 }
@@ -120,11 +132,32 @@ struct Installed {
     ingress: Ingress,
     certificate: Option<Certificate>,
     hosts: Vec<HostPattern>,
+    directory: Option<Directory>,
 }
 
 impl Installed {
-    fn new(ingress: Ingress) -> Self {
-        Self { ingress, certificate: None, hosts: Vec::new() }
+    fn new(ingress: Ingress, directory: Option<Directory>) -> Self {
+        Self { ingress, certificate: None, hosts: Vec::new(), directory }
+    }
+
+    /// Begins with what an earlier process kept; the Secret itself takes its place.
+    fn restore(&mut self, name: &ObjectKey) {
+        let kept = self.directory.as_ref().and_then(|directory| directory.certificate(name));
+        self.certificate = kept.and_then(|kept| {
+            Certificate::from_pem(kept.chain.as_bytes(), kept.key.as_bytes()).ok()
+        });
+    }
+
+    fn keep(&self, name: &ObjectKey, kept: Pem) {
+        if let Some(directory) = &self.directory {
+            directory.keep_certificate(name, kept);
+        }
+    }
+
+    fn forget(&self, name: &ObjectKey) {
+        if let Some(directory) = &self.directory {
+            directory.drop_certificate(name);
+        }
     }
 
     fn move_to(&mut self, hosts: &[HostPattern]) {
@@ -158,9 +191,10 @@ impl Installed {
         };
         match event {
             Ok(Some(secret)) => match read(&secret) {
-                Ok(certificate) => {
+                Ok((certificate, text)) => {
                     self.certificate = Some(certificate);
                     self.install();
+                    self.keep(name, text);
                     None
                 }
                 Err(message) => complain(reason::CERTIFICATE_INVALID, message),
@@ -182,13 +216,17 @@ impl Installed {
     }
 }
 
-fn read(secret: &Secret) -> Result<Certificate, String> {
+fn read(secret: &Secret) -> Result<(Certificate, Pem), String> {
     let field = |key: &str| {
         let data = secret.data.as_ref().and_then(|data| data.get(key));
         data.map(|bytes| bytes.0.as_slice()).ok_or_else(|| format!("the Secret has no {key}"))
     };
-    let certificate = Certificate::from_pem(field("tls.crt")?, field("tls.key")?);
-    certificate.map_err(|error| ErrorChain(&error).to_string())
+    let (chain, key) = (field("tls.crt")?, field("tls.key")?);
+    let certificate = Certificate::from_pem(chain, key);
+    let certificate = certificate.map_err(|error| ErrorChain(&error).to_string())?;
+    // What is no text is between the PEM blocks, where it says nothing.
+    let text = |bytes| String::from_utf8_lossy(bytes).into_owned();
+    Ok((certificate, Pem { chain: text(chain), key: text(key) }))
 }
 
 fn is_forbidden(error: &watcher::Error) -> bool {

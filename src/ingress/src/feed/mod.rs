@@ -5,30 +5,38 @@
 //!
 //! Entry point: [`Feed::start`]. Invariants: a Route without its Claim is not served; no Secret is
 //! read outside the namespace of the Route that names it; until every cache has been read once,
-//! the ingress is not marked synced.
+//! the ingress is not marked synced, also when a snapshot was loaded.
 
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::SystemTime;
 
+use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
 use parking_lot::Mutex;
 use portolan_api::{App, Claim, Route, SandboxPool, labels};
 use portolan_reconcile::{Cache, Change, Context, ObjectKey, RunError, Watch};
-use tokio::sync::watch;
+use prometheus_client::registry::Registry;
+use tokio::sync::{Notify, watch};
 
 use crate::Ingress;
 use crate::feed::certificates::{Certificates, Wanted};
 use crate::feed::facts::{AppFacts, ClaimFacts, PodFacts, RouteFacts};
 use crate::feed::hosts::Hosts;
+use crate::feed::snapshot::{Caches, Directory, Keeper};
+use crate::feed::staleness::Staleness;
 use crate::model::{Activation, RouteId};
 use crate::report::State;
 
 mod certificates;
 mod facts;
 mod hosts;
+mod snapshot;
+mod staleness;
 
 pub(crate) use facts::PoolFacts;
+pub use snapshot::SnapshotSettings;
 
 /// The component name in metrics and field managers.
 const COMPONENT: &str = "gateway";
@@ -43,24 +51,34 @@ pub struct FeedSettings {
     pub gateway: Arc<str>,
     /// The certificate for hosts without their own.
     pub default_certificate: Option<ObjectKey>,
+    /// Where what is known is kept for the next process of this Pod; `None`: nowhere.
+    pub snapshot: Option<SnapshotSettings>,
 }
 
 /// The running feed.
 pub struct Feed {
     /// The pools, for the scale-down delays that reports are rounded by.
     pub(crate) pools: Cache<SandboxPool, PoolFacts>,
-    synced: Vec<Pin<Box<dyn Future<Output = ()> + Send>>>,
+    caches: Caches,
+    directory: Option<Directory>,
+    /// When what a snapshot said was true; `None` if none was loaded.
+    restored: Option<Timestamp>,
+    started: Timestamp,
 }
 
 impl Feed {
-    /// Starts all watches. The tasks run until the context shuts down and must be joined by the
-    /// caller.
+    /// Loads the snapshot, if there is a good one, feeds it, and starts all watches. The tasks run
+    /// until the context shuts down and must be joined by the caller.
     pub fn start(
         ctx: &Context,
         ingress: &Ingress,
         state: &State,
         settings: FeedSettings,
     ) -> (Self, Vec<(&'static str, FeedTask)>) {
+        let directory = settings.snapshot.as_ref().and_then(Directory::open);
+        let loaded = directory.as_ref().and_then(|directory| directory.load(SystemTime::now()));
+        let restored = loaded.as_ref().map(|loaded| loaded.vouched);
+        let kept = loaded.map(|loaded| loaded.kept).unwrap_or_default();
         let (wanted, wishes) = watch::channel(Wanted::default());
         let routing = Arc::new(Mutex::new(Routing {
             hosts: Hosts::default(),
@@ -69,13 +87,15 @@ impl Feed {
             default: settings.default_certificate,
         }));
         routing.lock().want_certificates();
-        let (routes, route_task) = watch_routes(ctx, &routing);
-        let (claims, claim_task) = watch_claims(ctx, &routing);
-        let (apps, app_task) = watch_apps(ctx, ingress, state);
-        let (pools, pool_task) = watch_pools(ctx, ingress);
-        let (pods, pod_task) = watch_pods(ctx, ingress, settings.gateway);
-        let certificates = Certificates::new(ctx, ingress, state);
-        let tasks: Vec<(&'static str, FeedTask)> = vec![
+        let on = Wiring { ctx, ingress, changed: Arc::default() };
+        let (routes, route_task) = watch_routes(&on, &routing, kept.routes);
+        let (claims, claim_task) = watch_claims(&on, &routing, kept.claims);
+        let (apps, app_task) = watch_apps(&on, state, kept.apps);
+        let (pools, pool_task) = watch_pools(&on, kept.pools);
+        let (pods, pod_task) = watch_pods(&on, settings.gateway, kept.pods);
+        let changed = on.changed;
+        let certificates = Certificates::new(ctx, ingress, state, directory.clone());
+        let mut tasks: Vec<(&'static str, FeedTask)> = vec![
             ("routes", Box::pin(route_task)),
             ("claims", Box::pin(claim_task)),
             ("apps", Box::pin(app_task)),
@@ -83,23 +103,57 @@ impl Feed {
             ("pods", Box::pin(pod_task)),
             ("certificates", Box::pin(certificates.run(wishes))),
         ];
-        let synced =
-            vec![synced(routes), synced(claims), synced(apps), synced(pools.clone()), synced(pods)];
-        (Self { pools, synced }, tasks)
+        let caches = Caches { routes, claims, apps, pools: pools.clone(), pods };
+        if let Some(directory) = directory.clone() {
+            let keeper = Keeper { directory, caches: caches.clone(), changed };
+            tasks.push(("snapshot", Box::pin(keeper.run(ctx.shutdown()))));
+        }
+        (Self { pools, caches, directory, restored, started: ctx.now() }, tasks)
     }
 
     /// Waits until everything that exists has been fed once.
-    pub async fn synced(&mut self) {
-        for cache in self.synced.drain(..) {
-            cache.await;
+    ///
+    /// # Cancel safety
+    ///
+    /// May be dropped and called again.
+    pub async fn synced(&self) {
+        self.caches.synced().await;
+    }
+
+    /// Whether a snapshot was loaded: what it knew is served, and what it did not know is not
+    /// denied until everything has been read.
+    pub fn is_restored(&self) -> bool {
+        self.restored.is_some()
+    }
+
+    /// Registers how old what is known may be, and what became of snapshots.
+    pub fn register(&self, registry: &mut Registry) {
+        let mut staleness = Staleness::new(self.restored.unwrap_or(self.started));
+        staleness.add(&self.caches.routes);
+        staleness.add(&self.caches.claims);
+        staleness.add(&self.caches.apps);
+        staleness.add(&self.caches.pools);
+        staleness.add(&self.caches.pods);
+        registry.register_collector(Box::new(staleness));
+        if let Some(directory) = &self.directory {
+            directory.register(registry);
         }
     }
 }
 
-fn synced<K: portolan_reconcile::Watched, T: Send + Sync + 'static>(
-    cache: Cache<K, T>,
-) -> Pin<Box<dyn Future<Output = ()> + Send>> {
-    Box::pin(async move { cache.synced().await })
+/// What every watch is connected to.
+struct Wiring<'a> {
+    ctx: &'a Context,
+    ingress: &'a Ingress,
+    /// Told of every change, for the snapshot.
+    changed: Arc<Notify>,
+}
+
+impl Wiring<'_> {
+    fn note<T>(&self) -> impl Fn(Change<'_, T>) + Send + Sync + 'static + use<T> {
+        let changed = Arc::clone(&self.changed);
+        move |_| changed.notify_one()
+    }
 }
 
 /// Where Routes and Claims meet, and what follows from it.
@@ -140,8 +194,9 @@ fn route_id(key: &ObjectKey) -> RouteId {
 type Task = Result<(), RunError>;
 
 fn watch_routes(
-    ctx: &Context,
+    on: &Wiring<'_>,
     routing: &Arc<Mutex<Routing>>,
+    kept: Vec<(ObjectKey, RouteFacts)>,
 ) -> (Cache<Route, RouteFacts>, impl Future<Output = Task> + Send + use<>) {
     let routing = routing.clone();
     Watch::<Route>::new()
@@ -151,12 +206,15 @@ fn watch_routes(
             let changes = routing.hosts.route(change.key, change.new.cloned());
             routing.serve(changes);
         })
-        .start(ctx, COMPONENT)
+        .on_change(on.note())
+        .seed(kept)
+        .start(on.ctx, COMPONENT)
 }
 
 fn watch_claims(
-    ctx: &Context,
+    on: &Wiring<'_>,
     routing: &Arc<Mutex<Routing>>,
+    kept: Vec<(ObjectKey, ClaimFacts)>,
 ) -> (Cache<Claim, ClaimFacts>, impl Future<Output = Task> + Send + use<>) {
     let routing = routing.clone();
     Watch::<Claim>::new()
@@ -168,19 +226,23 @@ fn watch_claims(
             let changes = routing.hosts.claim(&host, change.new.cloned());
             routing.serve(changes);
         })
-        .start(ctx, COMPONENT)
+        .on_change(on.note())
+        .seed(kept)
+        .start(on.ctx, COMPONENT)
 }
 
 fn watch_apps(
-    ctx: &Context,
-    ingress: &Ingress,
+    on: &Wiring<'_>,
     state: &State,
+    kept: Vec<(ObjectKey, AppFacts)>,
 ) -> (Cache<App, AppFacts>, impl Future<Output = Task> + Send + use<>) {
-    let (ingress, state) = (ingress.clone(), state.clone());
+    let (ingress, state) = (on.ingress.clone(), state.clone());
     Watch::<App>::new()
         .project(AppFacts::of)
         .on_change(move |change| follow(&ingress, &state, &change))
-        .start(ctx, COMPONENT)
+        .on_change(on.note())
+        .seed(kept)
+        .start(on.ctx, COMPONENT)
 }
 
 /// Follows an activation: all services of the App first, then the report.
@@ -208,10 +270,10 @@ fn follow(ingress: &Ingress, state: &State, change: &Change<'_, AppFacts>) {
 }
 
 fn watch_pools(
-    ctx: &Context,
-    ingress: &Ingress,
+    on: &Wiring<'_>,
+    kept: Vec<(ObjectKey, PoolFacts)>,
 ) -> (Cache<SandboxPool, PoolFacts>, impl Future<Output = Task> + Send + use<>) {
-    let ingress = ingress.clone();
+    let ingress = on.ingress.clone();
     Watch::<SandboxPool>::new()
         .project(PoolFacts::of)
         .on_change(move |change| {
@@ -226,15 +288,17 @@ fn watch_pools(
             }
             ingress.set_pool_failure(&new.id, new.failure.clone());
         })
-        .start(ctx, COMPONENT)
+        .on_change(on.note())
+        .seed(kept)
+        .start(on.ctx, COMPONENT)
 }
 
 fn watch_pods(
-    ctx: &Context,
-    ingress: &Ingress,
+    on: &Wiring<'_>,
     gateway: Arc<str>,
+    kept: Vec<(ObjectKey, PodFacts)>,
 ) -> (Cache<Pod, PodFacts>, impl Future<Output = Task> + Send + use<>) {
-    let ingress = ingress.clone();
+    let ingress = on.ingress.clone();
     Watch::<Pod>::new()
         .labels(labels::POOL)
         .project(move |pod| PodFacts::of(&pod, &gateway))
@@ -251,5 +315,7 @@ fn watch_pods(
                 ingress.upsert_sandbox(&new.pool, &new.sandbox);
             }
         })
-        .start(ctx, COMPONENT)
+        .on_change(on.note())
+        .seed(kept)
+        .start(on.ctx, COMPONENT)
 }

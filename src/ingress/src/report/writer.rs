@@ -1,5 +1,6 @@
 //! The writes of a gateway: its Lease, its demand, its state.
 
+use std::convert::Infallible;
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -8,8 +9,9 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use kube::core::ObjectMeta;
 use portolan_api::{GatewayReport, GatewayReportSpec, ReportShard, SandboxPool};
 use portolan_process::ErrorChain;
-use portolan_reconcile::{Cache, Context, ObjectKey, RunError, Target, WriteError, Writer};
-use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until, timeout_at};
+use portolan_reconcile::{Cache, Context, ObjectKey, RunError, Target, Writer};
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
 
 use crate::Ingress;
 use crate::feed::PoolFacts;
@@ -27,7 +29,7 @@ const BATCH: Duration = Duration::from_millis(10);
 /// Least time between two reports of which nobody waits for the second.
 const LEISURE: Duration = Duration::from_secs(1);
 /// Pause after a write that failed: the API server is away or overloaded.
-const PAUSE: Duration = Duration::from_millis(250);
+const PAUSE: Duration = Duration::from_millis(500);
 
 /// Writes what one gateway sees.
 pub struct Reporter {
@@ -150,48 +152,68 @@ pub struct HeldLease {
     ctx: Context,
     writer: Writer,
     identity: Identity,
-    target: Target,
+    target: watch::Sender<Option<Target>>,
 }
 
 impl HeldLease {
-    /// Takes the Lease. A gateway that nobody knows must not serve: nobody would wait for it at
-    /// a switch.
-    ///
-    /// # Errors
-    ///
-    /// What the API server said.
-    pub async fn take(ctx: &Context, identity: &Identity) -> Result<Self, WriteError> {
-        let writer = ctx.writer(COMPONENT);
-        let lease = writer.apply(&lease(identity, ctx.now())).await?;
-        let target = Target::of(&lease);
-        Ok(Self { ctx: ctx.clone(), writer, identity: identity.clone(), target })
+    /// A Lease that is not held yet.
+    pub fn new(ctx: &Context, identity: &Identity) -> Self {
+        let (ctx, identity) = (ctx.clone(), identity.clone());
+        Self { writer: ctx.writer(COMPONENT), ctx, identity, target: watch::Sender::new(None) }
     }
 
-    /// Renews the Lease until `drained` resolves, then gives it back: a gateway that drains is
-    /// still one to wait for.
+    /// Resolves when the Lease is held for the first time. A gateway that nobody knows must not
+    /// serve: nobody would wait for it at a switch. One that restarts while the API server is away
+    /// is known by the Lease of the process before it.
+    pub fn taken(&self) -> impl Future<Output = ()> + Send + use<> {
+        let mut target = self.target.subscribe();
+        async move {
+            // The Lease that went away was not taken, and nothing follows from that.
+            if target.wait_for(Option::is_some).await.is_err() {
+                std::future::pending().await
+            }
+        }
+    }
+
+    /// Takes the Lease and renews it until `drained` resolves, then gives it back: a gateway that
+    /// drains is still one to wait for.
     ///
     /// # Errors
     ///
-    /// None: a renewal that fails is logged and tried again.
+    /// None: a write that fails is logged and tried again.
     pub async fn keep(self, drained: impl Future<Output = ()> + Send) -> Result<(), RunError> {
-        let mut ticks = interval(LEASE_RENEWAL);
-        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        tokio::pin!(drained);
-        loop {
-            tokio::select! {
-                () = &mut drained => break,
-                _ = ticks.tick() => self.renew().await,
-            }
+        tokio::select! {
+            () = drained => {}
+            never = self.hold() => match never {},
         }
-        if let Err(error) = self.writer.delete::<Lease>(&self.target).await {
+        let target = self.target.borrow().clone();
+        if let Some(target) = target
+            && let Err(error) = self.writer.delete::<Lease>(&target).await
+        {
             tracing::warn!(error = %ErrorChain(&error), "Lease not given back");
         }
         Ok(())
     }
 
+    async fn hold(&self) -> Infallible {
+        loop {
+            // One that hangs must not keep the next one, on another connection, from being tried.
+            if timeout(LEASE_RENEWAL, self.renew()).await.is_err() {
+                tracing::warn!("Lease not renewed in time");
+            }
+            let is_taken = self.target.borrow().is_some();
+            sleep(if is_taken { LEASE_RENEWAL } else { PAUSE }).await;
+        }
+    }
+
     async fn renew(&self) {
-        if let Err(error) = self.writer.apply(&lease(&self.identity, self.ctx.now())).await {
-            tracing::warn!(error = %ErrorChain(&error), "Lease not renewed");
+        match self.writer.apply(&lease(&self.identity, self.ctx.now())).await {
+            Ok(lease) => {
+                self.target.send_replace(Some(Target::of(&lease)));
+            }
+            Err(error) => {
+                tracing::warn!(error = %ErrorChain(&error), "Lease not renewed");
+            }
         }
     }
 }
