@@ -42,8 +42,13 @@ fn pods_meet_the_restricted_level_and_write_nowhere() {
             let security = &pod["securityContext"];
             assert_eq!(security["runAsNonRoot"], true, "{name}");
             assert_eq!(security["seccompProfile"]["type"], "RuntimeDefault", "{name}");
-            for host in ["hostNetwork", "hostPID", "hostIPC", "volumes"] {
+            for host in ["hostNetwork", "hostPID", "hostIPC"] {
                 assert!(pod[host].is_null(), "{name}: {host}");
+            }
+            for volume in pod["volumes"].as_array().into_iter().flatten() {
+                // Of the node and the network nothing; in memory, what must not reach a disk.
+                assert_eq!(volume["emptyDir"]["medium"], "Memory", "{name}");
+                assert!(volume["emptyDir"]["sizeLimit"].is_string(), "{name}");
             }
             for container in pod["containers"].as_array().unwrap() {
                 let security = json!({
@@ -56,6 +61,43 @@ fn pods_meet_the_restricted_level_and_write_nowhere() {
             }
         }
     }
+}
+
+#[test]
+fn a_gateway_keeps_its_snapshot_where_it_may_write() {
+    for values in value_files() {
+        let pods = pods(&render(&values));
+        let gateway = &pods["portolan-gateway"];
+        let container = &gateway["containers"][0];
+        let arguments = container["args"].as_array().unwrap().iter();
+        let directory = arguments
+            .filter_map(|argument| argument.as_str()?.strip_prefix("--snapshot-directory="))
+            .next();
+        let mounts = container["volumeMounts"].as_array().into_iter().flatten();
+        let paths: Vec<_> = mounts.map(|mount| mount["mountPath"].as_str().unwrap()).collect();
+        assert_eq!(paths, Vec::from_iter(directory), "{}", values.display());
+        assert_eq!(gateway["volumes"].as_array().map_or(0, Vec::len), paths.len());
+    }
+}
+
+#[test]
+fn requests_of_every_process_have_the_priority() {
+    let rendered = render(&value_files()[0]);
+    let named = |kind: &str| {
+        let is_it =
+            |object: &&Value| object["kind"] == kind && object["metadata"]["name"] == "portolan";
+        rendered.iter().find(is_it).unwrap_or_else(|| panic!("no {kind}"))
+    };
+    let schema = &named("FlowSchema")["spec"];
+    let level = named("PriorityLevelConfiguration");
+    assert_eq!(schema["priorityLevelConfiguration"]["name"], level["metadata"]["name"]);
+    let subjects = schema["rules"][0]["subjects"].as_array().unwrap().iter();
+    let accounts: BTreeSet<_> =
+        subjects.map(|subject| subject["serviceAccount"]["name"].as_str().unwrap()).collect();
+    let pods = pods(&rendered);
+    let used: BTreeSet<_> =
+        pods.values().map(|pod| pod["serviceAccountName"].as_str().unwrap()).collect();
+    assert_eq!(accounts, used);
 }
 
 #[test]
