@@ -95,7 +95,8 @@ where
                     connection.as_mut().graceful_shutdown();
                 }
             }
-            () = closing.cancelled(), if !is_ending => {
+            // Polled only once it may come: this runs with every request.
+            () = closing.cancelled(), if has_left && !is_ending => {
                 is_ending = true;
                 connection.as_mut().graceful_shutdown();
             }

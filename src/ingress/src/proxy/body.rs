@@ -17,12 +17,12 @@ use crate::upstream::{DownloadError, UpstreamBody};
 pub(crate) struct ResponseBody {
     content: Content,
     /// `None`: the request goes on elsewhere, as an upgraded connection.
-    exchange: Option<Exchange>,
+    exchange: Option<Box<Exchange>>,
 }
 
 #[derive(Debug)]
 enum Content {
-    Upstream(UpstreamBody),
+    Upstream(Box<UpstreamBody>),
     /// The same on a connection that carries several.
     Held(Arc<Held>),
     /// `None`: sent, or empty from the start.
@@ -30,7 +30,7 @@ enum Content {
 }
 
 impl ResponseBody {
-    pub(super) fn upstream(body: UpstreamBody, exchange: Exchange) -> Self {
+    pub(super) fn upstream(body: Box<UpstreamBody>, exchange: Box<Exchange>) -> Self {
         let client = exchange.client();
         let content = if client.pulse.is_h2() && !body.is_end_stream() {
             Content::Held(client.streams.hold(body))
@@ -40,7 +40,7 @@ impl ResponseBody {
         Self { content, exchange: Some(exchange) }
     }
 
-    pub(super) fn own(text: Bytes, exchange: Exchange) -> Self {
+    pub(super) fn own(text: Bytes, exchange: Box<Exchange>) -> Self {
         let text = Some(text).filter(|text| !text.is_empty());
         Self { content: Content::Own(text), exchange: Some(exchange) }
     }

@@ -27,13 +27,14 @@ pub(super) struct Exchange {
 }
 
 impl Exchange {
-    pub(super) fn begin<B>(client: &Arc<Client>, request: &Request<B>) -> Self {
+    /// Boxed, because it is handed on many times until the response has ended.
+    pub(super) fn begin<B>(client: &Arc<Client>, request: &Request<B>) -> Box<Self> {
         client.pulse.request_began();
         let core = &client.shared.core;
         core.metrics.in_flight.inc();
         let is_logged = core.settings.access_log == AccessLog::On
             && tracing::enabled!(target: "access", tracing::Level::INFO);
-        Self {
+        Box::new(Self {
             client: Arc::clone(client),
             began: Instant::now(),
             request_id: HeaderValue::from_static(""),
@@ -42,7 +43,7 @@ impl Exchange {
             status: None,
             code: None,
             bytes: 0,
-        }
+        })
     }
 
     pub(super) const fn client(&self) -> &Arc<Client> {

@@ -41,7 +41,7 @@ pub(super) async fn forward(
     route: &Route,
     mut parts: Parts,
     incoming: Incoming,
-    exchange: Exchange,
+    exchange: Box<Exchange>,
 ) -> Response<ResponseBody> {
     let core = &client.shared.core;
     let asker = Asker::of(&parts);
@@ -50,7 +50,8 @@ pub(super) async fn forward(
     let protocol = protocol_for(&parts, upgrade.is_some());
     let size_max = body_size_max(client, route);
     let (body, upload) = RequestBody::new(incoming, size_max, route.timeouts.idle);
-    let outgoing = Outgoing { request: Request::from_parts(parts, body), upload };
+    let request = Box::new(Request::from_parts(parts, body));
+    let outgoing = Outgoing { request, upload };
     let errand = Errand { shared: &client.shared, core, route, host, protocol };
     match errand.run(outgoing).await {
         Ok(answer) => pass_on(answer, upgrade, core, route, exchange, &asker),
@@ -108,7 +109,7 @@ struct Errand<'a> {
 
 /// What came back, and how long a wait before it took.
 struct Answer {
-    response: Response<UpstreamBody>,
+    response: Response<Box<UpstreamBody>>,
     timing: Option<Timing>,
 }
 
@@ -300,7 +301,7 @@ fn pass_on(
     upgrade: Option<Upgrade>,
     core: &Arc<Core>,
     route: &Route,
-    mut exchange: Exchange,
+    mut exchange: Box<Exchange>,
     asker: &Asker,
 ) -> Response<ResponseBody> {
     let Answer { response, timing } = answer;

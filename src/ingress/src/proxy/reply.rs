@@ -74,7 +74,7 @@ impl Asker {
 pub(super) fn failure(
     failure: &Failure,
     asker: &Asker,
-    mut exchange: Exchange,
+    mut exchange: Box<Exchange>,
 ) -> Response<ResponseBody> {
     let code = failure.code;
     exchange.status = Some(code.status());
@@ -102,7 +102,7 @@ pub(super) fn failure(
 pub(super) fn redirect(
     location: HeaderValue,
     method: &Method,
-    mut exchange: Exchange,
+    mut exchange: Box<Exchange>,
 ) -> Response<ResponseBody> {
     exchange.status = Some(StatusCode::PERMANENT_REDIRECT);
     let text = "This host is served over https.\n".to_owned();
@@ -116,7 +116,7 @@ pub(super) fn redirect(
 pub(super) fn health(
     shared: &Shared,
     method: &Method,
-    mut exchange: Exchange,
+    mut exchange: Box<Exchange>,
 ) -> Response<ResponseBody> {
     let (status, state) = match (shared.is_leaving(), shared.is_synced()) {
         (true, _) => (StatusCode::SERVICE_UNAVAILABLE, "leaving"),
@@ -134,7 +134,7 @@ fn own(
     kind: &'static str,
     text: String,
     method: &Method,
-    exchange: Exchange,
+    exchange: Box<Exchange>,
 ) -> Response<ResponseBody> {
     let length = text.len();
     let text = if method == Method::HEAD { Bytes::new() } else { Bytes::from(text) };

@@ -31,7 +31,7 @@ pub(crate) struct Streams {
 /// A body that may be taken away.
 #[derive(Debug)]
 pub(super) struct Held {
-    body: Mutex<Option<UpstreamBody>>,
+    body: Mutex<Option<Box<UpstreamBody>>>,
     born: Instant,
     /// Milliseconds after `born`, plus one, since when it is the client's turn; zero: it is the
     /// sandbox's.
@@ -43,7 +43,7 @@ impl Streams {
         Self { born: Instant::now(), bodies: Mutex::new(Vec::new()) }
     }
 
-    pub(super) fn hold(&self, body: UpstreamBody) -> Arc<Held> {
+    pub(super) fn hold(&self, body: Box<UpstreamBody>) -> Arc<Held> {
         let held = Held {
             body: Mutex::new(Some(body)),
             born: self.born,

@@ -21,7 +21,7 @@ use super::exchange::Exchange;
 use super::headers::Hop;
 use crate::activator::Slot;
 use crate::core::Core;
-use crate::upstream::{Connection, UpstreamBody};
+use crate::upstream::{Connection, Switched, UpstreamBody};
 
 const SEC_WEBSOCKET_KEY: HeaderName = HeaderName::from_static("sec-websocket-key");
 const SEC_WEBSOCKET_ACCEPT: HeaderName = HeaderName::from_static("sec-websocket-accept");
@@ -75,11 +75,12 @@ impl Upgrade {
     pub(super) fn meet(
         self,
         mut response: Parts,
-        body: UpstreamBody,
+        body: Box<UpstreamBody>,
         protocol: Option<HeaderValue>,
     ) -> Option<(Response<()>, Tunnel)> {
-        let sandbox = response.extensions.remove::<OnUpgrade>()?;
         let (slot, connection) = body.into_flight()?.into_load()?;
+        let Connection::H1(connection) = connection else { return None };
+        let sandbox = connection.into_switched();
         match self.form {
             Form::Header => {
                 response.headers.insert(CONNECTION, HeaderValue::from_static("Upgrade"));
@@ -90,7 +91,7 @@ impl Upgrade {
                 response.status = StatusCode::OK;
             }
         }
-        let tunnel = Tunnel { client: self.client, sandbox, slot, connection };
+        let tunnel = Tunnel { client: self.client, sandbox, slot };
         Some((Response::from_parts(response, ()), tunnel))
     }
 }
@@ -99,25 +100,23 @@ impl Upgrade {
 #[derive(Debug)]
 pub(super) struct Tunnel {
     client: OnUpgrade,
-    sandbox: OnUpgrade,
+    sandbox: Switched,
     slot: Slot,
-    /// Kept until the sandbox's side has been taken out of it.
-    connection: Connection,
 }
 
 impl Tunnel {
     /// Copies until either side has had enough, on a task of its own: the connection's task ends
     /// with the switch.
-    pub(super) fn start(self, core: &Arc<Core>, idle: Duration, exchange: Exchange) {
-        let Self { client, sandbox, slot, connection } = self;
+    pub(super) fn start(self, core: &Arc<Core>, idle: Duration, exchange: Box<Exchange>) {
+        let Self { client, sandbox, slot } = self;
         core.metrics.upgrades.inc();
         let mut record = Record { core: Arc::clone(core), exchange };
         core.spawn_stream(async move {
-            let sides = async { tokio::try_join!(client, sandbox) };
-            if let Ok((client, sandbox)) = sides.await {
-                drop(connection);
-                let bytes = copy(TokioIo::new(client), TokioIo::new(sandbox), idle).await;
-                record.exchange.bytes = bytes;
+            match client.await {
+                Ok(client) => {
+                    record.exchange.bytes = copy(TokioIo::new(client), sandbox, idle).await;
+                }
+                Err(_) => drop(sandbox),
             }
             // After both sockets, which the copy has dropped.
             drop(slot);
@@ -129,7 +128,7 @@ impl Tunnel {
 /// Ends the record of an upgraded connection.
 struct Record {
     core: Arc<Core>,
-    exchange: Exchange,
+    exchange: Box<Exchange>,
 }
 
 impl Drop for Record {

@@ -4,22 +4,22 @@
 //! The slot is freed when the response has ended, or when the connection is closed. Under
 //! `Strict` a request that the client gave up is read to its end instead, for a while.
 
-use std::future::Future;
+use std::future::{Future, poll_fn};
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
-use http::{Response, StatusCode};
+use http::{Request, Response, StatusCode};
 use http_body::{Body, Frame, SizeHint};
-use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout, timeout_at};
 
-use super::Connection;
 use super::gap::Gap;
-use super::request::{Outgoing, Upload, UploadState};
+use super::h1::WireError;
+use super::request::{Outgoing, RequestBody, Upload, UploadState};
+use super::{Connection, ExchangeError, h1, h2};
 use crate::activator::Slot;
 use crate::core::Core;
 use crate::model::{Concurrency, RouteTimeouts};
@@ -31,9 +31,9 @@ pub(crate) enum SendError {
     #[error("connection was closed before anything was sent")]
     Unsent(Box<(Slot, Outgoing)>),
     #[error("connection broke before the response")]
-    Reset(#[source] hyper::Error),
+    Reset(#[source] ExchangeError),
     #[error("response is not HTTP")]
-    Protocol(#[source] hyper::Error),
+    Protocol(#[source] ExchangeError),
     #[error("no response in time")]
     Timeout,
     #[error("request body ended before its end")]
@@ -44,7 +44,7 @@ pub(crate) enum SendError {
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum DownloadError {
     #[error("connection to the sandbox broke")]
-    Reset(#[source] hyper::Error),
+    Reset(#[source] ExchangeError),
     #[error("response body stopped flowing")]
     Stalled,
     #[error("client does not take the response")]
@@ -79,7 +79,7 @@ impl Flight {
     pub(crate) async fn send(
         self,
         outgoing: Outgoing,
-    ) -> Result<Response<UpstreamBody>, SendError> {
+    ) -> Result<Response<Box<UpstreamBody>>, SendError> {
         let is_strict =
             self.load.as_ref().is_some_and(|(slot, _)| slot.concurrency() == Concurrency::Strict);
         if !is_strict {
@@ -95,34 +95,71 @@ impl Flight {
         result.await.unwrap_or(Err(SendError::Timeout))
     }
 
-    async fn run(mut self, outgoing: Outgoing) -> Result<Response<UpstreamBody>, SendError> {
-        let Outgoing { request, upload } = outgoing;
-        self.upload.clone_from(&upload);
-        let timeouts = self.timeouts;
-        let (_, connection) = self.load.as_mut().expect("a flight ends after it was sent");
-        let result = match connection {
-            Connection::H1(connection) => {
-                let response = connection.sender.try_send_request(request);
-                await_head(response, upload.as_deref(), &timeouts).await
+    async fn run(mut self, outgoing: Outgoing) -> Result<Response<Box<UpstreamBody>>, SendError> {
+        self.upload.clone_from(&outgoing.upload);
+        match self.load.as_mut() {
+            Some((_, Connection::H1(_))) => self.run_h1(outgoing.request).await,
+            Some((_, Connection::H2(sender))) => {
+                let sender = sender.clone();
+                self.run_h2(sender, outgoing.request).await
             }
-            Connection::H2(sender) => {
-                let response = sender.try_send_request(request);
-                await_head(response, upload.as_deref(), &timeouts).await
-            }
+            None => unreachable!("a flight ends after it was sent"),
+        }
+    }
+
+    async fn run_h1(
+        mut self,
+        mut request: Box<Request<RequestBody>>,
+    ) -> Result<Response<Box<UpstreamBody>>, SendError> {
+        let (timeouts, upload) = (self.timeouts, self.upload.clone());
+        let connection = self.h1();
+        let response = connection.exchange(&mut request);
+        let error = match await_head(response, upload.as_deref(), &timeouts).await {
+            Some(Ok(head)) => return Ok(self.land(head, Source::H1(request.into_body()))),
+            Some(Err(error)) => error,
+            None => return Err(SendError::Timeout),
         };
-        let Some(result) = result else { return Err(SendError::Timeout) };
-        let mut failure = match result {
-            Ok(response) => return Ok(self.land(response)),
-            Err(failure) => failure,
+        let is_untouched = self.h1().is_untouched() && !matches!(error, WireError::Upload);
+        if !is_untouched {
+            return Err(self.failed(error.into()));
+        }
+        let (slot, _) = self.load.take().expect("a flight ends after it was sent");
+        Err(SendError::Unsent(Box::new((slot, Outgoing { request, upload }))))
+    }
+
+    async fn run_h2(
+        mut self,
+        mut sender: h2::Sender,
+        request: Box<Request<RequestBody>>,
+    ) -> Result<Response<Box<UpstreamBody>>, SendError> {
+        let (timeouts, upload) = (self.timeouts, self.upload.clone());
+        let response = sender.try_send_request(*request);
+        let mut failure = match await_head(response, upload.as_deref(), &timeouts).await {
+            Some(Ok(response)) => {
+                let (head, incoming) = response.into_parts();
+                let head = Response::from_parts(head, ());
+                return Ok(self.land(head, Source::H2(incoming)));
+            }
+            Some(Err(failure)) => failure,
+            None => return Err(SendError::Timeout),
         };
         if let Some(request) = failure.take_message() {
+            let request = Box::new(request);
             let (slot, _) = self.load.take().expect("a flight ends after it was sent");
             return Err(SendError::Unsent(Box::new((slot, Outgoing { request, upload }))));
         }
-        Err(self.failed(failure.into_error()))
+        Err(self.failed(failure.into_error().into()))
     }
 
-    fn failed(mut self, error: hyper::Error) -> SendError {
+    /// The connection of a flight that is under way over HTTP/1.1.
+    fn h1(&mut self) -> &mut h1::Connection {
+        match &mut self.load {
+            Some((_, Connection::H1(connection))) => connection,
+            _ => unreachable!("the protocol of a flight does not change, and it has not ended"),
+        }
+    }
+
+    fn failed(mut self, error: ExchangeError) -> SendError {
         match self.upload.as_ref().map(|upload| upload.state()) {
             // We broke it off. The drop knows what to do.
             Some(state @ (UploadState::TooLarge | UploadState::Stalled | UploadState::Broken)) => {
@@ -130,16 +167,20 @@ impl Flight {
             }
             _ => {
                 self.close();
-                if error.is_parse() { SendError::Protocol(error) } else { SendError::Reset(error) }
+                match error.is_protocol() {
+                    true => SendError::Protocol(error),
+                    false => SendError::Reset(error),
+                }
             }
         }
     }
 
-    fn land(self, response: Response<Incoming>) -> Response<UpstreamBody> {
-        let is_upgrade = response.status() == StatusCode::SWITCHING_PROTOCOLS;
-        response.map(|incoming| {
-            let gap = Gap::new(self.timeouts.idle);
-            let mut body = UpstreamBody { incoming: Some(incoming), flight: Some(self), gap };
+    fn land(self, head: Response<()>, source: Source) -> Response<Box<UpstreamBody>> {
+        let is_upgrade = head.status() == StatusCode::SWITCHING_PROTOCOLS;
+        let gap = Gap::new(self.timeouts.idle);
+        head.map(|()| {
+            let (source, flight) = (Some(source), Some(self));
+            let mut body = Box::new(UpstreamBody { source, flight, failure: None, gap });
             if !is_upgrade && body.is_end_stream() {
                 body.finish();
             }
@@ -155,7 +196,7 @@ impl Flight {
         match connection {
             Connection::H1(connection) if is_sent => connection.put_back(&self.core),
             // The program answered without reading the whole request.
-            Connection::H1(connection) => return connection.close(slot),
+            Connection::H1(connection) => drop(connection),
             Connection::H2(_) => {}
         }
         drop(slot);
@@ -163,12 +204,10 @@ impl Flight {
 
     /// The connection is useless: close it, then free the slot.
     fn close(&mut self) {
-        match self.load.take() {
-            Some((slot, Connection::H1(connection))) => connection.close(slot),
-            // The stream is reset as its halves are dropped.
-            Some((slot, Connection::H2(_))) => drop(slot),
-            None => {}
-        }
+        let Some((slot, connection)) = self.load.take() else { return };
+        // Over HTTP/2 the stream is reset as its halves are dropped.
+        drop(connection);
+        drop(slot);
     }
 
     /// Lets go of slot and connection, which have become part of the client's.
@@ -220,10 +259,33 @@ async fn await_head<F: Future>(
 #[derive(Debug)]
 pub(crate) struct UpstreamBody {
     /// `None` only while being dropped.
-    incoming: Option<Incoming>,
+    source: Option<Source>,
     /// `None` once the response has ended.
     flight: Option<Flight>,
+    /// How it ended, until that has been told.
+    failure: Option<ExchangeError>,
     gap: Gap,
+}
+
+/// Where the frames of a response come from.
+#[derive(Debug)]
+enum Source {
+    /// The flight's connection. What is left of the request goes out while the response comes in.
+    H1(RequestBody),
+    H2(Incoming),
+}
+
+impl Source {
+    fn poll_frame(
+        &mut self,
+        flight: &mut Flight,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, ExchangeError>>> {
+        match self {
+            Self::H1(upload) => flight.h1().poll_frame(upload, cx).map_err(ExchangeError::from),
+            Self::H2(incoming) => Pin::new(incoming).poll_frame(cx).map_err(ExchangeError::from),
+        }
+    }
 }
 
 impl UpstreamBody {
@@ -247,39 +309,59 @@ impl Body for UpstreamBody {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, DownloadError>>> {
-        let Some(incoming) = &mut self.incoming else { return Poll::Ready(None) };
-        let Poll::Ready(frame) = Pin::new(incoming).poll_frame(cx) else {
-            ready!(self.gap.poll_expired(cx));
-            self.flight = None;
+        let this = &mut *self;
+        let Some((source, flight)) = this.source.as_mut().zip(this.flight.as_mut()) else {
+            let failure = this.failure.take();
+            return Poll::Ready(failure.map(|error| Err(DownloadError::Reset(error))));
+        };
+        let Poll::Ready(frame) = source.poll_frame(flight, cx) else {
+            ready!(this.gap.poll_expired(cx));
+            this.flight = None;
             return Poll::Ready(Some(Err(DownloadError::Stalled)));
         };
-        self.gap.moved();
+        this.gap.moved();
         Poll::Ready(match frame {
             Some(Ok(frame)) => {
-                if self.is_end_stream() {
-                    self.finish();
+                if this.is_end_stream() {
+                    this.finish();
                 }
                 Some(Ok(frame))
             }
             Some(Err(error)) => {
-                if let Some(mut flight) = self.flight.take() {
+                if let Some(mut flight) = this.flight.take() {
                     flight.close();
                 }
-                Some(Err(DownloadError::Reset(error)))
+                // What came before is sent first: an error ends the client's connection at once.
+                this.failure = Some(error);
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
             }
             None => {
-                self.finish();
+                this.finish();
                 None
             }
         })
     }
 
     fn is_end_stream(&self) -> bool {
-        self.incoming.as_ref().is_none_or(Body::is_end_stream)
+        match (&self.source, &self.flight) {
+            (Some(Source::H1(_)), Some(Flight { load: Some((_, connection)), .. })) => {
+                connection.has_ended()
+            }
+            (Some(Source::H2(incoming)), Some(_)) => incoming.is_end_stream(),
+            _ => self.failure.is_none(),
+        }
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.incoming.as_ref().map_or_else(SizeHint::default, Body::size_hint)
+        match (&self.source, &self.flight) {
+            (Some(Source::H1(_)), Some(Flight { load: Some((_, connection)), .. })) => {
+                connection.length().map_or_else(SizeHint::default, SizeHint::with_exact)
+            }
+            (Some(Source::H2(incoming)), Some(_)) => incoming.size_hint(),
+            _ if self.failure.is_some() => SizeHint::default(),
+            _ => SizeHint::with_exact(0),
+        }
     }
 }
 
@@ -288,30 +370,28 @@ impl Drop for UpstreamBody {
         let Some(flight) = self.flight.take() else { return };
         let is_strict =
             flight.load.as_ref().is_some_and(|(slot, _)| slot.concurrency() == Concurrency::Strict);
-        if let Some(incoming) = self.incoming.take().filter(|_| is_strict) {
+        if let Some(source) = self.source.take().filter(|_| is_strict) {
             let core = Arc::clone(&flight.core);
-            core.spawn(drain(incoming, flight));
+            core.spawn(drain(source, flight));
         }
     }
 }
 
 /// Reads a response nobody wants to its end. Too late, the flight's drop retires the sandbox.
-async fn drain(mut incoming: Incoming, flight: Flight) {
+async fn drain(mut source: Source, mut flight: Flight) {
     let limit = flight.core.settings.strict_wait;
     let read = async {
-        while let Some(frame) = incoming.frame().await {
+        while let Some(frame) = poll_fn(|cx| source.poll_frame(&mut flight, cx)).await {
             if frame.is_err() {
                 return false;
             }
         }
         true
     };
-    match timeout(limit, read).await {
+    let read = timeout(limit, read).await;
+    match read {
         Ok(true) => flight.finish(),
-        Ok(false) => {
-            let mut flight = flight;
-            flight.close();
-        }
+        Ok(false) => flight.close(),
         Err(_) => drop(flight),
     }
 }

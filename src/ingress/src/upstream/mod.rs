@@ -23,6 +23,7 @@ use crate::core::Core;
 use crate::model::AppProtocol;
 
 pub(crate) use flight::{DownloadError, Flight, SendError, UpstreamBody};
+pub(crate) use h1::Switched;
 pub(crate) use request::{Outgoing, RequestBody, UploadState};
 
 /// One sandbox's port.
@@ -39,6 +40,40 @@ pub(crate) struct Upstream {
 pub(crate) enum Connection {
     H1(h1::Connection),
     H2(h2::Sender),
+}
+
+impl Connection {
+    /// Whether a response over HTTP/1.1 has ended; others are asked themselves.
+    fn has_ended(&self) -> bool {
+        matches!(self, Self::H1(connection) if connection.has_ended())
+    }
+
+    /// Bytes of a response over HTTP/1.1 to come, if that is known.
+    fn length(&self) -> Option<u64> {
+        match self {
+            Self::H1(connection) => connection.length(),
+            Self::H2(_) => None,
+        }
+    }
+}
+
+/// What went wrong on a connection, whatever it speaks.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ExchangeError {
+    #[error(transparent)]
+    H1(#[from] h1::WireError),
+    #[error(transparent)]
+    H2(#[from] hyper::Error),
+}
+
+impl ExchangeError {
+    /// Whether the sandbox answered, and not in HTTP.
+    fn is_protocol(&self) -> bool {
+        match self {
+            Self::H1(error) => error.is_protocol(),
+            Self::H2(error) => error.is_parse(),
+        }
+    }
 }
 
 /// No connection could be made, so nothing was sent.
@@ -76,7 +111,7 @@ impl Upstream {
         protocol: AppProtocol,
     ) -> Result<Connection, ConnectError> {
         match protocol {
-            AppProtocol::Http1 => match self.idle.take(self).await {
+            AppProtocol::Http1 => match self.idle.take(self) {
                 Some(connection) => Ok(Connection::H1(connection)),
                 None => h1::Connection::open(self, core).await.map(Connection::H1),
             },

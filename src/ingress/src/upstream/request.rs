@@ -17,7 +17,8 @@ use super::gap::Gap;
 /// A request that may be sent, with what the sender watches while it is.
 #[derive(Debug)]
 pub(crate) struct Outgoing {
-    pub(crate) request: Request<RequestBody>,
+    /// Boxed, because it is handed on many times before it is sent.
+    pub(crate) request: Box<Request<RequestBody>>,
     /// `None`: it has no body.
     pub(crate) upload: Option<Arc<Upload>>,
 }

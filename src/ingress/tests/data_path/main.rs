@@ -3,6 +3,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a helper that panics fails its test, as it should")]
 
+mod answers;
 mod client;
 mod forwarding;
 mod gateway;

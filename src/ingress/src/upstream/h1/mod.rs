@@ -1,0 +1,143 @@
+//! HTTP/1.1 to sandboxes: one request at a time on a connection, kept on a stack in between.
+//!
+//! Written by hand because it is where most of a request's time in this process would go: the
+//! ready-made client runs each connection as a task of its own, and every request would be handed
+//! to that task and back. Here the request drives its connection ([`wire`]); [`head`] and
+//! [`decoder`] are the grammar, pure.
+
+mod decoder;
+mod head;
+mod idle;
+mod wire;
+
+use std::io;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body::Frame;
+use prometheus_client::metrics::gauge::Gauge;
+
+use self::wire::Wire;
+use super::request::RequestBody;
+use super::{ConnectError, Upstream, dial};
+use crate::core::Core;
+
+pub(super) use idle::Idle;
+pub(crate) use wire::Switched;
+
+/// What went wrong on a connection.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum WireError {
+    #[error("connection broke")]
+    Io(#[source] io::Error),
+    #[error("connection was closed instead of an answer")]
+    Closed,
+    #[error("response ended before its end")]
+    Truncated,
+    #[error("head of the response is not HTTP")]
+    Head(#[source] httparse::Error),
+    #[error("head of the response is too large")]
+    HeadSize,
+    #[error("status of the response is not one")]
+    Status,
+    #[error("field of the response is malformed")]
+    Field,
+    #[error("length of the response is ambiguous")]
+    Framing,
+    #[error("chunk of the response is malformed")]
+    Chunk,
+    #[error("trailers of the response are malformed")]
+    Trailers,
+    #[error("request body ended before its end")]
+    Upload,
+}
+
+impl WireError {
+    /// Whether the sandbox answered, and not in HTTP.
+    pub(super) const fn is_protocol(&self) -> bool {
+        !matches!(self, Self::Io(_) | Self::Closed | Self::Truncated | Self::Upload)
+    }
+}
+
+/// A connection that runs no request, or the one it was taken for. Dropping it closes it.
+#[derive(Debug)]
+pub(crate) struct Connection {
+    wire: Box<Wire>,
+    home: Arc<Upstream>,
+    _counted: Counted,
+}
+
+impl Connection {
+    /// Connects to a sandbox.
+    pub(super) async fn open(home: &Arc<Upstream>, core: &Core) -> Result<Self, ConnectError> {
+        let stream = dial(home.address, core).await?;
+        let wire = Box::new(Wire::new(stream, core.settings.header_size_max));
+        let counted = Counted::new(&core.metrics.upstream_connections);
+        Ok(Self { wire, home: Arc::clone(home), _counted: counted })
+    }
+
+    /// Sends a request and waits for the head of its response.
+    pub(super) async fn exchange(
+        &mut self,
+        request: &mut Request<RequestBody>,
+    ) -> Result<Response<()>, WireError> {
+        self.wire.exchange(request).await
+    }
+
+    /// Whether nothing of the request has left, so that it may be sent elsewhere.
+    pub(super) const fn is_untouched(&self) -> bool {
+        self.wire.is_untouched()
+    }
+
+    /// The next frame of the response's body. `upload` is what is left of the request.
+    pub(super) fn poll_frame(
+        &mut self,
+        upload: &mut RequestBody,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, WireError>>> {
+        self.wire.poll_frame(upload, cx)
+    }
+
+    /// Whether the response has ended.
+    pub(super) fn has_ended(&self) -> bool {
+        self.wire.has_ended()
+    }
+
+    /// Bytes of the response to come, if that is known.
+    pub(super) fn length(&self) -> Option<u64> {
+        self.wire.length()
+    }
+
+    /// Puts the connection on the stack of its sandbox, if it may carry another request.
+    pub(super) fn put_back(mut self, core: &Arc<Core>) {
+        if self.wire.is_reusable() {
+            self.wire.rest();
+            let home = Arc::clone(&self.home);
+            home.idle.put(self, core);
+        }
+    }
+
+    /// The bare connection, after it has switched protocols.
+    pub(crate) fn into_switched(self) -> Switched {
+        (*self.wire).into_switched()
+    }
+}
+
+/// One up in a gauge for as long as it lives.
+#[derive(Debug)]
+struct Counted(Gauge);
+
+impl Counted {
+    fn new(gauge: &Gauge) -> Self {
+        gauge.inc();
+        Self(gauge.clone())
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
+}
