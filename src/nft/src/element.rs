@@ -44,7 +44,7 @@ pub struct Bytes<const N: usize> {
 }
 
 /// The key of an element: its parts, each padded to four bytes.
-pub type Key = Bytes<28>;
+pub type Key = Bytes<32>;
 /// What a map gives for a key; empty in a set.
 pub type Data = Bytes<20>;
 

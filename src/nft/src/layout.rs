@@ -228,8 +228,9 @@ fn balance(
     let classes: Vec<Class> =
         if sticky { Class::sticky().collect() } else { Class::all().collect() };
     let rule = |class: Class| {
-        // No look at the family: only packets of this family are led here.
-        let mut rule = Vec::new();
+        // Only packets of this family are led here; but without the look at it `nft` prints what
+        // it cannot load.
+        let mut rule = vec_of(family);
         if sticky {
             // The address is hashed where the slot will be, which needs as many registers.
             let (offset, length) = source_address(family);

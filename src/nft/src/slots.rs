@@ -108,3 +108,58 @@ pub(crate) fn assign(
     }
     slots.into_iter().flatten().collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_number_of_endpoints_has_the_least_class_that_holds_it() {
+        let sizes = [(0, None), (1, Some(1)), (16, Some(16)), (17, Some(32)), (33, Some(64))];
+        let sizes = sizes.into_iter().chain([(256, Some(256)), (300, Some(256))]);
+        for (count, size) in sizes {
+            assert_eq!(Class::of(count, Affinity::None).map(Class::size), size, "{count}");
+        }
+        assert_eq!(Class::of(1, Affinity::Source).map(Class::size), Some(128));
+        assert_eq!(Class::of(129, Affinity::Source).map(Class::size), Some(256));
+    }
+
+    #[test]
+    fn every_target_gets_its_share() {
+        for count in [1, 2, 17, 31, 100, 256] {
+            let class = Class::of(count, Affinity::None).expect("endpoints");
+            let counts = counted(&assign(class, &targets(1, count), &BTreeMap::new()));
+            assert_eq!(counts.len(), count, "each of {count}");
+            let (least, most) = (counts.values().min(), counts.values().max());
+            assert!(most.unwrap() - least.unwrap() <= 1, "{count}: {least:?} to {most:?}");
+        }
+    }
+
+    #[test]
+    fn who_survives_keeps_its_slots() {
+        let class = Class(128);
+        let before = assign(class, &targets(1, 8), &BTreeMap::new());
+        let known = before.iter().copied().enumerate().collect();
+        let more = assign(class, &targets(1, 9), &known);
+        let moved = before.iter().zip(&more).filter(|(old, new)| old != new).count();
+        assert!(moved <= 128 / 8, "one comes, at most its share moves: {moved}");
+        let fewer = assign(class, &targets(2, 7), &known);
+        let kept = before.iter().zip(&fewer).filter(|(old, _)| **old != targets(1, 1)[0]);
+        assert!(kept.clone().all(|(old, new)| old == new), "one goes, only its slots move");
+        assert_eq!(assign(class, &targets(1, 8), &known), before, "nothing changes nothing");
+    }
+
+    fn targets(first: u8, count: usize) -> Vec<Target> {
+        (usize::from(first)..)
+            .take(count)
+            .map(|n| ([10, 0, (n >> 8) as u8, n as u8].into(), 80))
+            .collect()
+    }
+
+    fn counted(slots: &[Target]) -> BTreeMap<Target, usize> {
+        slots.iter().fold(BTreeMap::new(), |mut counts, target| {
+            *counts.entry(*target).or_default() += 1;
+            counts
+        })
+    }
+}

@@ -6,11 +6,11 @@
 mod render;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use crate::element::{Data, Element, Owner};
 use crate::transaction::{Batch, Elements, Transaction};
-use crate::value::{Backends, Family, NodePort, Range, Ruleset, ServicePort};
+use crate::value::{Backends, Family, Flows, NodePort, Protocol, Range, Ruleset, ServicePort};
 
 /// The node's table.
 ///
@@ -23,6 +23,8 @@ pub struct Table {
     local: BTreeMap<IpAddr, usize>,
     programmed: BTreeMap<Owner, Owned>,
     dirty: BTreeSet<Owner>,
+    /// Connections over UDP that changes of `desired` left without their endpoint.
+    stale: BTreeSet<Flows>,
     /// Owners that the kernel refuses, and that are left as they are until they change.
     refused: BTreeSet<Owner>,
 }
@@ -35,6 +37,8 @@ impl Table {
     pub fn new(desired: Ruleset) -> Self {
         let mut table = Self::default();
         table.replace(desired);
+        // Nothing is known of before; `Conntrack::sweep` finds what is left of it.
+        table.stale.clear();
         table
     }
 
@@ -69,9 +73,10 @@ impl Table {
             return false;
         }
         self.count_local(&backends, 1);
-        if let Some(old) = self.desired.services.insert(port, backends) {
-            self.count_local(&old, -1);
-        }
+        let new = backends.clone();
+        let old = self.desired.services.insert(port, backends);
+        self.count_local(old.as_ref().unwrap_or(&Backends::default()), -1);
+        self.note_stale((port.address, port.protocol, port.port), old.as_ref(), &new);
         self.touch([Owner::Service(port), Owner::Virtual(port.address)]);
         true
     }
@@ -80,6 +85,8 @@ impl Table {
     pub fn remove_service(&mut self, port: ServicePort) -> bool {
         let Some(old) = self.desired.services.remove(&port) else { return false };
         self.count_local(&old, -1);
+        let front = (port.address, port.protocol, port.port);
+        self.note_stale(front, Some(&old), &Backends::default());
         self.touch([Owner::Service(port), Owner::Virtual(port.address)]);
         true
     }
@@ -90,8 +97,11 @@ impl Table {
             return false;
         }
         self.count_local(&backends, 1);
-        if let Some(old) = self.desired.node_ports.insert(port, backends) {
-            self.count_local(&old, -1);
+        let new = backends.clone();
+        let old = self.desired.node_ports.insert(port, backends);
+        self.count_local(old.as_ref().unwrap_or(&Backends::default()), -1);
+        for address in self.desired.node_addresses.clone() {
+            self.note_stale((address, port.protocol, port.port), old.as_ref(), &new);
         }
         self.touch([Owner::NodePort(port)]);
         true
@@ -101,6 +111,10 @@ impl Table {
     pub fn remove_node_port(&mut self, port: NodePort) -> bool {
         let Some(old) = self.desired.node_ports.remove(&port) else { return false };
         self.count_local(&old, -1);
+        for address in self.desired.node_addresses.clone() {
+            let front = (address, port.protocol, port.port);
+            self.note_stale(front, Some(&old), &Backends::default());
+        }
         self.touch([Owner::NodePort(port)]);
         true
     }
@@ -212,6 +226,41 @@ impl Table {
         self.refused.insert(owner);
     }
 
+    /// The connections over UDP that changes left without their endpoint, once; to be ended
+    /// after the changes are in the kernel.
+    pub fn take_stale(&mut self) -> BTreeSet<Flows> {
+        std::mem::take(&mut self.stale)
+    }
+
+    /// Notes which connections through a port lead nowhere after a change; TCP is left to end.
+    fn note_stale(
+        &mut self,
+        (address, protocol, port): (IpAddr, Protocol, u16),
+        old: Option<&Backends>,
+        new: &Backends,
+    ) {
+        if protocol != Protocol::Udp {
+            return;
+        }
+        let front = SocketAddr::new(address, port);
+        let ends = |backends: &Backends| -> BTreeSet<SocketAddr> {
+            let ends = backends.endpoints.iter();
+            let ends = ends.filter(|end| Family::of(end.address) == Family::of(address));
+            ends.map(|end| SocketAddr::new(end.address, end.port)).collect()
+        };
+        let old_ends = old.map(ends).unwrap_or_default();
+        let new_ends = ends(new);
+        // What came before anybody was there, and was let through as it was.
+        let unled = (old_ends.is_empty() && !new_ends.is_empty()).then_some(front);
+        let gone = old_ends.difference(&new_ends).copied();
+        let stale = gone.chain(unled).map(|endpoint| Flows::Led { front, protocol, endpoint });
+        self.stale.extend(stale);
+        // Who comes back before the kernel was told is not gone.
+        for endpoint in new_ends {
+            self.stale.remove(&Flows::Led { front, protocol, endpoint });
+        }
+    }
+
     /// Everyone who may have elements.
     fn owners(&self) -> BTreeSet<Owner> {
         let Ruleset { services, node_ports, node_addresses, bridged: _ } = &self.desired;
@@ -276,3 +325,6 @@ fn compare(programmed: &[(Element, Data)], target: &[(Element, Data)], into: &mu
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,7 +1,7 @@
 //! What a node should forward, as a value. No IO, no kernel words.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 /// A family of addresses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -99,6 +99,23 @@ pub struct Ruleset {
     /// between two of them gets the node's address as its source, since its answers would pass
     /// the node by. Empty where sandboxes are routed.
     pub bridged: BTreeSet<Range>,
+}
+
+/// Connections that the kernel should forget, so that their next packet is led anew.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Flows {
+    /// Those through one port that were led to one endpoint; or to the port itself, which means
+    /// that they were there before it was a service's.
+    Led {
+        /// What the client addressed: a port of a virtual address or of the node.
+        front: SocketAddr,
+        /// Over which transport.
+        protocol: Protocol,
+        /// Who answers.
+        endpoint: SocketAddr,
+    },
+    /// All that begin or end at a sandbox that is no more, before its address is another's.
+    Sandbox(IpAddr),
 }
 
 // === impl Family ===

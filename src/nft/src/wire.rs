@@ -22,6 +22,8 @@ pub(crate) struct Message<'a> {
     pub(crate) kind: u16,
     /// Of the request that it answers.
     pub(crate) sequence: u32,
+    /// Whose request it answers or tells of.
+    pub(crate) port: u32,
     /// Whether a dump it belongs to is of no use.
     pub(crate) interrupted: bool,
     flags: u16,
@@ -52,6 +54,7 @@ pub(crate) fn messages(mut bytes: &[u8]) -> impl Iterator<Item = Message<'_>> {
         Some(Message {
             kind: buffer.message_type(),
             sequence: buffer.sequence_number(),
+            port: buffer.port_number(),
             interrupted: flags & INTERRUPTED != 0,
             flags,
             payload,

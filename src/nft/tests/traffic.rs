@@ -2,26 +2,264 @@
 
 mod lab;
 
-use lab::{Lab, by, local, service, v4, vip};
-use portolan_nft::{Forwarder, Kernel, Protocol, Ruleset};
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+
+use lab::{
+    Answer, Lab, Namespace, Outcome, by, local, node_port, remote, service, sticky, v4, v6, vip,
+    vip6,
+};
+use portolan_nft::{Backends, Protocol, Range, Ruleset};
 
 const BOTH: [Protocol; 2] = [Protocol::Tcp, Protocol::Udp];
 
 #[test]
-fn a_virtual_address_leads_to_an_endpoint() {
+fn a_virtual_address_spreads_clients_over_its_endpoints() {
     let lab = Lab::new();
-    lab.sandboxes[0].serve((v4(1, 2), 8080).into());
     let mut ruleset = Ruleset::default();
-    for protocol in BOTH {
-        ruleset.services.insert(service(vip(1), protocol, 80), local([(v4(1, 2), 8080)]));
+    for (at, address) in [(v4 as fn(u8, u8) -> IpAddr, vip(1)), (six, vip6(1))] {
+        let ends = [(at(1, 2), 8080), (at(2, 2), 9090)];
+        ends.iter().zip(&lab.sandboxes).for_each(|(end, sandbox)| sandbox.serve((*end).into()));
+        add(&mut ruleset, address, 80, &local(ends));
     }
-    let _forwarder = start(&lab, ruleset);
-    let expected = by((v4(1, 2), 8080), v4(0, 2));
-    assert_eq!(lab.client.tcp((vip(1), 80)), expected, "the client's address stays");
-    assert_eq!(lab.client.udp((vip(1), 80)), expected, "the client's address stays");
+    let _forwarder = lab.start(ruleset);
+    for (at, address) in [(v4 as fn(u8, u8) -> IpAddr, vip(1)), (six, vip6(1))] {
+        for protocol in BOTH {
+            let counts = answers(&lab.client, protocol, (address, 80).into(), 200);
+            assert_eq!(counts.len(), 2, "{address} {protocol:?}: both answer: {counts:?}");
+            for (answer, count) in counts {
+                assert_eq!(answer.client, at(0, 2), "the client's address stays");
+                assert!((60..=140).contains(&count), "{answer:?} has {count} of 200");
+            }
+        }
+    }
 }
 
-fn start(lab: &Lab, ruleset: Ruleset) -> Forwarder {
-    let kernel = lab.node.run(|| Kernel::open().expect("nf_tables"));
-    Forwarder::start(kernel, ruleset).expect("the table").0
+#[test]
+fn ports_and_protocols_of_an_address_are_independent() {
+    let lab = Lab::new();
+    let [one, two] = [(v4(1, 2), 8080), (v4(2, 2), 8080)];
+    lab.sandboxes[0].serve(one.into());
+    lab.sandboxes[1].serve(two.into());
+    let mut ruleset = Ruleset::default();
+    ruleset.services.insert(service(vip(1), Protocol::Tcp, 53), local([one]));
+    ruleset.services.insert(service(vip(1), Protocol::Udp, 53), local([two]));
+    ruleset.services.insert(service(vip(1), Protocol::Tcp, 54), local([two]));
+    let _forwarder = lab.start(ruleset);
+    assert_eq!(lab.client.tcp((vip(1), 53)), by(one, v4(0, 2)));
+    assert_eq!(lab.client.udp((vip(1), 53)), by(two, v4(0, 2)));
+    assert_eq!(lab.client.tcp((vip(1), 54)), by(two, v4(0, 2)));
+}
+
+#[test]
+fn each_of_many_endpoints_gets_traffic() {
+    let lab = Lab::new();
+    for count in [17, 33, 200] {
+        let ports = 20_000..20_000 + count;
+        let ends: Vec<_> = ports.map(|port| (v4(1, 2), port)).collect();
+        ends.iter().for_each(|end| lab.sandboxes[0].serve_udp((*end).into()));
+        let mut ruleset = Ruleset::default();
+        let backends = ends.iter().fold(Backends::default(), |mut all, end| {
+            all.endpoints.extend(local([*end]).endpoints);
+            all
+        });
+        ruleset.services.insert(service(vip(1), Protocol::Udp, 80), backends);
+        let mut forwarder = lab.start(ruleset);
+        let expected: usize = ends.len();
+        // Each is missed by so many with less than one in a million.
+        let counts = answers(&lab.client, Protocol::Udp, (vip(1), 80).into(), expected * 40);
+        assert_eq!(counts.len(), expected, "of {expected} all answer");
+        lab.sandboxes[0].stop();
+        forwarder.table().replace(Ruleset::default());
+        forwarder.flush().expect("the table");
+    }
+}
+
+#[test]
+fn who_has_no_endpoint_refuses() {
+    let lab = Lab::new();
+    let six_only = (v6(1, 2), 8080);
+    lab.sandboxes[0].serve(six_only.into());
+    let mut ruleset = Ruleset::default();
+    add(&mut ruleset, vip(1), 80, &local([]));
+    add(&mut ruleset, vip6(1), 80, &local([six_only]));
+    for protocol in BOTH {
+        ruleset.node_ports.insert(node_port(protocol, 6667), local([six_only]));
+    }
+    ruleset.node_addresses = [v4(0, 1), v6(0, 1)].into();
+    let mut forwarder = lab.start(ruleset);
+    let askers = [("client", &lab.client), ("sandbox", &lab.sandboxes[1]), ("node", &lab.node)];
+    for (name, asker) in askers {
+        let refused = |at: SocketAddr| {
+            assert_eq!(asker.tcp(at), Outcome::Refused, "{name} to {at} over TCP");
+            assert_eq!(asker.udp(at), Outcome::Refused, "{name} to {at} over UDP");
+        };
+        refused((vip(1), 80).into());
+        // Known address, unknown port.
+        refused((vip(1), 81).into());
+        refused((vip6(1), 81).into());
+        refused((v4(0, 1), 6667).into());
+        assert!(matches!(asker.tcp((vip6(1), 80)), Outcome::Answer(_)), "the other family works");
+        assert!(
+            matches!(asker.udp((v6(0, 1), 6667)), Outcome::Answer(_)),
+            "the other family works"
+        );
+    }
+    forwarder.table().replace(Ruleset::default());
+    forwarder.flush().expect("the table");
+    assert!(forwarder.table().is_empty(), "nothing is left of what is gone");
+}
+
+#[test]
+fn a_node_port_is_served_at_the_nodes_addresses_only() {
+    let lab = Lab::new();
+    let ruleset = node_ports(&lab, true);
+    let _forwarder = lab.start(ruleset);
+    for (node, client, server) in [(v4(0, 1), v4(0, 2), v4(1, 2)), (v6(0, 1), v6(0, 2), v6(1, 2))] {
+        let expected = by((server, 8080), client);
+        assert_eq!(lab.client.tcp((node, 6667)), expected, "a local endpoint sees the client");
+        assert_eq!(lab.client.udp((node, 6667)), expected, "a local endpoint sees the client");
+        assert!(matches!(lab.node.tcp((node, 6667)), Outcome::Answer(_)), "from the node");
+        assert!(matches!(lab.node.udp((node, 6667)), Outcome::Answer(_)), "from the node");
+    }
+    assert_eq!(lab.client.tcp((v4(1, 1), 6667)), Outcome::Refused, "another of its addresses");
+    assert_eq!(lab.node.tcp(([127, 0, 0, 1], 6667)), Outcome::Refused, "loopback");
+    assert_eq!(lab.client.tcp((v4(0, 1), 6668)), Outcome::Refused, "another port");
+    assert!(
+        lab.client.tcp((v4(2, 2), 6667)) == Outcome::Refused,
+        "what passes through the node to another host is not the node's"
+    );
+}
+
+#[test]
+fn a_remote_endpoint_of_a_node_port_sees_the_node() {
+    let lab = Lab::new();
+    let _forwarder = lab.start(node_ports(&lab, false));
+    for (node, seen, server) in [(v4(0, 1), v4(1, 1), v4(1, 2)), (v6(0, 1), v6(1, 1), v6(1, 2))] {
+        let expected = by((server, 8080), seen);
+        assert_eq!(lab.client.tcp((node, 6667)), expected, "so that its answer comes back");
+        assert_eq!(lab.client.udp((node, 6667)), expected, "so that its answer comes back");
+    }
+}
+
+#[test]
+fn a_sandbox_reaches_itself_and_others_through_a_virtual_address() {
+    let lab = Lab::new();
+    for (at, address) in [(v4 as fn(u8, u8) -> IpAddr, vip(1)), (six, vip6(1))] {
+        let end = (at(1, 2), 8080);
+        lab.sandboxes[0].serve(end.into());
+        let mut ruleset = Ruleset::default();
+        add(&mut ruleset, address, 80, &local([end]));
+        let mut forwarder = lab.start(ruleset);
+        let itself = by(end, at(1, 1));
+        assert_eq!(lab.sandboxes[0].tcp((address, 80)), itself, "it sees the node");
+        assert_eq!(lab.sandboxes[0].udp((address, 80)), itself, "it sees the node");
+        let other = by(end, at(2, 2));
+        assert_eq!(lab.sandboxes[1].tcp((address, 80)), other, "another keeps its address");
+        assert_eq!(lab.sandboxes[1].udp((address, 80)), other, "another keeps its address");
+        assert!(matches!(lab.node.tcp((address, 80)), Outcome::Answer(_)), "from the node");
+        assert!(matches!(lab.node.udp((address, 80)), Outcome::Answer(_)), "from the node");
+        forwarder.table().replace(Ruleset::default());
+        forwarder.flush().expect("the table");
+    }
+}
+
+#[test]
+fn sandboxes_on_a_link_that_the_node_does_not_see_see_the_node() {
+    let lab = Lab::new();
+    let end = (v4(1, 2), 8080);
+    lab.sandboxes[0].serve(end.into());
+    let mut ruleset = Ruleset::default();
+    add(&mut ruleset, vip(1), 80, &local([end]));
+    ruleset.bridged =
+        [Range { address: v4(1, 0), length: 24 }, Range { address: v4(2, 0), length: 24 }].into();
+    let _forwarder = lab.start(ruleset);
+    assert_eq!(lab.sandboxes[1].tcp((vip(1), 80)), by(end, v4(1, 1)));
+    assert_eq!(lab.client.tcp((vip(1), 80)), by(end, v4(0, 2)), "others keep their address");
+}
+
+#[test]
+fn a_client_with_affinity_comes_back_to_its_endpoint() {
+    let lab = Lab::new();
+    let ends = [(v4(1, 2), 8080), (v4(2, 2), 8080)];
+    ends.iter().zip(&lab.sandboxes).for_each(|(end, sandbox)| sandbox.serve((*end).into()));
+    let clients: Vec<_> = (10..50).collect();
+    lab.client.run(|| {
+        clients.iter().for_each(|host| lab::ip(&format!("addr add {}/32 dev eth0", v4(0, *host))));
+    });
+    let mut ruleset = Ruleset::default();
+    add(&mut ruleset, vip(1), 80, &sticky(ends));
+    ruleset.node_ports.insert(node_port(Protocol::Tcp, 6667), sticky(ends));
+    ruleset.node_addresses = [v4(0, 1)].into();
+    let mut forwarder = lab.start(ruleset);
+    let server = |client: u8, to: SocketAddr| match lab.client.tcp_from(v4(0, client), to) {
+        Outcome::Answer(answer) => answer.server,
+        other => panic!("{other:?}"),
+    };
+    let mut first = BTreeMap::new();
+    for client in &clients {
+        for to in [SocketAddr::from((vip(1), 80)), (v4(0, 1), 6667).into()] {
+            let known = *first.entry((*client, to)).or_insert_with(|| server(*client, to));
+            assert!((0..5).all(|_| server(*client, to) == known), "{client} at {to}");
+        }
+    }
+    let used: std::collections::BTreeSet<_> = first.values().collect();
+    assert_eq!(used.len(), 2, "clients are spread");
+    // A third endpoint: at most its share of clients may move, and only to it.
+    let third = (v4(2, 2), 9090);
+    lab.sandboxes[1].serve(third.into());
+    forwarder
+        .table()
+        .set_service(service(vip(1), Protocol::Tcp, 80), sticky([ends[0], ends[1], third]));
+    forwarder.flush().expect("the table");
+    for client in &clients {
+        let to = (vip(1), 80).into();
+        let now = server(*client, to);
+        assert!(now == first[&(*client, to)] || now == third.into(), "{client} moved to {now}");
+    }
+}
+
+fn node_ports(lab: &Lab, is_local: bool) -> Ruleset {
+    let ends = [(v4(1, 2), 8080), (v6(1, 2), 8080)];
+    ends.iter().for_each(|end| lab.sandboxes[0].serve((*end).into()));
+    let backends = if is_local { local(ends) } else { remote(ends) };
+    Ruleset {
+        node_ports: BOTH.map(|protocol| (node_port(protocol, 6667), backends.clone())).into(),
+        node_addresses: [v4(0, 1), v6(0, 1)].into(),
+        ..Ruleset::default()
+    }
+}
+
+fn add(ruleset: &mut Ruleset, address: IpAddr, port: u16, backends: &Backends) {
+    for protocol in BOTH {
+        ruleset.services.insert(service(address, protocol, port), backends.clone());
+    }
+}
+
+/// Asks this often and counts the answers; anything else is a failure.
+fn answers(
+    asker: &Namespace,
+    protocol: Protocol,
+    to: SocketAddr,
+    times: usize,
+) -> BTreeMap<Answer, usize> {
+    let outcomes = asker.run(|| {
+        let ask = |_| match protocol {
+            Protocol::Tcp => lab::tcp(to),
+            Protocol::Udp => lab::udp(to),
+        };
+        (0..times).map(ask).collect::<Vec<_>>()
+    });
+    outcomes.into_iter().fold(BTreeMap::new(), |mut counts, outcome| {
+        let Outcome::Answer(answer) = outcome else {
+            panic!("{to} over {protocol:?}: {outcome:?}")
+        };
+        *counts.entry(answer).or_default() += 1;
+        counts
+    })
+}
+
+/// An IPv6 address of the laboratory, with arguments like those of IPv4.
+fn six(network: u8, host: u8) -> IpAddr {
+    v6(network.into(), host.into())
 }

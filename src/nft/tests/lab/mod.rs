@@ -10,11 +10,15 @@ use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::AsRawFd;
 use std::process::{Command, id};
+use std::sync::Mutex;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::sched::{CloneFlags, setns, unshare};
-use portolan_nft::{Affinity, Backends, Endpoint, NodePort, Protocol, ServicePort};
+use portolan_nft::{
+    Affinity, Backends, Endpoint, Forwarder, Kernel, NodePort, Protocol, Ruleset, ServicePort,
+};
+use socket2::{Domain, SockRef, Socket, Type};
 
 /// How long a client waits before it says that there is no answer.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(2);
@@ -22,6 +26,7 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(2);
 /// A network namespace.
 pub(crate) struct Namespace {
     file: File,
+    servers: Mutex<Vec<UdpSocket>>,
 }
 
 /// The node, who is outside, and two sandboxes.
@@ -72,9 +77,11 @@ impl Namespace {
         let file = thread::spawn(|| {
             unshare(CloneFlags::CLONE_NEWNET).expect("the privilege to make network namespaces");
             ip("link set lo up");
+            // Nobody else can have the addresses of a test.
+            std::fs::write("/proc/sys/net/ipv6/conf/default/accept_dad", "0").expect("a switch");
             File::open("/proc/thread-self/ns/net").expect("the namespace")
         });
-        Self { file: file.join().expect("a namespace") }
+        Self { file: file.join().expect("a namespace"), servers: Mutex::default() }
     }
 
     /// Runs something in the namespace.
@@ -86,6 +93,18 @@ impl Namespace {
             });
             inside.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
         })
+    }
+
+    /// Waits until all its links carry packets.
+    fn await_links(&self) {
+        let deadline = Instant::now() + Duration::from_secs(10);
+        loop {
+            let links = self.output("ip", &["-o", "link"]);
+            let waits = |link: &&str| !link.contains(" lo:") && !link.contains("state UP");
+            let Some(waiting) = links.lines().find(waits) else { return };
+            assert!(Instant::now() < deadline, "waited for a link, last seen: {waiting}");
+            thread::sleep(Duration::from_millis(10));
+        }
     }
 
     /// Its path, for other programs.
@@ -113,7 +132,7 @@ impl Namespace {
     /// Asks once over UDP, from a port of its own.
     pub(crate) fn udp(&self, to: impl Into<SocketAddr>) -> Outcome {
         let to = to.into();
-        self.run(|| ask_udp(&udp_socket(to), to))
+        self.run(|| udp(to))
     }
 
     /// A UDP socket in the namespace, to ask with more than once.
@@ -122,24 +141,65 @@ impl Namespace {
         self.run(|| udp_socket(to))
     }
 
-    /// Answers over TCP and UDP at an address, for as long as the test runs.
+    /// Connects over TCP and leaves again, this often; gives how many did not get through.
+    pub(crate) fn failed_connects(&self, to: impl Into<SocketAddr>, times: usize) -> usize {
+        let to = to.into();
+        self.run(|| {
+            let attempts = (0..times).map(|_| TcpStream::connect_timeout(&to, PATIENCE));
+            let opened = attempts.map(|attempt| {
+                // Reset rather than closed, so that no port waits for late packets.
+                attempt.and_then(|stream| SockRef::from(&stream).set_linger(Some(Duration::ZERO)))
+            });
+            opened.filter(Result::is_err).count()
+        })
+    }
+
+    /// Asks once over TCP, from one of the namespace's addresses.
+    pub(crate) fn tcp_from(&self, from: IpAddr, to: SocketAddr) -> Outcome {
+        self.run(|| {
+            let socket = Socket::new(Domain::for_address(to), Type::STREAM, None);
+            let socket = socket.expect("a socket");
+            socket.bind(&SocketAddr::from((from, 0)).into()).expect("an address of ours");
+            let connected = socket.connect_timeout(&to.into(), PATIENCE);
+            connected.map_or(Outcome::Silence, |()| read(socket.into()))
+        })
+    }
+
+    /// Answers over TCP and UDP at an address, until it is told to stop or the test ends.
     pub(crate) fn serve(&self, at: SocketAddr) {
-        let (tcp, udp) = self.run(|| {
-            (TcpListener::bind(at).expect("a listener"), UdpSocket::bind(at).expect("a socket"))
-        });
+        self.serve_udp(at);
+        let listener = self.run(|| TcpListener::bind(at).expect("a listener"));
         thread::spawn(move || {
-            for mut stream in tcp.incoming().flatten() {
+            for mut stream in listener.incoming().flatten() {
                 let Ok(peer) = stream.peer_addr() else { continue };
                 // Who has gone needs no answer.
                 let _ = write!(stream, "{at} {}", peer.ip());
             }
         });
+    }
+
+    /// Answers over UDP only.
+    pub(crate) fn serve_udp(&self, at: SocketAddr) {
+        let socket = self.run(|| UdpSocket::bind(at).expect("a socket"));
+        let kept = socket.try_clone().expect("a socket");
+        self.servers.lock().expect("no panic").push(kept);
         thread::spawn(move || {
             let mut buffer = [0; 64];
-            while let Ok((_, peer)) = udp.recv_from(&mut buffer) {
-                let _ = udp.send_to(format!("{at} {}", peer.ip()).as_bytes(), peer);
+            while let Ok((size, peer)) = socket.recv_from(&mut buffer) {
+                if size == 0 {
+                    break;
+                }
+                let _ = socket.send_to(format!("{at} {}", peer.ip()).as_bytes(), peer);
             }
         });
+    }
+
+    /// Ends all that answer over UDP: their ports are free again when this returns.
+    pub(crate) fn stop(&self) {
+        for server in self.servers.lock().expect("no panic").drain(..) {
+            // Ends the wait of the thread, and then its socket.
+            SockRef::from(&server).shutdown(std::net::Shutdown::Both).ok();
+        }
     }
 }
 
@@ -155,6 +215,10 @@ impl Lab {
             for switch in ["ipv4/ip_forward", "ipv6/conf/all/forwarding"] {
                 std::fs::write(format!("/proc/sys/net/{switch}"), "1").expect("a switch");
             }
+            // A kernel says only so often that a port is unreachable.
+            for limit in ["ipv4/icmp_ratelimit", "ipv6/icmp/ratelimit"] {
+                std::fs::write(format!("/proc/sys/net/{limit}"), "0").expect("a switch");
+            }
         });
         let [one, two] = &lab.sandboxes;
         for (network, other) in [&lab.client, one, two].into_iter().enumerate() {
@@ -168,6 +232,8 @@ impl Lab {
                 ip(&format!("route add default via {}", v6(network as u16, 1)));
             });
         }
+        // The kernel looks at new links now and then; before, it routes IPv6 nowhere.
+        [&lab.node, &lab.client, one, two].into_iter().for_each(Namespace::await_links);
         // What processes on the node send to virtual addresses needs some way out.
         lab.node.run(|| {
             ip(&format!("route add default via {}", v4(0, 2)));
@@ -183,7 +249,8 @@ fn addresses(link: &str, network: usize, host: u8) {
     ip(&format!("link set {link} up"));
 }
 
-fn ip(args: &str) {
+/// Configures the network of this thread's namespace.
+pub(crate) fn ip(args: &str) {
     let args: Vec<_> = args.split(' ').collect();
     let output = Command::new("ip").args(&args).output().expect("iproute2");
     let errors = String::from_utf8_lossy(&output.stderr);
@@ -192,13 +259,14 @@ fn ip(args: &str) {
 
 /// Asks once over TCP, from this thread's namespace.
 pub(crate) fn tcp(to: SocketAddr) -> Outcome {
-    let mut stream = match TcpStream::connect_timeout(&to, PATIENCE) {
-        Ok(stream) => stream,
-        Err(error) if error.kind() == std::io::ErrorKind::ConnectionRefused => {
-            return Outcome::Refused;
-        }
-        Err(_) => return Outcome::Silence,
-    };
+    match TcpStream::connect_timeout(&to, PATIENCE) {
+        Ok(stream) => read(stream),
+        Err(error) if error.kind() == std::io::ErrorKind::ConnectionRefused => Outcome::Refused,
+        Err(_) => Outcome::Silence,
+    }
+}
+
+fn read(mut stream: TcpStream) -> Outcome {
     stream.set_read_timeout(Some(PATIENCE)).expect("a socket option");
     let mut text = String::new();
     match stream.read_to_string(&mut text) {
@@ -215,11 +283,20 @@ fn udp_socket(to: SocketAddr) -> UdpSocket {
     socket
 }
 
+/// Asks once over UDP, from this thread's namespace.
+pub(crate) fn udp(to: SocketAddr) -> Outcome {
+    ask_udp(&udp_socket(to))
+}
+
 /// Asks over a connected UDP socket.
-pub(crate) fn ask_udp(socket: &UdpSocket, _: SocketAddr) -> Outcome {
+pub(crate) fn ask_udp(socket: &UdpSocket) -> Outcome {
     let mut buffer = [0; 128];
-    let answered = socket.send(b"who").and_then(|_| socket.recv(&mut buffer));
-    match answered {
+    // A process on the node is told at once that its packet was not sent, and then why.
+    let sent = socket.send(b"who").map(|_| ()).or_else(|error| match error.kind() {
+        std::io::ErrorKind::PermissionDenied => Ok(()),
+        _ => Err(error),
+    });
+    match sent.and_then(|()| socket.recv(&mut buffer)) {
         Ok(size) => answer(&String::from_utf8_lossy(&buffer[..size])),
         Err(error) if error.kind() == std::io::ErrorKind::ConnectionRefused => Outcome::Refused,
         Err(_) => Outcome::Silence,
@@ -270,4 +347,16 @@ fn backends<const N: usize>(
     let endpoints =
         endpoints.into_iter().map(|(address, port)| Endpoint { address, port, local }).collect();
     Backends { affinity, endpoints }
+}
+
+impl Lab {
+    /// Forwards on the node.
+    pub(crate) fn start(&self, ruleset: Ruleset) -> Forwarder {
+        Forwarder::start(self.kernel(), ruleset).expect("the table").0
+    }
+
+    /// The node's kernel.
+    pub(crate) fn kernel(&self) -> Kernel {
+        self.node.run(|| Kernel::open().expect("nf_tables"))
+    }
 }

@@ -1,0 +1,372 @@
+//! The kernel's connection tracking, of which entries are ended whose endpoint is gone.
+//!
+//! A connection is led where its first packet was led, for as long as packets come: TCP ends
+//! with its sandbox, but a sender of UDP would go on for ever. Nothing here ever ends all
+//! entries: each request names an address.
+
+use std::collections::BTreeSet;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+
+use netlink_packet_core::{DefaultNla, Emitable, NLM_F_ACK, NetlinkBuffer};
+use netlink_packet_netfilter::conntrack::{
+    ConntrackAttribute, IPTuple, ProtoTuple, Protocol as Transport, Tuple,
+};
+use nftnl::nftnl_sys::libc;
+use nix::errno::Errno;
+
+use crate::layout::number;
+use crate::socket::{DATAGRAM, Link, Request};
+use crate::value::{Family, Flows, NodePort, Protocol, Ruleset, ServicePort};
+use crate::wire;
+
+/// The kernel's connection tracking, in the network namespace of the thread that opened it.
+pub struct Conntrack {
+    link: Link,
+    filters: bool,
+}
+
+/// Why entries were not ended.
+#[derive(Debug, thiserror::Error)]
+pub enum ConntrackError {
+    /// The socket failed.
+    #[error("talk to connection tracking")]
+    Socket(#[source] io::Error),
+    /// The kernel refused.
+    #[error("connection tracking refuses to {0}")]
+    Refused(&'static str, #[source] io::Error),
+}
+
+const SUBSYSTEM: u16 = (libc::NFNL_SUBSYS_CTNETLINK as u16) << 8;
+/// `IPCTNL_MSG_CT_GET` and `IPCTNL_MSG_CT_DELETE`.
+const GET: u16 = SUBSYSTEM | 1;
+const DELETE: u16 = SUBSYSTEM | 2;
+/// Attributes of an entry.
+const ORIGINAL: u16 = 1;
+const REPLY: u16 = 2;
+const ID: u16 = 12;
+const ZONE: u16 = 18;
+const FILTER: u16 = 25;
+/// Attributes of a filter, and its bits.
+const FILTER_ORIGINAL: u16 = 1;
+const FILTER_REPLY: u16 = 2;
+const SOURCE: u32 = 1 << 0;
+const DESTINATION: u32 = 1 << 1;
+const PROTOCOL: u32 = 1 << 3;
+const SOURCE_PORT: u32 = 1 << 4;
+const DESTINATION_PORT: u32 = 1 << 5;
+/// The kernel looks through its whole table for each filter: beyond a few, one reading is less.
+const FILTERS_MAX: usize = 8;
+/// The flag of an attribute that holds attributes.
+const NESTED: u16 = 1 << 15;
+
+/// What is known of one direction of a connection.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Direction {
+    source: Option<IpAddr>,
+    destination: Option<IpAddr>,
+    protocol: Option<u8>,
+    source_port: Option<u16>,
+    destination_port: Option<u16>,
+}
+
+/// An entry of a dump.
+struct Entry {
+    original: Direction,
+    reply: Direction,
+    /// What names it, as the kernel wrote it.
+    name: Vec<u8>,
+}
+
+// === impl Conntrack ===
+
+impl Conntrack {
+    /// Opens the socket and finds out whether this kernel can end entries by a filter (Linux
+    /// 6.11); without, entries are read and ended one by one.
+    ///
+    /// # Errors
+    /// Without the privilege, or without connection tracking.
+    pub fn open() -> Result<Self, ConntrackError> {
+        let link = Link::open().map_err(ConntrackError::Socket)?;
+        let mut conntrack = Self { link, filters: true };
+        // An address for documentation: nobody has it. A kernel that does not know the filter
+        // misses most of the name of an entry.
+        let nobody = Flows::Led {
+            front: SocketAddr::from(([192, 0, 2, 255], 9)),
+            protocol: Protocol::Udp,
+            endpoint: SocketAddr::from(([192, 0, 2, 254], 9)),
+        };
+        conntrack.filters = match conntrack.end_filtered(&nobody) {
+            Ok(()) => true,
+            Err(ConntrackError::Refused(..)) => false,
+            Err(error) => return Err(error),
+        };
+        Ok(conntrack)
+    }
+
+    /// Whether this kernel can end entries by a filter.
+    pub fn filters(&self) -> bool {
+        self.filters
+    }
+
+    /// The same, without using filters even if they are there.
+    pub fn without_filters(mut self) -> Self {
+        self.filters = false;
+        self
+    }
+
+    /// Ends connections. Their next packet is led as if it were their first.
+    ///
+    /// # Errors
+    /// Any of [`ConntrackError`]; some may have been ended.
+    pub fn end(&mut self, flows: &BTreeSet<Flows>) -> Result<(), ConntrackError> {
+        if self.filters && flows.len() <= FILTERS_MAX {
+            return flows.iter().try_for_each(|flows| self.end_filtered(flows));
+        }
+        for family in Family::ALL {
+            self.end_each(family, |entry| entry.is_of(flows))?;
+        }
+        Ok(())
+    }
+
+    /// Ends UDP connections through ports of this ruleset that lead to none of its endpoints:
+    /// what [`Self::end`] would have ended, had this process lived. Gives how many.
+    ///
+    /// # Errors
+    /// Any of [`ConntrackError`]; some may have been ended.
+    pub fn sweep(&mut self, ruleset: &Ruleset) -> Result<usize, ConntrackError> {
+        let mut ended = 0;
+        for family in Family::ALL {
+            ended += self.end_each(family, |entry| entry.is_stale(ruleset))?;
+        }
+        Ok(ended)
+    }
+
+    /// Lets the kernel find what to end.
+    fn end_filtered(&mut self, flows: &Flows) -> Result<(), ConntrackError> {
+        for (original, reply) in directions(flows) {
+            let address = original.source.or(original.destination).or(reply.source);
+            let family = Family::of(address.expect("flows have an address"));
+            let refused = self.request(DELETE, family, &filter(&original, &reply))?;
+            if let Some(errno) = refused.filter(|errno| *errno != Errno::ENOENT) {
+                return Err(ConntrackError::Refused("end connections", errno.into()));
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads all entries of a family and ends those that fit.
+    fn end_each(
+        &mut self,
+        family: Family,
+        fits: impl Fn(&Entry) -> bool,
+    ) -> Result<usize, ConntrackError> {
+        let mut found = Vec::new();
+        let request = Request { kind: GET, family: number(family), dump: true, texts: &[] };
+        let answer = self.link.ask(&request, |message| {
+            found.extend(entry(message.body()).filter(&fits).map(|entry| entry.name));
+        });
+        if let Err(complaint) = answer.map_err(ConntrackError::Socket)? {
+            let source = Errno::from_raw(complaint.errno).into();
+            return Err(ConntrackError::Refused("list connections", source));
+        }
+        let mut ended = 0;
+        for name in found {
+            match self.request(DELETE, family, &name)? {
+                None => ended += 1,
+                // It ended by itself.
+                Some(Errno::ENOENT) => {}
+                Some(errno) => {
+                    return Err(ConntrackError::Refused("end a connection", errno.into()));
+                }
+            }
+        }
+        Ok(ended)
+    }
+
+    /// Sends attributes and gives the error, `None` for success.
+    fn request(
+        &mut self,
+        kind: u16,
+        family: Family,
+        attributes: &[u8],
+    ) -> Result<Option<Errno>, ConntrackError> {
+        let sequence = self.link.sequence();
+        self.link.advance(sequence.wrapping_add(1));
+        let mut bytes = wire::request(kind, NLM_F_ACK, sequence, number(family), &[]);
+        bytes.extend_from_slice(attributes);
+        let size = u32::try_from(bytes.len()).expect("a request is short");
+        NetlinkBuffer::new(&mut bytes).set_length(size);
+        self.link.send(&bytes).map_err(ConntrackError::Socket)?;
+        let mut buffer = Vec::with_capacity(DATAGRAM);
+        while self.link.receive(&mut buffer).map_err(ConntrackError::Socket)? {
+            let answers = wire::messages(&buffer).filter_map(|message| message.complaint());
+            if let Some(answer) = answers.into_iter().find(|answer| answer.sequence == sequence) {
+                return Ok((answer.errno != 0).then(|| Errno::from_raw(answer.errno)));
+            }
+        }
+        Err(ConntrackError::Socket(Errno::EPROTO.into()))
+    }
+}
+
+// === impl Direction ===
+
+impl Direction {
+    /// The bits that tell the kernel which of the values count.
+    fn bits(&self) -> u32 {
+        let bit = |known: bool, bit: u32| if known { bit } else { 0 };
+        bit(self.source.is_some(), SOURCE)
+            | bit(self.destination.is_some(), DESTINATION)
+            | bit(self.protocol.is_some(), PROTOCOL)
+            | bit(self.source_port.is_some(), SOURCE_PORT)
+            | bit(self.destination_port.is_some(), DESTINATION_PORT)
+    }
+
+    fn to_tuple(self) -> Vec<Tuple> {
+        let addresses = [
+            self.source.map(IPTuple::SourceAddress),
+            self.destination.map(IPTuple::DestinationAddress),
+        ];
+        let ports = [
+            self.protocol.map(|protocol| ProtoTuple::Protocol(Transport::from(protocol))),
+            self.source_port.map(ProtoTuple::SourcePort),
+            self.destination_port.map(ProtoTuple::DestinationPort),
+        ];
+        let ports: Vec<_> = ports.into_iter().flatten().collect();
+        let mut tuple = vec![Tuple::Ip(addresses.into_iter().flatten().collect())];
+        if !ports.is_empty() {
+            tuple.push(Tuple::Proto(ports));
+        }
+        tuple
+    }
+}
+
+// === impl Entry ===
+
+impl Entry {
+    /// Whether it is one of these.
+    fn is_of(&self, flows: &BTreeSet<Flows>) -> bool {
+        let sandbox = [self.original.source, self.reply.source].into_iter().flatten();
+        sandbox.map(Flows::Sandbox).any(|flow| flows.contains(&flow))
+            || self.led().is_some_and(|flow| flows.contains(&flow))
+    }
+
+    /// Where it was led.
+    fn led(&self) -> Option<Flows> {
+        let Direction { destination, destination_port, protocol, .. } = self.original;
+        Some(Flows::Led {
+            front: SocketAddr::new(destination?, destination_port?),
+            protocol: Protocol::from_number(protocol?)?,
+            endpoint: SocketAddr::new(self.reply.source?, self.reply.source_port?),
+        })
+    }
+
+    /// Whether it is UDP through a port of the ruleset, and leads to none of its endpoints.
+    fn is_stale(&self, ruleset: &Ruleset) -> bool {
+        let Some(Flows::Led { front, protocol: protocol @ Protocol::Udp, endpoint: end }) =
+            self.led()
+        else {
+            return false;
+        };
+        let (address, port) = (front.ip(), front.port());
+        let service = ruleset.services.get(&ServicePort { address, protocol, port });
+        let node_port = || {
+            let ours = ruleset.node_addresses.contains(&address);
+            let port = NodePort { protocol, port };
+            ruleset.node_ports.get(&port).filter(|_| ours)
+        };
+        service.or_else(node_port).is_some_and(|backends| {
+            let mut ends = backends.endpoints.iter();
+            !ends.any(|known| (known.address, known.port) == (end.ip(), end.port()))
+        })
+    }
+}
+
+/// What a request names: original and reply direction of the connections.
+fn directions(flows: &Flows) -> Vec<(Direction, Direction)> {
+    let any = Direction::default();
+    match *flows {
+        Flows::Led { front, protocol, endpoint } => {
+            let protocol = Some(protocol.number());
+            let original = Direction {
+                destination: Some(front.ip()),
+                destination_port: Some(front.port()),
+                protocol,
+                ..any
+            };
+            let reply = Direction {
+                source: Some(endpoint.ip()),
+                source_port: Some(endpoint.port()),
+                protocol,
+                ..any
+            };
+            vec![(original, reply)]
+        }
+        Flows::Sandbox(address) => {
+            let source = Direction { source: Some(address), ..any };
+            vec![(any, source), (source, any)]
+        }
+    }
+}
+
+/// The attributes of a request that ends what fits. Never without an address: a kernel that
+/// does not know filters would end everything.
+fn filter(original: &Direction, reply: &Direction) -> Vec<u8> {
+    let mut flags = Vec::new();
+    let mut attributes = Vec::new();
+    for (direction, kind, tuple) in [
+        (original, FILTER_ORIGINAL, ConntrackAttribute::CtaTupleOrig as fn(_) -> _),
+        (reply, FILTER_REPLY, ConntrackAttribute::CtaTupleReply),
+    ] {
+        if direction.bits() == 0 {
+            continue;
+        }
+        emit(&DefaultNla::new(kind, direction.bits().to_ne_bytes().to_vec()), &mut flags);
+        emit(&tuple(direction.to_tuple()), &mut attributes);
+    }
+    // Not as one of the crate's attributes: those it does not know lose the flag.
+    emit(&DefaultNla::new(FILTER | NESTED, flags), &mut attributes);
+    attributes
+}
+
+fn emit(attribute: &impl Emitable, into: &mut Vec<u8>) {
+    let start = into.len();
+    into.resize(start + attribute.buffer_len(), 0);
+    attribute.emit(&mut into[start..]);
+}
+
+fn entry(body: &[u8]) -> Option<Entry> {
+    let mut name = Vec::new();
+    for kind in [ORIGINAL, ID, ZONE] {
+        if let Some(value) = wire::attribute(body, kind) {
+            let kind = if kind == ORIGINAL { kind | NESTED } else { kind };
+            emit(&DefaultNla::new(kind, value.to_vec()), &mut name);
+        }
+    }
+    let original = direction(wire::attribute(body, ORIGINAL)?);
+    Some(Entry { original, reply: direction(wire::attribute(body, REPLY)?), name })
+}
+
+fn direction(tuple: &[u8]) -> Direction {
+    let addresses = wire::attribute(tuple, 1).unwrap_or_default();
+    let ports = wire::attribute(tuple, 2).unwrap_or_default();
+    let v4 = |kind| {
+        let bytes: Option<&[u8; 4]> = wire::attribute(addresses, kind)?.first_chunk();
+        bytes.map(|bytes| IpAddr::from(*bytes))
+    };
+    let v6 = |kind| {
+        let bytes: Option<&[u8; 16]> = wire::attribute(addresses, kind)?.first_chunk();
+        bytes.map(|bytes| IpAddr::from(*bytes))
+    };
+    let port = |kind| {
+        let bytes = wire::attribute(ports, kind)?.first_chunk()?;
+        Some(u16::from_be_bytes(*bytes))
+    };
+    Direction {
+        source: v4(1).or_else(|| v6(3)),
+        destination: v4(2).or_else(|| v6(4)),
+        protocol: wire::attribute(ports, 1).and_then(|bytes| bytes.first().copied()),
+        source_port: port(2),
+        destination_port: port(3),
+    }
+}
