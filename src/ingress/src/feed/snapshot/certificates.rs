@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::PathBuf;
+use std::time::SystemTime;
 
 use portolan_process::ErrorChain;
 use portolan_reconcile::ObjectKey;
@@ -40,7 +41,8 @@ impl Directory {
         let Pem { chain, key } = pem;
         let record = Record { namespace, name, chain, key };
         let path = self.certificate_path(secret);
-        let written = file::write(&path, SIZE_MAX, |records| records.add(&record));
+        let written =
+            file::write(&path, SIZE_MAX, SystemTime::now(), |records| records.add(&record));
         self.metrics.wrote(&written);
         if let Err(error) = written {
             tracing::warn!(error = %ErrorChain(&error), "Certificate not kept");

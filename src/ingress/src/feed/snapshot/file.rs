@@ -83,15 +83,19 @@ impl Records {
     }
 }
 
-/// Puts a file with these records in the place of the one at `path`. Returns its size.
+/// Puts a file with these records, true at `vouched`, in the place of the one at `path`. Returns
+/// its size.
 pub(crate) fn write(
     path: &Path,
     limit: u64,
+    vouched: SystemTime,
     records: impl FnOnce(&mut Records) -> Result<(), FileError>,
 ) -> Result<u64, FileError> {
     let beside = path.with_extension("new");
-    let written = write_beside(&beside, limit, records)
-        .and_then(|size| fs::rename(&beside, path).map(|()| size).map_err(FileError::Write));
+    let written = write_beside(&beside, limit, records).and_then(|size| {
+        touch(&beside, vouched)?;
+        fs::rename(&beside, path).map(|()| size).map_err(FileError::Write)
+    });
     if written.is_err() {
         // Best effort: the next attempt would begin it anew anyway.
         let _ = fs::remove_file(&beside);
@@ -114,17 +118,16 @@ fn write_beside(
     file.seal()
 }
 
-/// Says that the file is as good as new. One that is gone is no error.
-pub(crate) fn touch(path: &Path, now: SystemTime) -> Result<(), FileError> {
+/// Says that what is in the file was true at `vouched`. One that is gone is no error.
+pub(crate) fn touch(path: &Path, vouched: SystemTime) -> Result<(), FileError> {
     match OpenOptions::new().write(true).open(path) {
-        Ok(file) => file.set_modified(now).map_err(FileError::Write),
+        Ok(file) => file.set_modified(vouched).map_err(FileError::Write),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         Err(error) => Err(FileError::Write(error)),
     }
 }
 
-/// The records of a file, still as text, and when it was written or touched; `None` if there is no
-/// file.
+/// The records of a file, still as text, and when they were true; `None` if there is no file.
 pub(crate) fn read(path: &Path, limit: u64) -> Result<Option<(Vec<u8>, SystemTime)>, FileError> {
     let metadata = match fs::metadata(path) {
         Ok(metadata) => metadata,

@@ -4,6 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
 use portolan_api::{App, Claim, Route, SandboxPool};
 use portolan_process::ErrorChain;
@@ -47,16 +48,16 @@ impl Caches {
         self.pods.synced().await;
     }
 
-    fn is_whole(&self) -> bool {
-        [
-            self.routes.unbroken_since(),
-            self.claims.unbroken_since(),
-            self.apps.unbroken_since(),
-            self.pools.unbroken_since(),
-            self.pods.unbroken_since(),
-        ]
-        .iter()
-        .all(Option::is_some)
+    /// Until when everything was seen; `None`: until now.
+    fn seen_until(&self) -> Option<Timestamp> {
+        let interrupted = [
+            self.routes.interrupted_since(),
+            self.claims.interrupted_since(),
+            self.apps.interrupted_since(),
+            self.pools.interrupted_since(),
+            self.pods.interrupted_since(),
+        ];
+        interrupted.into_iter().flatten().min()
     }
 }
 
@@ -89,7 +90,7 @@ impl Keeper {
             tokio::select! {
                 () = self.changed.notified() => {}
                 _ = vouch.tick() => {
-                    if is_current && self.caches.is_whole() {
+                    if is_current && self.caches.seen_until().is_none() {
                         self.vouch();
                     }
                     continue;
@@ -132,7 +133,8 @@ impl Keeper {
 
 /// One record after the other, straight from the caches: nothing is copied but one at a time.
 fn write(directory: &Directory, caches: &Caches) -> Result<u64, FileError> {
-    file::write(&directory.path.join(STATE), directory.size_max, |records| {
+    let vouched = caches.seen_until().map_or_else(SystemTime::now, SystemTime::from);
+    file::write(&directory.path.join(STATE), directory.size_max, vouched, |records| {
         let pod_uid = directory.pod_uid.as_deref().map(str::to_owned);
         records.add(&Record::Head(Head { pod_uid }))?;
         for (key, route) in caches.routes.entries() {

@@ -125,7 +125,7 @@ fn kept() -> Kept {
 }
 
 fn write(directory: &Directory, kept: &Kept) -> Result<u64, FileError> {
-    file::write(&directory.path.join(STATE), directory.size_max, |records| {
+    file::write(&directory.path.join(STATE), directory.size_max, SystemTime::now(), |records| {
         records.add(&Record::Head(Head { pod_uid: Some(POD.into()) }))?;
         for (key, route) in kept.routes.clone() {
             records.add(&Record::route(key, &route))?;
@@ -225,7 +225,7 @@ fn a_snapshot_of_something_else_is_refused() {
         records.add(&Record::Head(Head { pod_uid: Some(POD.into()) }))?;
         records.add(&serde_json::json!({"planet": {}}))
     };
-    file::write(&place.state(), 1 << 20, odd).unwrap();
+    file::write(&place.state(), 1 << 20, SystemTime::now(), odd).unwrap();
     assert_eq!(refusal(&directory), "snapshot has a record that is not understood");
     fs::write(place.state(), "portolan-snapshot 2\n").unwrap();
     assert_eq!(refusal(&directory), "snapshot is of another version");
