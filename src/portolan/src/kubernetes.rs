@@ -1,11 +1,65 @@
 //! The connection to the API server.
 
+use std::time::Duration;
+
 use anyhow::Context as _;
-use kube::Client;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::TokioExecutor;
+use kube::client::retry::RetryPolicy;
+use kube::client::{Body, ConfigExt as _};
+use kube::{Client, Config};
+use tower::retry::RetryLayer;
+use tower::{BoxError, ServiceBuilder};
+
+/// How long a connection may take to be made. Shorter than any Lease: where the address is not
+/// reachable for a moment, the next attempt has to come in time.
+const CONNECT_LIMIT: Duration = Duration::from_secs(5);
+
+/// A connection on which nothing happens is asked for a sign of life after this time,
+const KEEPALIVE_AFTER: Duration = Duration::from_secs(5);
+/// and then this often,
+const KEEPALIVE_EVERY: Duration = Duration::from_secs(2);
+/// this many times. Without it, a watch over a connection whose other end has vanished, with its
+/// machine or on a load balancer, stays silent for minutes as if nothing changed.
+const KEEPALIVE_TRIES: u32 = 3;
+
+/// The same for a connection on which something was sent.
+const UNACKNOWLEDGED_MAX: Duration = Duration::from_secs(10);
+
+/// A request that an API server refuses because it has too much to do is sent again, later by
+/// these, but for no more than some seconds: who waits for it decides then.
+const RETRY_MIN: Duration = Duration::from_millis(50);
+const RETRY_MAX: Duration = Duration::from_secs(2);
+const RETRIES: u32 = 5;
 
 /// A client from the Pod's service account, else from the kubeconfig.
+///
+/// Kube's own would wait half a minute for a connection and for ever on one that is dead.
 pub(crate) async fn client() -> anyhow::Result<Client> {
     // One provider for the whole process, chosen before anything makes a connection.
     let _already_chosen = rustls::crypto::aws_lc_rs::default_provider().install_default();
-    Client::try_default().await.context("connect to the API server")
+    let config = Config::infer().await.context("find the API server")?;
+    connect(config).context("prepare the connection to the API server")
+}
+
+fn connect(config: Config) -> anyhow::Result<Client> {
+    let mut tcp = HttpConnector::new();
+    tcp.enforce_http(false);
+    tcp.set_nodelay(true);
+    tcp.set_connect_timeout(Some(CONNECT_LIMIT));
+    tcp.set_keepalive(Some(KEEPALIVE_AFTER));
+    tcp.set_keepalive_interval(Some(KEEPALIVE_EVERY));
+    tcp.set_keepalive_retries(Some(KEEPALIVE_TRIES));
+    tcp.set_tcp_user_timeout(Some(UNACKNOWLEDGED_MAX));
+    let tls = config.rustls_https_connector_with_connector(tcp)?;
+    let http = hyper_util::client::legacy::Client::builder(TokioExecutor::new()).build(tls);
+    let retry = RetryPolicy::new(RETRY_MIN, RETRY_MAX, RETRIES, true)?;
+    let service = ServiceBuilder::new()
+        .layer(config.base_uri_layer())
+        .layer(RetryLayer::new(retry))
+        .option_layer(config.auth_layer()?)
+        .layer(config.extra_headers_layer()?)
+        .map_err(BoxError::from)
+        .service::<hyper_util::client::legacy::Client<_, Body>>(http);
+    Ok(Client::new(service, config.default_namespace))
 }
