@@ -171,7 +171,8 @@ fn left(cluster: &Cluster) -> anyhow::Result<Vec<String>> {
         .map(ToOwned::to_owned)
         .collect();
     let kinds = "clusterroles,clusterrolebindings,validatingadmissionpolicies,\
-                 validatingadmissionpolicybindings,priorityclasses,apiservices";
+                 validatingadmissionpolicybindings,priorityclasses,apiservices,\
+                 flowschemas,prioritylevelconfigurations";
     let mut kubectl = cluster.program("kubectl");
     let objects = command::output(kubectl.args(["get", kinds, "-o", "name"]))?;
     // The API server makes an APIService of each group that is served.

@@ -1,0 +1,110 @@
+//! The API server goes away and comes back: what flows goes on, a gateway that is killed meanwhile
+//! serves again from its snapshot, and nobody storms the API server that returns.
+//!
+//! On a cluster of its own, because all other tests need the API server.
+
+mod scene;
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, ensure};
+use portolan_cluster::cluster::Cluster;
+use portolan_cluster::{logs, wait};
+
+use crate::scene::{Gateway, Scene, Visitor};
+
+const CLUSTER: &str = "outage";
+
+/// How long the API server stays away: longer than any delay of a watch, a Lease or a client.
+const AWAY: Duration = Duration::from_secs(40);
+
+/// How long a killed gateway may take to serve again: the kubelet has to notice, and to start it.
+const RESTART_LIMIT: Duration = Duration::from_secs(10);
+
+/// How long everything may take to know again how things are: the longest rest of a watch, twice,
+/// because an API server that has just started may refuse once more.
+const CATCH_UP_LIMIT: Duration = Duration::from_secs(25);
+
+/// What controllers may write after an outage in which nothing changed. The Leases of leaders and
+/// Events are not among it.
+const WRITES_MAX: u64 = 8;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_outage_of_the_api_server_interrupts_nobody() -> anyhow::Result<()> {
+    let result = story().await;
+    if result.is_err()
+        && let Ok(folder) = logs::collect(CLUSTER)
+    {
+        eprintln!("the logs are in {}", folder.display());
+    }
+    result.and(Cluster::down(CLUSTER))
+}
+
+async fn story() -> anyhow::Result<()> {
+    let mut scene = Scene::set(Cluster::ensure(CLUSTER, 1).await?).await?;
+    let gateways = scene.gateways()?;
+    ensure!(gateways.len() == 2, "{gateways:?}");
+    for gateway in &gateways {
+        fresh(&scene, gateway).await?;
+    }
+    let sandboxes = scene.sandboxes()?;
+    let before = scene.writes()?;
+
+    let visitor = Visitor::start(scene.port());
+    scene.kill_api_server()?;
+    let stopped = Instant::now();
+    wait::until("the gateways to say that they are stale", AWAY, async || {
+        let stale = scene.stale(&gateways[0])?;
+        ensure!(stale > 5.0, "stale for {stale} s");
+        anyhow::Ok(())
+    })
+    .await?;
+    visitor.leave().await.context("with the API server away")?;
+
+    restart_one(&scene, &gateways[0]).await?;
+
+    let visitor = Visitor::start(scene.port());
+    tokio::time::sleep(AWAY.saturating_sub(stopped.elapsed())).await;
+    scene.start_api_server().await?;
+    let back = Instant::now();
+    for gateway in &gateways {
+        fresh(&scene, gateway).await?;
+    }
+    eprintln!("    caught up {:?} after the API server answered", back.elapsed());
+    ensure!(scene.sandboxes()? == sandboxes, "sandboxes were replaced although nothing changed");
+    scene.changes_arrive(&gateways, CATCH_UP_LIMIT).await?;
+    let written = scene.writes()?.saturating_sub(before);
+    ensure!(written <= WRITES_MAX, "{written} writes although nothing changed");
+    visitor.leave().await.context("while the API server came back")
+}
+
+/// Kills one gateway's container: it serves again, what it never knew it does not deny, and where
+/// requests are counted strictly it waits.
+async fn restart_one(scene: &Scene, gateway: &Gateway) -> anyhow::Result<()> {
+    let killed = Instant::now();
+    scene.kill(gateway)?;
+    wait::until("the killed gateway to serve", RESTART_LIMIT, async || {
+        let status = scene.status(gateway, scene::HOST)?;
+        ensure!(status == 200, "{status}");
+        anyhow::Ok(())
+    })
+    .await?;
+    eprintln!("    served again {:?} after it was killed", killed.elapsed());
+    let status = scene.status(gateway, "unknown.portolan.test")?;
+    ensure!(status == 503, "a host that was never read was answered {status}");
+    let status = scene.readiness(gateway)?;
+    ensure!(status == 200, "the restarted gateway answers {status} to its readiness probe");
+    ensure!(scene.stale(gateway)? > 5.0, "it does not say that it is stale");
+    Ok(())
+}
+
+async fn fresh(scene: &Scene, gateway: &Gateway) -> anyhow::Result<()> {
+    wait::until("a gateway that is not stale and has a snapshot", CATCH_UP_LIMIT, async || {
+        let stale = scene.stale(gateway)?;
+        ensure!(stale == 0.0, "stale for {stale} s");
+        let written = scene.metric(gateway, "portolan_snapshot_writes_total")?;
+        ensure!(written > 0.0, "no snapshot written");
+        anyhow::Ok(())
+    })
+    .await
+}

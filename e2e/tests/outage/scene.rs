@@ -1,0 +1,275 @@
+//! The cluster of the outage: an App, somebody who visits it, and a look at each gateway that does
+//! not go through the API server.
+
+use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use anyhow::{Context, ensure};
+use portolan_cluster::cluster::Cluster;
+use portolan_cluster::platform::{self, NAMESPACE};
+use portolan_cluster::{command, control_plane, network, wait};
+use serde_json::Value;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+const TEAM: &str = "outage";
+pub(crate) const HOST: &str = "shop.portolan.test";
+const LATE_HOST: &str = "late.portolan.test";
+
+/// One sandbox that is awake all the time, with fewer slots than the default, so that each gateway
+/// has some of its own.
+const APP: &str = "
+apiVersion: v1
+kind: Namespace
+metadata: { name: outage }
+---
+apiVersion: portolan.dev/v1alpha1
+kind: App
+metadata: { name: shop, namespace: outage }
+spec:
+  image: docker.io/portolan/sample-echo:dev
+  services:
+  - name: web
+    port: 8080
+    scale: { mode: Auto, requestsPerInstance: 8, min: 1, max: 2 }
+---
+apiVersion: portolan.dev/v1alpha1
+kind: Route
+metadata: { name: shop, namespace: outage }
+spec: { host: shop.portolan.test, app: shop }
+";
+
+const LATE_ROUTE: &str = "
+apiVersion: portolan.dev/v1alpha1
+kind: Route
+metadata: { name: late, namespace: outage }
+spec: { host: late.portolan.test, app: shop }
+";
+
+/// A gateway's Pod, as it was before the outage.
+#[derive(Debug)]
+pub(crate) struct Gateway {
+    address: String,
+    container: String,
+}
+
+pub(crate) struct Scene {
+    cluster: Cluster,
+}
+
+impl Scene {
+    /// Installs Portolan and an App that answers.
+    pub(crate) async fn set(cluster: Cluster) -> anyhow::Result<Self> {
+        tokio::task::block_in_place(|| platform::install(&cluster, &[]))?;
+        command::feed(cluster.program("kubectl").args(["apply", "-f", "-"]), APP)?;
+        let scene = Self { cluster };
+        let wait = ["wait", "--for=condition=Ready", "app/shop", "route/shop", "--timeout=90s"];
+        scene.kubectl(TEAM, &wait)?;
+        let port = scene.port();
+        wait::until("the App to answer", Duration::from_secs(30), async || {
+            let answer = ask(port).await?;
+            ensure!(is_good(&answer), "{answer}");
+            anyhow::Ok(())
+        })
+        .await?;
+        Ok(scene)
+    }
+
+    pub(crate) fn port(&self) -> u16 {
+        self.cluster.state().ports.http
+    }
+
+    /// Kills the API server. If it ended in order it would first withdraw its address from the
+    /// Service that Pods reach it by, and the test would measure how soon kube-proxy looks again.
+    pub(crate) fn kill_api_server(&mut self) -> anyhow::Result<()> {
+        tokio::task::block_in_place(|| self.cluster.kill(control_plane::API_SERVER))
+    }
+
+    pub(crate) async fn start_api_server(&mut self) -> anyhow::Result<()> {
+        self.cluster.start_api_server().await
+    }
+
+    pub(crate) fn gateways(&self) -> anyhow::Result<Vec<Gateway>> {
+        let pods = self.pods(NAMESPACE, "app.kubernetes.io/component=gateway")?;
+        let gateway = |pod: &Value| {
+            let status = &pod["status"];
+            let container = status["containerStatuses"][0]["containerID"].as_str()?;
+            let container = container.strip_prefix("containerd://")?.to_owned();
+            Some(Gateway { address: status["podIP"].as_str()?.to_owned(), container })
+        };
+        pods.iter().map(|pod| gateway(pod).context("a gateway that runs")).collect()
+    }
+
+    /// The UIDs of the App's sandboxes, in order.
+    pub(crate) fn sandboxes(&self) -> anyhow::Result<Vec<String>> {
+        let pods = self.pods(TEAM, "portolan.dev/app=shop")?;
+        let mut uids: Vec<_> = pods.iter().map(|pod| pod["metadata"]["uid"].to_string()).collect();
+        uids.sort();
+        Ok(uids)
+    }
+
+    /// What all controllers have written since they started.
+    pub(crate) fn writes(&self) -> anyhow::Result<u64> {
+        let pods = self.pods(NAMESPACE, "app.kubernetes.io/component=controller")?;
+        let addresses = pods.iter().filter_map(|pod| pod["status"]["podIP"].as_str());
+        let mut writes = 0.0;
+        for address in addresses {
+            let page = self.fetch(&["-f", &format!("http://{address}:9090/metrics")])?;
+            writes += samples(&page, "portolan_reconcile_api_writes_total")
+                .filter(|(labels, _)| !labels.contains("verb=\"event\""))
+                .map(|(_, value)| value)
+                .sum::<f64>();
+        }
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "counters are whole and not negative"
+        )]
+        Ok(writes as u64)
+    }
+
+    /// The sum of a gateway's samples of one metric.
+    pub(crate) fn metric(&self, gateway: &Gateway, name: &str) -> anyhow::Result<f64> {
+        let page = self.fetch(&["-f", &format!("http://{}:9090/metrics", gateway.address)])?;
+        Ok(samples(&page, name).map(|(_, value)| value).sum())
+    }
+
+    /// For how many seconds a gateway may have missed something.
+    pub(crate) fn stale(&self, gateway: &Gateway) -> anyhow::Result<f64> {
+        self.metric(gateway, "portolan_cache_stale_seconds")
+    }
+
+    /// How one gateway answers a request for a host.
+    pub(crate) fn status(&self, gateway: &Gateway, host: &str) -> anyhow::Result<u16> {
+        let host = format!("Host: {host}");
+        self.code(&["-H", &host, &format!("http://{}:8080/health", gateway.address)])
+    }
+
+    /// How one gateway answers its readiness probe.
+    pub(crate) fn readiness(&self, gateway: &Gateway) -> anyhow::Result<u16> {
+        self.code(&[&format!("http://{}:9090/readyz", gateway.address)])
+    }
+
+    /// Ends a gateway's process as by `kill -9`; its Pod stays.
+    pub(crate) fn kill(&self, gateway: &Gateway) -> anyhow::Result<()> {
+        let node = self.cluster.nodes().into_iter().next().context("a node")?;
+        let mut ctr = Command::new("ctr");
+        ctr.arg("--address").arg(node.containerd_socket()).args(["--namespace", "k8s.io"]);
+        ctr.args(["tasks", "kill", "--signal", "SIGKILL", &gateway.container]);
+        command::output(&mut ctr).map(drop)
+    }
+
+    /// A Route that is made is served, and one that is deleted is denied, by each gateway.
+    pub(crate) async fn changes_arrive(
+        &self,
+        gateways: &[Gateway],
+        limit: Duration,
+    ) -> anyhow::Result<()> {
+        command::feed(self.cluster.program("kubectl").args(["apply", "-f", "-"]), LATE_ROUTE)?;
+        self.all_answer(gateways, 200, limit).await.context("a new Route")?;
+        self.kubectl(TEAM, &["delete", "route", "late"])?;
+        self.all_answer(gateways, 404, limit).await.context("a deleted Route")
+    }
+
+    async fn all_answer(
+        &self,
+        gateways: &[Gateway],
+        expected: u16,
+        limit: Duration,
+    ) -> anyhow::Result<()> {
+        for gateway in gateways {
+            wait::until("every gateway to know", limit, async || {
+                let status = self.status(gateway, LATE_HOST)?;
+                ensure!(status == expected, "{status}");
+                anyhow::Ok(())
+            })
+            .await?;
+        }
+        Ok(())
+    }
+
+    fn pods(&self, namespace: &str, selector: &str) -> anyhow::Result<Vec<Value>> {
+        let list = self.kubectl(namespace, &["get", "pods", "-l", selector, "-o", "json"])?;
+        let list: Value = serde_json::from_str(&list).context("a list of Pods")?;
+        Ok(list["items"].as_array().cloned().unwrap_or_default())
+    }
+
+    fn kubectl(&self, namespace: &str, arguments: &[&str]) -> anyhow::Result<String> {
+        let mut kubectl = self.cluster.program("kubectl");
+        kubectl.args(["--namespace", namespace]).args(arguments);
+        tokio::task::block_in_place(|| command::output(&mut kubectl))
+    }
+
+    fn code(&self, arguments: &[&str]) -> anyhow::Result<u16> {
+        let words = ["-o", "/dev/null", "-w", "%{http_code}"];
+        let code = self.fetch(&[&words, arguments].concat())?;
+        code.trim().parse().with_context(|| format!("{code} is no status"))
+    }
+
+    /// What `curl` prints on the node, where Pods are reached by their address.
+    fn fetch(&self, arguments: &[&str]) -> anyhow::Result<String> {
+        let namespace = network::namespace_file(&self.cluster.files().namespace("node1"));
+        let mut curl = Command::new("nsenter");
+        curl.arg(format!("--net={}", namespace.display())).args(["curl", "-sS", "-m", "5"]);
+        tokio::task::block_in_place(|| command::output(curl.args(arguments)))
+    }
+}
+
+/// The samples of a metric: labels and value.
+fn samples<'a>(page: &'a str, name: &'a str) -> impl Iterator<Item = (&'a str, f64)> + 'a {
+    page.lines().filter_map(move |line| {
+        let rest = line.strip_prefix(name)?;
+        let (labels, value) = rest.rsplit_once(' ')?;
+        let is_it = labels.is_empty() || labels.starts_with('{');
+        is_it.then_some((labels, value.parse().ok()?))
+    })
+}
+
+/// Somebody who asks all the time, and takes no other answer than 200.
+pub(crate) struct Visitor {
+    stop: CancellationToken,
+    asking: JoinHandle<anyhow::Result<()>>,
+    answers: Arc<AtomicU32>,
+}
+
+impl Visitor {
+    pub(crate) fn start(port: u16) -> Self {
+        let (stop, answers) = (CancellationToken::new(), Arc::new(AtomicU32::new(0)));
+        let (told, counted) = (stop.clone(), Arc::clone(&answers));
+        let asking = tokio::spawn(async move {
+            while !told.is_cancelled() {
+                let answer = ask(port).await?;
+                let count = counted.fetch_add(1, Ordering::Relaxed);
+                ensure!(is_good(&answer), "request {count} was answered {answer}");
+            }
+            Ok(())
+        });
+        Self { stop, asking, answers }
+    }
+
+    pub(crate) async fn leave(self) -> anyhow::Result<()> {
+        self.stop.cancel();
+        self.asking.await??;
+        let count = self.answers.load(Ordering::Relaxed);
+        ensure!(count > 100, "only {count} requests were answered meanwhile");
+        Ok(())
+    }
+}
+
+fn is_good(answer: &str) -> bool {
+    answer.starts_with("HTTP/1.1 200 ")
+}
+
+/// One request on a connection of its own; the whole answer.
+async fn ask(port: u16) -> anyhow::Result<String> {
+    let mut stream = TcpStream::connect(("127.0.0.1", port)).await.context("connect")?;
+    let request = format!("GET /health HTTP/1.1\r\nHost: {HOST}\r\nConnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.context("send a request")?;
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).await.context("read the answer")?;
+    Ok(String::from_utf8_lossy(&answer).into_owned())
+}
