@@ -143,8 +143,11 @@ async fn creation_change_and_deletion_in_a_gap_are_told() -> anyhow::Result<()> 
         let (cache, task) = start(line.client(place.client.clone()), watch);
         cache.synced().await;
         told.lock().unwrap().clear();
+        let listed = cache.unbroken_since().expect("everything was listed");
 
         line.cut();
+        let broken = async || cache.unbroken_since();
+        until("the watch is interrupted", broken, Option::is_none).await;
         create(&place, "created", &[]).await;
         let changed = place.config("changed", &[("a", "2")]);
         place.configs().replace("changed", &PostParams::default(), &changed).await.unwrap();
@@ -164,6 +167,8 @@ async fn creation_change_and_deletion_in_a_gap_are_told() -> anyhow::Result<()> 
             ("deleted".to_owned(), true, false),
         ];
         assert_eq!(told, expected, "exactly what happened, each once");
+        let back = cache.unbroken_since().expect("the watch is back");
+        assert!(back > listed, "what was missed came late: {back} is not after {listed}");
         task.abort();
     })
     .await

@@ -82,6 +82,7 @@ pub(crate) struct Feed<K: Watched, T> {
     pub(crate) cache: Cache<K, T>,
     pub(crate) clock: Clock,
     pub(crate) errors: Counter,
+    pub(crate) lists: Counter,
     pub(crate) malformed: Counter,
 }
 
@@ -164,6 +165,7 @@ impl<K: Watched, T: Send + Sync + 'static> Feed<K, T> {
                 WatchEvent::Bookmark(bookmark) => {
                     if is_listing && bookmark.metadata.annotations.contains_key(LISTED) {
                         is_listing = false;
+                        self.lists.inc();
                         self.cache.end_relist((self.clock)());
                     }
                     Some(bookmark.metadata.resource_version)

@@ -64,6 +64,8 @@ pub struct ReconcileMetrics {
     pub writes: Family<WriteLabel, Counter>,
     /// Watches that broke and were begun again.
     pub watch_errors: Family<WatchLabel, Counter>,
+    /// Complete lists: one at the start, and one for each interruption that cannot be resumed.
+    pub watch_lists: Family<WatchLabel, Counter>,
     /// Whether a watch is interrupted, so that its cache may be stale, 0 or 1.
     pub watch_interrupted: Family<WatchLabel, Gauge>,
     /// Objects that could not be understood and were skipped.
@@ -86,6 +88,7 @@ impl ReconcileMetrics {
             pass_seconds: Family::new_with_constructor(seconds),
             writes: Family::default(),
             watch_errors: Family::default(),
+            watch_lists: Family::default(),
             watch_interrupted: Family::default(),
             malformed_objects: Family::default(),
             cached_objects: Family::default(),
@@ -100,6 +103,7 @@ impl ReconcileMetrics {
         registry.register("api_writes", help, metrics.writes.clone());
         let help = "Watches that broke and were begun again";
         registry.register("watch_errors", help, metrics.watch_errors.clone());
+        registry.register("watch_lists", "Complete lists", metrics.watch_lists.clone());
         let help = "Whether a watch is interrupted, so that its cache may be stale";
         registry.register("watch_interrupted", help, metrics.watch_interrupted.clone());
         let help = "Objects that could not be understood and were skipped";

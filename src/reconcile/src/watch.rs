@@ -213,6 +213,7 @@ impl<K: Watched, T: Send + Sync + 'static> Watch<K, T> {
             cache: cache.clone(),
             clock: ctx.clock(),
             errors: metrics.watch_errors.get_or_create_owned(&label),
+            lists: metrics.watch_lists.get_or_create_owned(&label),
             malformed: metrics.malformed_objects.get_or_create_owned(&label),
         };
         (cache, feed.run(ctx.shutdown()))

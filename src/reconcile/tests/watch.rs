@@ -144,6 +144,7 @@ async fn what_happened_while_a_watch_was_broken_is_told() {
     assert_eq!(told, expected);
     let label = WatchLabel { controller: "demo", kind: "ConfigMap".into() };
     assert_eq!(context.metrics().watch_errors.get_or_create(&label).get(), 2);
+    assert_eq!(context.metrics().watch_lists.get_or_create(&label).get(), 2);
 }
 
 #[tokio::test(start_paused = true)]
