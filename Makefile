@@ -107,10 +107,28 @@ test: lint deps ## Every test, on a real cluster.
 
 # === Figures ===
 
+# Programs under measure are built with optimisation; nothing else is.
+BENCH := $(TARGET)/release/portolan-bench
+
 .PHONY: bench
-bench: bench-ingress ## Every benchmark, beside its peers; writes docs/benchmarks.md.
+bench: bench-ingress bench-wake bench-routes bench-apps ## Every benchmark, beside its peers; writes docs/benchmarks.md.
+
+.PHONY: bench-build
+bench-build: packages
+	cargo build --release --locked -p portolan-bench -p portolan
 
 .PHONY: bench-ingress
-bench-ingress: packages ## The gateway against nginx and HAProxy.
-	cargo build --release --locked -p portolan-bench
-	$(TARGET)/release/portolan-bench ingress
+bench-ingress: bench-build ## The gateway against nginx and HAProxy.
+	$(BENCH) ingress
+
+.PHONY: bench-wake
+bench-wake: bench-build ## Waking sleeping Apps, with a stub for the kubelet.
+	$(BENCH) wake
+
+.PHONY: bench-routes
+bench-routes: bench-build ## From an applied Route to its first answer.
+	$(BENCH) routes
+
+.PHONY: bench-apps
+bench-apps: bench-build ## Ten thousand Apps: memory, API writes, Apps to Ready per second.
+	$(BENCH) apps

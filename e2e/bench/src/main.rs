@@ -11,6 +11,7 @@ mod paced;
 mod peers;
 mod program;
 mod roles;
+mod stub;
 
 use std::net::SocketAddr;
 
@@ -28,6 +29,12 @@ struct Args {
 enum Command {
     /// The gateway against nginx and HAProxy: throughput, CPU per request, added latency.
     Ingress(ingress::IngressArgs),
+    /// Waking sleeping Apps, one after the other and a hundred at once.
+    Wake(stub::WakeArgs),
+    /// A Route applied beside thousands of others, until its host answers.
+    Routes(stub::RoutesArgs),
+    /// Thousands of Apps on fake nodes: memory, API writes, Apps to Ready per second.
+    Apps(stub::AppsArgs),
     /// The program behind the proxies; started by the benchmarks.
     #[command(hide = true)]
     Backend {
@@ -49,6 +56,9 @@ fn main() -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     match command {
         Command::Ingress(args) => runtime.block_on(args.run()),
+        Command::Wake(args) => runtime.block_on(args.run()),
+        Command::Routes(args) => runtime.block_on(args.run()),
+        Command::Apps(args) => runtime.block_on(args.run()),
         Command::Backend { address } => roles::backend(address),
         Command::Gateway { address, sandbox } => runtime.block_on(roles::gateway(address, sandbox)),
     }

@@ -69,14 +69,24 @@ pub fn prepare(cluster: &Cluster) -> anyhow::Result<()> {
     let paths = Paths::discover();
     step("load the samples and install the CRDs", || {
         cluster.load(&Known::SampleEcho.ensure(&paths)?)?;
-        prepare_namespace(cluster)?;
-        let mut apply = cluster.program("kubectl");
-        apply.args(["apply", "--server-side", "--force-conflicts", "-f"]);
-        command::output(apply.arg(paths.repository.join("crds")))?;
-        let mut established = cluster.program("kubectl");
-        established.args(["wait", "--for=condition=Established", "--timeout=60s", "-f"]);
-        command::output(established.arg(paths.repository.join("crds"))).map(drop)
+        define(cluster)
     })
+}
+
+/// Installs the CRDs and makes the namespace of the platform, for those who run its programs
+/// themselves.
+///
+/// # Errors
+/// When the API refuses them.
+pub fn define(cluster: &Cluster) -> anyhow::Result<()> {
+    let crds = Paths::discover().repository.join("crds");
+    prepare_namespace(cluster)?;
+    let mut apply = cluster.program("kubectl");
+    apply.args(["apply", "--server-side", "--force-conflicts", "-f"]);
+    command::output(apply.arg(&crds))?;
+    let mut established = cluster.program("kubectl");
+    established.args(["wait", "--for=condition=Established", "--timeout=60s", "-f"]);
+    command::output(established.arg(&crds)).map(drop)
 }
 
 /// The namespace holds its Pods to the restricted level, as the charts promise to fit it.

@@ -29,7 +29,7 @@ const OURS: [(&str, &[&str]); 13] = [
             "portolan-reconcile",
         ],
     ),
-    ("e2e/bench", &["portolan-cluster", "portolan-ingress"]),
+    ("e2e/bench", &["portolan-api", "portolan-cluster", "portolan-ingress"]),
     ("e2e/cluster", &[]),
     ("docs/samples/echo", &[]),
 ];

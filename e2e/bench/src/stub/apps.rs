@@ -1,0 +1,242 @@
+//! Ten thousand Apps: memory, writes, and how fast they become Ready.
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, ensure};
+use futures::{StreamExt, stream};
+use k8s_openapi::api::core::v1::ConfigMap;
+use kube::api::PostParams;
+use kube::{Api, Client};
+use serde_json::json;
+use tokio::time::{interval, sleep};
+
+use super::counts::Writes;
+use super::{NAMESPACE, Stub, app_name, ask, asleep, host, make};
+use crate::figures::{Row, machine, publish};
+
+/// Apps on one fake node at once; they sleep within seconds.
+const APPS_PER_NODE: usize = 2_000;
+/// How long the raw rate of writes is measured.
+const RAW_TIME: Duration = Duration::from_secs(5);
+/// How long the busy Apps are watched.
+const BUSY_TIME: Duration = Duration::from_secs(60);
+const MEBIBYTE: f64 = 1_048_576.0;
+
+/// Thousands of Apps on fake nodes: memory, API writes, Apps to Ready per second.
+#[derive(Debug, clap::Args)]
+pub(crate) struct AppsArgs {
+    /// How many Apps.
+    #[arg(long, default_value_t = 10_000)]
+    apps: usize,
+    /// How many of them have a Route.
+    #[arg(long, default_value_t = 5_000)]
+    routes: usize,
+    /// How many of those are busy at once.
+    #[arg(long, default_value_t = 1_000)]
+    busy: usize,
+    /// Seconds for which nothing happens, and nothing may be written.
+    #[arg(long, default_value_t = 600)]
+    idle_seconds: u64,
+    /// The page to write to.
+    #[arg(long, default_value = "docs/benchmarks.md")]
+    page: PathBuf,
+}
+
+/// What was measured.
+struct Measured {
+    /// Writes per second of plain objects.
+    raw: f64,
+    /// From the first App to the last that is Ready.
+    time: Duration,
+    writes: Writes,
+    idle: Writes,
+    busy: Writes,
+    controller: f64,
+    gateway: f64,
+    gateway_peak: f64,
+}
+
+impl AppsArgs {
+    pub(crate) async fn run(self) -> anyhow::Result<()> {
+        let mut stub = Stub::start(3, self.apps.div_ceil(APPS_PER_NODE) + 2).await?;
+        let measured = self.measure(&mut stub).await;
+        stub.end()?;
+        let measured = measured?;
+        let notes = [
+            format!("Measured on {}", machine()),
+            format!(
+                "{} Apps, {} of them with a Route, made 32 at a time; three gateways; kwok plays \
+                 {} nodes.",
+                self.apps,
+                self.routes,
+                self.apps.div_ceil(APPS_PER_NODE) + 2
+            ),
+            format!("Writes per App: {}.", measured.writes.text(count(self.apps))),
+            format!(
+                "Writes per second with {} busy Apps: {}.",
+                self.busy,
+                measured.busy.text(BUSY_TIME.as_secs_f64())
+            ),
+            format!("Writes while idle: {}.", measured.idle.text(1.0)),
+            "Run it with `make bench-apps`.".into(),
+        ];
+        publish(&self.page, "Ten thousand Apps", &notes, &self.rows(&measured))
+    }
+
+    async fn measure(&self, stub: &mut Stub) -> anyhow::Result<Measured> {
+        let limit =
+            Duration::from_secs(120) + Duration::from_millis(100) * u32::try_from(self.apps)?;
+        let (raw, time, writes) = stub.inside(async || {
+            let client = stub.client().await?;
+            let raw = raw_rate(&client).await?;
+            let before = Writes::read(&client).await?;
+            let began = Instant::now();
+            make(&client, 0..self.apps, self.routes).await?;
+            asleep(&client, self.apps, limit).await?;
+            let time = began.elapsed();
+            let writes = Writes::read(&client).await?.since(&before);
+            Ok((raw, time, ours(writes, self.apps, self.routes)))
+        })?;
+        println!("==> {} Apps are Ready after {time:?}", self.apps);
+        let idle = stub.inside(async || self.idle(stub).await)?;
+        println!("==> {} writes in {} idle seconds", idle.total(), self.idle_seconds);
+        let (controller, gateway) = (stub.memory("controller")?.now, stub.memory("gateway0")?.now);
+        let busy = stub.inside(async || self.busy(stub).await)?;
+        println!("==> {} writes in {BUSY_TIME:?} of load", busy.total());
+        let gateway_peak = relist_peak(stub).await?;
+        let mebibytes = |bytes: u64| {
+            #[expect(clippy::cast_precision_loss, reason = "memory of one process")]
+            let bytes = bytes as f64;
+            bytes / MEBIBYTE
+        };
+        Ok(Measured {
+            raw,
+            time,
+            writes,
+            idle,
+            busy,
+            controller: mebibytes(controller),
+            gateway: mebibytes(gateway),
+            gateway_peak: mebibytes(gateway_peak),
+        })
+    }
+
+    async fn idle(&self, stub: &Stub) -> anyhow::Result<Writes> {
+        let client = stub.client().await?;
+        // What was just made has its last reports to write.
+        let settled = Duration::from_secs(90);
+        sleep(settled).await;
+        let before = Writes::read(&client).await?;
+        sleep(Duration::from_secs(self.idle_seconds)).await;
+        Ok(Writes::read(&client).await?.since(&before))
+    }
+
+    /// One request a second for each of the busy Apps, in turn through all gateways.
+    async fn busy(&self, stub: &Stub) -> anyhow::Result<Writes> {
+        let client = stub.client().await?;
+        let mut before = None;
+        let mut second = interval(Duration::from_secs(1));
+        // They have to be awake before it counts.
+        for round in 0..BUSY_TIME.as_secs() + 20 {
+            second.tick().await;
+            if round == 20 {
+                before = Some(Writes::read(&client).await?);
+            }
+            let requests = (0..self.busy).map(async |number| {
+                let gateway = stub.gateway(u16::try_from(number % 3)?);
+                let answer = ask(gateway, &host(&app_name(number)), "/").await?;
+                ensure!(answer.status() == 200, "App {number} answered {}", answer.status());
+                anyhow::Ok(())
+            });
+            let mut requests = stream::iter(requests).buffer_unordered(64);
+            while let Some(answered) = requests.next().await {
+                answered?;
+            }
+        }
+        let before = before.context("the load was too short")?;
+        Ok(Writes::read(&client).await?.since(&before))
+    }
+
+    fn rows(&self, measured: &Measured) -> Vec<Row> {
+        let per_app = count_u64(measured.writes.total()) / count(self.apps);
+        let busy = count_u64(measured.busy.total()) / BUSY_TIME.as_secs_f64();
+        let rate = count(self.apps) / measured.time.as_secs_f64();
+        let at_most = |figure: String, aim: f64, measured: f64, unit: &str| Row {
+            figure,
+            aim: format!("≤ {aim:.0}{unit}"),
+            measured: format!("{measured:.1}{unit}"),
+            is_met: measured <= aim,
+        };
+        vec![
+            at_most("controller memory".into(), 100.0, measured.controller, " MiB"),
+            at_most("gateway memory".into(), 60.0, measured.gateway, " MiB"),
+            at_most(
+                "gateway memory, peak of a new list".into(),
+                100.0,
+                measured.gateway_peak,
+                " MiB",
+            ),
+            at_most("API writes per App until it is Ready and asleep".into(), 9.0, per_app, ""),
+            at_most(
+                format!("API writes in {} idle seconds", self.idle_seconds),
+                0.0,
+                count_u64(measured.idle.total()),
+                "",
+            ),
+            at_most(format!("API writes per second, {} busy Apps", self.busy), 20.0, busy, ""),
+            Row {
+                figure: "Apps to Ready per second, × raw writes per second".into(),
+                aim: "–".into(),
+                measured: format!("{rate:.0} / {:.0} = {:.3}", measured.raw, rate / measured.raw),
+                is_met: true,
+            },
+        ]
+    }
+}
+
+/// Without what the user writes, and the scheduler's Event for each Pod.
+fn ours(writes: Writes, apps: usize, routes: usize) -> Writes {
+    let (apps, routes) = (apps as u64, routes as u64);
+    let events = writes.get("pods").min(apps);
+    writes.less("apps", apps).less("routes", routes).less("events", events)
+}
+
+/// How many small objects the API server takes per second, 32 at a time.
+async fn raw_rate(client: &Client) -> anyhow::Result<f64> {
+    let objects: Api<ConfigMap> = Api::namespaced(client.clone(), NAMESPACE);
+    let began = Instant::now();
+    let writes = stream::iter(0_u32..).map(async |number| {
+        let object =
+            json!({ "metadata": { "name": format!("raw-{number}") }, "data": { "a": "b" } });
+        objects.create(&PostParams::default(), &serde_json::from_value(object)?).await?;
+        anyhow::Ok(())
+    });
+    let mut written = 0_u32;
+    let mut writes = std::pin::pin!(writes.buffer_unordered(32));
+    while began.elapsed() < RAW_TIME {
+        writes.next().await.context("the writes ended")??;
+        written += 1;
+    }
+    Ok(f64::from(written) / began.elapsed().as_secs_f64())
+}
+
+/// The API server is replaced, so that every watch begins anew; the peak of a gateway meanwhile.
+async fn relist_peak(stub: &mut Stub) -> anyhow::Result<u64> {
+    stub.forget_peak("gateway0")?;
+    stub.cluster.stop_api_server()?;
+    stub.cluster.start_api_server().await?;
+    // Watches come back within their longest pause, and list again.
+    sleep(Duration::from_secs(45)).await;
+    Ok(stub.memory("gateway0")?.peak)
+}
+
+#[expect(clippy::cast_precision_loss, reason = "counts of one run")]
+fn count(number: usize) -> f64 {
+    number as f64
+}
+
+#[expect(clippy::cast_precision_loss, reason = "counts of one run")]
+fn count_u64(number: u64) -> f64 {
+    number as f64
+}

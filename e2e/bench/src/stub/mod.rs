@@ -1,0 +1,329 @@
+//! The whole platform with a stub in the place of the kubelet: real API server, controllers and
+//! gateways, and kwok, which says of a Pod that it is ready as soon as it has a node. What is
+//! measured here is the platform's share.
+//!
+//! Everything runs in the cluster's control machine. The addresses of the fake Pods are made local
+//! there, so one program answers for all of them.
+
+mod apps;
+mod counts;
+mod routes;
+mod wake;
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Context, ensure};
+use http::{Request, Response};
+use http_body_util::{BodyExt, Empty};
+use hyper::body::{Bytes, Incoming};
+use hyper::client::conn::http1::{SendRequest, handshake};
+use hyper_util::rt::TokioIo;
+use kube::api::{Patch, PatchParams, PostParams};
+use kube::{Api, Client};
+use nix::sched::{CloneFlags, setns};
+use portolan_api::{App, Route};
+use portolan_cluster::cluster::Cluster;
+use portolan_cluster::network::{CONTROL, namespace_file};
+use portolan_cluster::state::Spec;
+use portolan_cluster::{command, control_plane, forward, kwok, platform, wait};
+use serde_json::json;
+use tokio::net::TcpStream;
+
+pub(crate) use apps::AppsArgs;
+pub(crate) use routes::RoutesArgs;
+pub(crate) use wake::WakeArgs;
+
+/// The cluster of these benchmarks.
+const CLUSTER: &str = "bench";
+/// Where everything of the benchmarks lives.
+const NAMESPACE: &str = "bench";
+/// The addresses that kwok gives to Pods.
+const POD_NETWORK: &str = "10.93.0.0/16";
+/// Where the program listens, on every Pod's address.
+const PROGRAM_PORT: u16 = 3000;
+/// The first gateway's ports; the next ones count up.
+const HTTP_PORT: u16 = 8180;
+const HTTPS_PORT: u16 = 8280;
+const ADMIN_PORT: u16 = 9191;
+/// Where the controllers say what they did.
+const CONTROLLER_ADMIN: &str = "127.0.0.1:9190";
+/// Starting, and settling after a change.
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// A platform with a stub for a kubelet.
+pub(crate) struct Stub {
+    cluster: Cluster,
+    gateways: u16,
+}
+
+impl Stub {
+    /// Starts the cluster and, in it, as many gateways and fake nodes. What an earlier run left in
+    /// the namespace of the benchmarks goes first.
+    pub(crate) async fn start(gateways: u16, nodes: usize) -> anyhow::Result<Self> {
+        // A cluster of its own each time: what an earlier run left in the API server counts too.
+        Cluster::down(CLUSTER)?;
+        let mut cluster = Cluster::ensure(CLUSTER, 1).await?;
+        platform::define(&cluster)?;
+        command::output(cluster.program("kubectl").args(["cordon", "node1"]))?;
+        command::output(cluster.program("kubectl").args(["create", "namespace", NAMESPACE]))?;
+        kwok::scale(&mut cluster, nodes).await?;
+        let control = namespace_file(&cluster.files().namespace(CONTROL));
+        let mut local = std::process::Command::new("nsenter");
+        local.arg(format!("--net={}", control.display()));
+        local.args(["ip", "route", "replace", "local", POD_NETWORK, "dev", "lo"]);
+        command::output(&mut local).context("make the Pods' addresses local")?;
+        let mut stub = Self { cluster, gateways };
+        stub.run("program", &this()?, &["backend", &format!("0.0.0.0:{PROGRAM_PORT}")])?;
+        let portolan = portolan()?;
+        let admin = format!("--admin-address={CONTROLLER_ADMIN}");
+        stub.run("controller", &portolan, &["controller", &admin])?;
+        for number in 0..gateways {
+            stub.run_gateway(&portolan, number)?;
+        }
+        for number in 0..gateways {
+            stub.ready(number).await?;
+        }
+        Ok(stub)
+    }
+
+    fn run_gateway(&mut self, program: &Path, number: u16) -> anyhow::Result<()> {
+        let name = format!("gateway{number}");
+        let args = [
+            "gateway".to_owned(),
+            format!("--http-address=0.0.0.0:{}", HTTP_PORT + number),
+            format!("--https-address=0.0.0.0:{}", HTTPS_PORT + number),
+            format!("--admin-address=127.0.0.1:{}", ADMIN_PORT + number),
+            format!("--pod-name={name}"),
+            "--no-access-log".to_owned(),
+        ];
+        self.run(&name, program, &args.each_ref().map(String::as_str))
+    }
+
+    fn run(&mut self, name: &str, program: &Path, args: &[&str]) -> anyhow::Result<()> {
+        let kubeconfig = control_plane::admin_kubeconfig(self.cluster.files());
+        let spec = Spec {
+            machine: Some(CONTROL.to_owned()),
+            program: program.to_owned(),
+            args: args.iter().map(ToString::to_string).collect(),
+            env: BTreeMap::from([
+                ("KUBECONFIG".to_owned(), kubeconfig.display().to_string()),
+                // Beside the ports above, should the gateways talk to each other.
+                ("PORTOLAN_POD_IP".to_owned(), Ipv4Addr::LOCALHOST.to_string()),
+            ]),
+        };
+        self.cluster.run(&process(name), spec).with_context(|| format!("run {name}"))
+    }
+
+    /// Waits until a gateway says that it is ready.
+    async fn ready(&self, number: u16) -> anyhow::Result<()> {
+        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, ADMIN_PORT + number));
+        self.inside(async move || {
+            wait::until(&format!("gateway{number} to be ready"), LIMIT, async || {
+                let answer = ask(address, "localhost", "/readyz").await?;
+                ensure!(answer.status() == 200, "answered {}", answer.status());
+                Ok(())
+            })
+            .await
+        })
+    }
+
+    /// Runs what needs the sockets of the control machine there, on a runtime and a thread of its
+    /// own.
+    fn inside<T: Send>(
+        &self,
+        work: impl AsyncFnOnce() -> anyhow::Result<T> + Send,
+    ) -> anyhow::Result<T> {
+        let network = namespace_file(&self.cluster.files().namespace(CONTROL));
+        let inside = move || {
+            let network = File::open(&network).context("open the control machine's network")?;
+            setns(network, CloneFlags::CLONE_NEWNET).context("enter the control machine")?;
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+            runtime.block_on(work())
+        };
+        thread::scope(|scope| scope.spawn(inside).join())
+            .map_err(|_| anyhow::anyhow!("the measuring thread panicked"))?
+    }
+
+    /// A client for the API server, for work [`Self::inside`].
+    async fn client(&self) -> anyhow::Result<Client> {
+        forward::connect(&control_plane::admin_kubeconfig(self.cluster.files())).await
+    }
+
+    /// Where a gateway answers, from inside.
+    fn gateway(&self, number: u16) -> SocketAddr {
+        SocketAddr::from((Ipv4Addr::LOCALHOST, HTTP_PORT + number % self.gateways))
+    }
+
+    /// Resident memory of a process in bytes: now, and at its peak since [`Self::forget_peak`].
+    fn memory(&self, name: &str) -> anyhow::Result<Memory> {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid(name)?))?;
+        let field = |field: &str| -> anyhow::Result<u64> {
+            let line = status.lines().find_map(|line| line.strip_prefix(field));
+            let number = line.and_then(|line| line.split_whitespace().next());
+            Ok(number.with_context(|| format!("no {field}"))?.parse::<u64>()? * 1024)
+        };
+        Ok(Memory { now: field("VmRSS:")?, peak: field("VmHWM:")? })
+    }
+
+    /// Lets the peak of a process begin anew (proc(5), `clear_refs`).
+    fn forget_peak(&self, name: &str) -> anyhow::Result<()> {
+        let file = format!("/proc/{}/clear_refs", self.pid(name)?);
+        std::fs::write(file, "5").context("reset the peak of memory")
+    }
+
+    fn pid(&self, name: &str) -> anyhow::Result<i32> {
+        let recorded = self.cluster.state().processes.get(&process(name));
+        Ok(recorded.with_context(|| format!("{name} does not run"))?.id.pid)
+    }
+
+    /// Takes the cluster down.
+    pub(crate) fn end(self) -> anyhow::Result<()> {
+        Cluster::down(CLUSTER)
+    }
+}
+
+/// Resident memory in bytes.
+#[derive(Debug, Clone, Copy)]
+struct Memory {
+    now: u64,
+    peak: u64,
+}
+
+fn process(name: &str) -> String {
+    format!("bench/{name}")
+}
+
+fn this() -> anyhow::Result<PathBuf> {
+    std::env::current_exe().context("find this program")
+}
+
+/// The platform's program, built beside this one.
+fn portolan() -> anyhow::Result<PathBuf> {
+    let program = this()?.with_file_name("portolan");
+    ensure!(program.exists(), "{} is missing; build it with --release", program.display());
+    Ok(program)
+}
+
+/// Name of an App, which is also the first label of its host.
+fn app_name(number: usize) -> String {
+    format!("app-{number:05}")
+}
+
+fn host(name: &str) -> String {
+    format!("{name}.bench.test")
+}
+
+/// An App of one service that sleeps at once when nobody needs it.
+fn app(name: &str) -> anyhow::Result<App> {
+    let service = json!({
+        "name": "web",
+        "port": PROGRAM_PORT,
+        "scale": { "mode": "Auto", "min": 0, "max": 3, "scaleDownDelaySeconds": 1 },
+        "template": { "tolerations": [{ "key": kwok::MARK, "operator": "Exists" }] },
+    });
+    let app = json!({
+        "apiVersion": "portolan.dev/v1alpha1",
+        "kind": "App",
+        "metadata": { "name": name, "namespace": NAMESPACE },
+        "spec": { "image": "bench.test/program:1", "services": [service] },
+    });
+    serde_json::from_value(app).context("word an App")
+}
+
+fn route(name: &str, app: &str) -> anyhow::Result<Route> {
+    let route = json!({
+        "apiVersion": "portolan.dev/v1alpha1",
+        "kind": "Route",
+        "metadata": { "name": name, "namespace": NAMESPACE },
+        "spec": { "host": host(name), "app": app, "service": "web" },
+    });
+    serde_json::from_value(route).context("word a Route")
+}
+
+/// Makes Apps, each with a Route of its name up to `routed`, several at once.
+async fn make(
+    client: &Client,
+    numbers: std::ops::Range<usize>,
+    routed: usize,
+) -> anyhow::Result<()> {
+    use futures::{StreamExt, stream};
+    let apps: Api<App> = Api::namespaced(client.clone(), NAMESPACE);
+    let routes: Api<Route> = Api::namespaced(client.clone(), NAMESPACE);
+    let (apps, routes) = (&apps, &routes);
+    let mut made = stream::iter(numbers)
+        .map(async |number| {
+            let name = app_name(number);
+            apps.create(&PostParams::default(), &app(&name)?).await.context("make an App")?;
+            if number < routed {
+                let route = route(&name, &name)?;
+                routes.create(&PostParams::default(), &route).await.context("make a Route")?;
+            }
+            anyhow::Ok(())
+        })
+        .buffer_unordered(32);
+    while let Some(made) = made.next().await {
+        made?;
+    }
+    Ok(())
+}
+
+/// Waits until so many Apps are Ready and their sandboxes sleep.
+async fn asleep(client: &Client, count: usize, limit: Duration) -> anyhow::Result<()> {
+    let apps: Api<App> = Api::namespaced(client.clone(), NAMESPACE);
+    wait::until(&format!("{count} Apps to sleep"), limit, async || {
+        let all = apps.list(&Default::default()).await?;
+        let is_asleep = |app: &&App| {
+            let conditions = app.status.iter().flat_map(|status| &status.conditions);
+            conditions.into_iter().any(|condition| {
+                condition.type_ == "Ready"
+                    && condition.status == "True"
+                    && condition.reason == "Asleep"
+            })
+        };
+        let asleep = all.iter().filter(is_asleep).count();
+        ensure!(asleep >= count, "{asleep} of {} sleep", all.items.len());
+        Ok(())
+    })
+    .await
+}
+
+/// Applies a Route, as `kubectl apply --server-side` does.
+async fn apply_route(client: &Client, name: &str, app: &str) -> anyhow::Result<()> {
+    let routes: Api<Route> = Api::namespaced(client.clone(), NAMESPACE);
+    let patch = Patch::Apply(route(name, app)?);
+    routes.patch(name, &PatchParams::apply("bench"), &patch).await.context("apply a Route")?;
+    Ok(())
+}
+
+/// One request on a connection of its own.
+async fn ask(address: SocketAddr, host: &str, path: &str) -> anyhow::Result<Response<Bytes>> {
+    let mut connection = connect(address).await?;
+    let answer = send(&mut connection, host, path).await?;
+    let (parts, body) = answer.into_parts();
+    let body = body.collect().await.context("read an answer")?.to_bytes();
+    Ok(Response::from_parts(parts, body))
+}
+
+type Connection = SendRequest<Empty<Bytes>>;
+
+async fn connect(address: SocketAddr) -> anyhow::Result<Connection> {
+    let stream = TcpStream::connect(address).await.context("connect")?;
+    stream.set_nodelay(true)?;
+    let (connection, driver) = handshake(TokioIo::new(stream)).await.context("begin HTTP")?;
+    tokio::spawn(driver);
+    Ok(connection)
+}
+
+async fn send(
+    connection: &mut Connection,
+    host: &str,
+    path: &str,
+) -> anyhow::Result<Response<Incoming>> {
+    let request = Request::get(path).header(http::header::HOST, host).body(Empty::new())?;
+    connection.send_request(request).await.context("send a request")
+}
