@@ -120,11 +120,17 @@ impl Conntrack {
     /// # Errors
     /// Any of [`ConntrackError`]; some may have been ended.
     pub fn end(&mut self, flows: &BTreeSet<Flows>) -> Result<(), ConntrackError> {
-        if self.filters && flows.len() <= FILTERS_MAX {
-            return flows.iter().try_for_each(|flows| self.end_filtered(flows));
-        }
         for family in Family::ALL {
-            self.end_each(family, |entry| entry.is_of(flows))?;
+            let of_family: BTreeSet<Flows> =
+                flows.iter().copied().filter(|flows| family_of(flows) == family).collect();
+            // For IPv6 the kernel has it backwards, still in Linux 6.18: its filter ends those
+            // whose addresses are others.
+            let can_filter = self.filters && family == Family::V4;
+            if can_filter && of_family.len() <= FILTERS_MAX {
+                of_family.iter().try_for_each(|flows| self.end_filtered(flows))?;
+            } else if !of_family.is_empty() {
+                self.end_each(family, |entry| entry.is_of(&of_family))?;
+            }
         }
         Ok(())
     }
@@ -144,9 +150,8 @@ impl Conntrack {
 
     /// Lets the kernel find what to end.
     fn end_filtered(&mut self, flows: &Flows) -> Result<(), ConntrackError> {
+        let family = family_of(flows);
         for (original, reply) in directions(flows) {
-            let address = original.source.or(original.destination).or(reply.source);
-            let family = Family::of(address.expect("flows have an address"));
             let refused = self.request(DELETE, family, &filter(&original, &reply))?;
             if let Some(errno) = refused.filter(|errno| *errno != Errno::ENOENT) {
                 return Err(ConntrackError::Refused("end connections", errno.into()));
@@ -279,6 +284,13 @@ impl Entry {
             let mut ends = backends.endpoints.iter();
             !ends.any(|known| (known.address, known.port) == (end.ip(), end.port()))
         })
+    }
+}
+
+fn family_of(flows: &Flows) -> Family {
+    match flows {
+        Flows::Led { front, .. } => Family::of(front.ip()),
+        Flows::Sandbox(address) => Family::of(*address),
     }
 }
 

@@ -57,6 +57,7 @@ impl Forwarder {
         // That was the first reading, not a repair.
         change.resyncs = 0;
         forwarder.flush_into(&mut change)?;
+        forwarder.kernel.remove_stand_in()?;
         Ok((forwarder, change))
     }
 
@@ -149,7 +150,6 @@ impl Forwarder {
         let replace = match self.kernel.read()? {
             Found::Foreign(comment) => return Err(ForwardError::Foreign(comment)),
             Found::Current(elements, _) => {
-                self.kernel.adopt()?;
                 self.table.recovered(elements);
                 return Ok(());
             }
@@ -157,7 +157,11 @@ impl Forwarder {
             Found::Outdated => true,
         };
         let elements = self.table.elements();
-        self.kernel.install(&elements, replace)?;
+        if replace {
+            self.kernel.replace(&elements)?;
+        } else {
+            self.kernel.install(&elements)?;
+        }
         change.commits += 1;
         change.added += elements.len();
         change.replaced = true;

@@ -26,6 +26,8 @@ pub const TABLE: &str = "portolan";
 pub struct Kernel {
     link: Link,
     features: Features,
+    /// Whether the table is this process's, so that nobody else changes it.
+    owned: bool,
     /// Comment of a table that this program made, with these chains, rules and sets.
     marker: String,
 }
@@ -100,6 +102,8 @@ const OWNED: u32 = 2 | 4;
 const MARKER: &str = "owner=portolan-node";
 /// How often a table that changes is read again before giving up.
 const READS: usize = 16;
+/// The copy of the table that forwards while the table is replaced.
+const STAND_IN: &str = "portolan-next";
 /// The table of probes; it is gone before anybody sees it.
 const PROBE: &str = "portolan-probe";
 
@@ -117,7 +121,7 @@ impl Kernel {
         let mut encoder = Encoder::new(TABLE, 0);
         encode_layout(&mut encoder);
         let marker = format!("{MARKER} layout={:016x}", digest(&encoder.finish().0));
-        let mut kernel = Self { link, features, marker };
+        let mut kernel = Self { link, features, owned: false, marker };
         // Made and deleted in one batch, so that the kernel checks all and keeps nothing.
         kernel.probe(OWNED).map(|()| kernel.features.owned_tables = true).or_else(|error| {
             tracing::debug!(%error, "Cannot own tables");
@@ -157,14 +161,19 @@ impl Kernel {
 
     /// Reads what there is under the table's name, as of one moment.
     ///
+    /// A table that is usable is first made this process's own, where the kernel knows owners.
+    ///
     /// # Errors
-    /// [`Error::Restless`] if others change rulesets all the time; [`Error::Socket`].
+    /// [`Error::Owned`] if another process that lives has it; [`Error::Restless`] if the kernel
+    /// knows no owners and others change rulesets all the time; [`Error::Socket`].
     pub fn read(&mut self) -> Result<Found, Error> {
         for _ in 0..READS {
             let before = self.generation()?;
             let found = self.read_once(before)?;
-            if self.generation()? == before
-                && let Some(found) = found
+            // Generations count changes of all tables. Those of others may not matter, but where
+            // anybody may change ours there is no telling.
+            if let Some(found) = found
+                && (self.owned || self.generation()? == before)
             {
                 return Ok(found);
             }
@@ -172,38 +181,42 @@ impl Kernel {
         Err(Error::Restless)
     }
 
-    /// Makes the table with these elements, in one batch: in place of the one there is if
-    /// `replace`, else there is none.
+    /// Makes the table with these elements, in one batch.
     ///
     /// # Errors
     /// Any of [`Error`] but the last.
-    pub fn install(&mut self, elements: &Elements, replace: bool) -> Result<(), Error> {
-        let mut encoder = Encoder::new(TABLE, self.link.sequence());
-        encoder.begin(None);
-        if replace {
-            encoder.delete_table();
-        }
-        encoder.add_table(&self.marker, self.flags());
-        encode_layout(&mut encoder);
-        let elements: Vec<_> = elements.iter().collect();
-        for set in elements.chunk_by(|(one, _), (other, _)| one.set == other.set) {
-            encoder.add_elements(set[0].0.set, set.iter().copied());
-        }
-        self.send(encoder)
+    pub fn install(&mut self, elements: &Elements) -> Result<(), Error> {
+        self.make(TABLE, elements, false)?;
+        self.owned = self.features.owned_tables;
+        Ok(())
     }
 
-    /// Takes ownership of the table as it is, where the kernel knows ownership.
+    /// Makes the table with these elements in place of the one there is.
+    ///
+    /// One batch would do for whoever asks the kernel, but a packet under way could find the new
+    /// chains not yet valid and the old ones no longer. So a copy stands in meanwhile.
     ///
     /// # Errors
-    /// [`Error::Owned`] if another process that lives has it; any of [`Error`] but the last.
-    pub fn adopt(&mut self) -> Result<(), Error> {
-        if !self.features.owned_tables {
-            return Ok(());
+    /// Any of [`Error`] but the last; the table there was is then still there, or the new one.
+    pub fn replace(&mut self, elements: &Elements) -> Result<(), Error> {
+        self.remove_stand_in()?;
+        self.make(STAND_IN, elements, false)?;
+        self.make(TABLE, elements, true)?;
+        self.owned = self.features.owned_tables;
+        self.remove_stand_in()
+    }
+
+    /// Deletes the copy that a process left when it ended during [`Self::replace`].
+    ///
+    /// # Errors
+    /// Any of [`Error`] but the last.
+    pub fn remove_stand_in(&mut self) -> Result<(), Error> {
+        let left = self.table(STAND_IN)?;
+        let is_ours = |comment: String| comment.starts_with(MARKER);
+        if left.and_then(|header| header.comment).is_some_and(is_ours) {
+            self.delete(STAND_IN)?;
         }
-        let mut encoder = Encoder::new(TABLE, self.link.sequence());
-        encoder.begin(None);
-        encoder.add_table(&self.marker, self.flags());
-        self.send(encoder)
+        Ok(())
     }
 
     /// Does a batch; with a generation only if nobody committed anything since.
@@ -227,26 +240,61 @@ impl Kernel {
     /// # Errors
     /// Any of [`Error`] but the last.
     pub fn remove(&mut self) -> Result<(), Error> {
-        let mut encoder = Encoder::new(TABLE, self.link.sequence());
+        self.remove_stand_in()?;
+        self.delete(TABLE)
+    }
+
+    /// Makes a table in one batch, after deleting the one there is if `replace`.
+    fn make(&mut self, name: &str, elements: &Elements, replace: bool) -> Result<(), Error> {
+        let mut encoder = Encoder::new(name, self.link.sequence());
+        encoder.begin(None);
+        if replace {
+            encoder.delete_table();
+        }
+        encoder.add_table(&self.marker, self.flags());
+        encode_layout(&mut encoder);
+        let elements: Vec<_> = elements.iter().collect();
+        for set in elements.chunk_by(|(one, _), (other, _)| one.set == other.set) {
+            encoder.add_elements(set[0].0.set, set.iter().copied());
+        }
+        self.send(encoder)
+    }
+
+    fn delete(&mut self, name: &str) -> Result<(), Error> {
+        let mut encoder = Encoder::new(name, self.link.sequence());
         encoder.begin(None);
         encoder.delete_table();
         self.send(encoder)
     }
 
+    /// What a table says of itself; `None` if there is none.
+    fn table(&mut self, name: &str) -> Result<Option<Header>, Error> {
+        let mut table = None;
+        let request = Request { kind: GET_TABLE, family: INET, dump: false, texts: &[(1, name)] };
+        self.ask(&request, |body| {
+            let number = |kind| wire::number(body, kind).unwrap_or_default();
+            let uses = usize::try_from(number(3)).unwrap_or_default();
+            table = Some(Header { comment: comment(body), flags: number(2), uses });
+        })?;
+        Ok(table)
+    }
+
     /// `None` if a dump was interrupted.
     fn read_once(&mut self, generation: u32) -> Result<Option<Found>, Error> {
-        let mut table = None;
-        let request = Request { kind: GET_TABLE, family: INET, dump: false, texts: &[(1, TABLE)] };
-        self.ask(&request, |body| {
-            let uses = wire::number(body, 3).unwrap_or_default();
-            table = Some((comment(body), usize::try_from(uses).unwrap_or_default()));
-        })?;
-        let Some((comment, uses)) = table else { return Ok(Some(Found::Absent)) };
-        if !comment.as_ref().is_some_and(|comment| comment.starts_with(MARKER)) {
-            return Ok(Some(Found::Foreign(comment)));
+        let Some(header) = self.table(TABLE)? else { return Ok(Some(Found::Absent)) };
+        if !header.comment.as_ref().is_some_and(|comment| comment.starts_with(MARKER)) {
+            return Ok(Some(Found::Foreign(header.comment)));
         }
-        let expected = layout::chains().len() + Set::all().count();
-        if comment.as_ref() != Some(&self.marker) || uses != expected || !self.rules_are_ours()? {
+        let uses = layout::chains().len() + Set::all().count();
+        // A table without an owner can be given none.
+        let is_current = header.comment.as_ref() == Some(&self.marker)
+            && header.uses == uses
+            && header.flags & self.flags() == self.flags();
+        if !is_current {
+            return Ok(Some(Found::Outdated));
+        }
+        self.adopt()?;
+        if !self.rules_are_ours()? {
             return Ok(Some(Found::Outdated));
         }
         let mut elements = Elements::new();
@@ -256,7 +304,8 @@ impl Kernel {
             let request = Request { kind: GET_ELEMENTS, family: INET, dump: true, texts: &texts };
             match self.ask(&request, |body| elements.extend(decode::elements(set, body)))? {
                 Asked::Whole => {}
-                Asked::Interrupted => return Ok(None),
+                Asked::Interrupted if !self.owned => return Ok(None),
+                Asked::Interrupted => {}
                 // A set of ours that is no longer there.
                 Asked::Absent => return Ok(Some(Found::Outdated)),
             }
@@ -300,6 +349,19 @@ impl Kernel {
             found = Some(hook);
         })?;
         Ok(found == Some(chain.hook.map(|hook| (hook.number(), hook.priority()))))
+    }
+
+    /// Takes the table as it is, where the kernel knows owners. Nobody who lives may have it.
+    fn adopt(&mut self) -> Result<(), Error> {
+        if self.owned || !self.features.owned_tables {
+            return Ok(());
+        }
+        let mut encoder = Encoder::new(TABLE, self.link.sequence());
+        encoder.begin(None);
+        encoder.add_table(&self.marker, self.flags());
+        self.send(encoder)?;
+        self.owned = true;
+        Ok(())
     }
 
     fn probe(&mut self, flags: u32) -> Result<(), Error> {
@@ -360,6 +422,14 @@ impl Kernel {
             Err(complaint) => Err(explain(&[], complaint)),
         }
     }
+}
+
+/// What a table says of itself.
+struct Header {
+    comment: Option<String>,
+    flags: u32,
+    /// How many chains and sets it has.
+    uses: usize,
 }
 
 /// How a request was answered.

@@ -228,8 +228,8 @@ fn balance(
     let classes: Vec<Class> =
         if sticky { Class::sticky().collect() } else { Class::all().collect() };
     let rule = |class: Class| {
-        // Only packets of this family are led here; but without the look at it `nft` prints what
-        // it cannot load.
+        // Only packets of this family are led here; but without the look at it `nft` prints
+        // numbers in place of the parts of a header.
         let mut rule = vec_of(family);
         if sticky {
             // The address is hashed where the slot will be, which needs as many registers.

@@ -178,6 +178,12 @@ impl Namespace {
         });
     }
 
+    /// Accepts connections over TCP and says nothing.
+    pub(crate) fn accept(&self, at: SocketAddr) {
+        let listener = self.run(|| TcpListener::bind(at).expect("a listener"));
+        thread::spawn(move || listener.incoming().for_each(drop));
+    }
+
     /// Answers over UDP only.
     pub(crate) fn serve_udp(&self, at: SocketAddr) {
         let socket = self.run(|| UdpSocket::bind(at).expect("a socket"));

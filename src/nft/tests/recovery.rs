@@ -1,0 +1,312 @@
+//! What happens around the table: restarts, kills, others who change it, and errors.
+
+mod lab;
+
+use std::net::{IpAddr, Ipv4Addr};
+use std::process::{Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use lab::{Lab, Outcome, by, local, service, sticky, v4, vip};
+use portolan_nft::{
+    Backends, Batch, Element, Elements, Error, Features, ForwardError, Forwarder, Found, Kernel,
+    Monitor, Owner, Protocol, Ruleset, Set,
+};
+
+const ALL: [(IpAddr, u16); 3] = [
+    (IpAddr::V4(Ipv4Addr::new(10, 9, 1, 2)), 8080),
+    (IpAddr::V4(Ipv4Addr::new(10, 9, 1, 2)), 8081),
+    (IpAddr::V4(Ipv4Addr::new(10, 9, 2, 2)), 8080),
+];
+
+#[test]
+fn a_restart_changes_no_element_and_traffic_goes_on_meanwhile() {
+    let lab = Lab::new();
+    lab.sandboxes[0].serve(ALL[0].into());
+    for affinity in [local([ALL[0]]), sticky([ALL[0]])] {
+        let desired = one(affinity);
+        let first = lab.start(desired.clone());
+        drop(first);
+        let listed = lab.node.output("nft", &["list", "ruleset"]);
+        assert_eq!(lab.client.tcp((vip(1), 80)), by(ALL[0], v4(0, 2)), "nobody is there");
+        let (second, change) = Forwarder::start(lab.kernel(), desired).expect("the table");
+        assert_eq!(change, Default::default(), "nothing was to do");
+        drop(second);
+        assert_eq!(lab.node.output("nft", &["list", "ruleset"]), listed);
+        Forwarder::remove(lab.kernel()).expect("the table");
+    }
+    assert_eq!(lab.node.output("nft", &["list", "ruleset"]), "", "nothing is left");
+}
+
+/// Run by the next test in a process of its own: it changes endpoints until it is killed.
+#[test]
+fn child_that_changes_endpoints() {
+    if std::env::var_os("PORTOLAN_NFT_CHILD").is_none() {
+        return;
+    }
+    let kernel = Kernel::open().expect("nf_tables");
+    let (mut forwarder, _) = Forwarder::start(kernel, one(local(ALL))).expect("the table");
+    println!("started");
+    for backends in
+        [local([ALL[0]]), sticky(ALL), local([ALL[2], ALL[1]]), local(ALL)].iter().cycle()
+    {
+        forwarder.table().set_service(service(vip(1), Protocol::Tcp, 80), backends.clone());
+        forwarder.flush().expect("the table");
+    }
+}
+
+#[test]
+fn a_process_that_is_killed_leaves_what_the_next_one_finishes() {
+    let lab = Lab::new();
+    for (end, sandbox) in ALL.iter().zip([0, 0, 1]) {
+        lab.sandboxes[sandbox].accept((*end).into());
+    }
+    let mut left = 0;
+    for round in 0..40 {
+        let program = std::env::current_exe().expect("this program");
+        let mut child = lab.node.run(|| {
+            Command::new(program)
+                .args(["--exact", "child_that_changes_endpoints", "--nocapture"])
+                .env("PORTOLAN_NFT_CHILD", "1")
+                .stdout(Stdio::piped())
+                .spawn()
+                .expect("this program")
+        });
+        let mut output = std::io::BufReader::new(child.stdout.take().expect("its output"));
+        let mut line = String::new();
+        while !line.contains("started") {
+            line.clear();
+            let read = std::io::BufRead::read_line(&mut output, &mut line).expect("its output");
+            assert!(read > 0, "round {round}: it ended by itself");
+        }
+        // Any moment will do; connections are opened all the while.
+        let failed = lab.client.failed_connects((vip(1), 80), 20 + round);
+        child.kill().expect("a child");
+        child.wait().expect("a child");
+        assert_eq!(failed, 0, "round {round}: while it changed endpoints");
+        assert_eq!(lab.client.failed_connects((vip(1), 80), 50), 0, "round {round}: alone");
+        let (mut next, change) =
+            Forwarder::start(lab.kernel(), one(local(ALL))).expect("the table");
+        left += change.deleted;
+        assert!(!change.replaced, "the table is taken, not made anew");
+        assert_eq!(next.verify().expect("the table").commits, 0, "round {round}");
+        let keys = |elements: Elements| elements.into_keys().collect::<Vec<_>>();
+        let expected = keys(next.table().elements());
+        drop(next);
+        assert_eq!(keys(read(&mut lab.kernel())), expected, "round {round}");
+    }
+    assert!(left > 0, "at least once something was left to finish");
+}
+
+#[test]
+fn an_owned_table_is_changed_by_nobody_else() {
+    let lab = Lab::new();
+    lab.sandboxes[0].serve(ALL[0].into());
+    let forwarder = lab.start(one(local([ALL[0]])));
+    if !forwarder.kernel().features().owned_tables {
+        return;
+    }
+    let refused = lab.node.run(|| {
+        let args = ["delete", "element", "inet", "portolan", "vip4", "{ 10.96.0.1 }"];
+        !Command::new("nft").args(args).output().expect("nft").status.success()
+    });
+    assert!(refused, "another may not delete an element");
+    lab.node.output("nft", &["flush", "ruleset"]);
+    assert_eq!(lab.client.tcp((vip(1), 80)), by(ALL[0], v4(0, 2)), "a flush passes it by");
+    let second = Forwarder::start(lab.kernel(), Ruleset::default());
+    let error = second.map(|_| ()).expect_err("there is one owner");
+    assert!(matches!(error, ForwardError::Kernel(Error::Owned)), "{error}");
+}
+
+#[test]
+fn what_others_do_to_the_table_is_noticed_and_repaired() {
+    let lab = Lab::new();
+    lab.sandboxes[0].serve(ALL[0].into());
+    let mut forwarder = shared(&lab, one(local([ALL[0]])));
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.expect("a runtime");
+    let port = forwarder.kernel().port();
+    let mut monitor = lab.node.run(|| {
+        let _entered = runtime.enter();
+        Monitor::open(port).expect("a monitor")
+    });
+    let damages: [&[&str]; 6] = [
+        &["delete", "element", "inet", "portolan", "vip4", "{ 10.96.0.1 }"],
+        &["add", "element", "inet", "portolan", "vip4", "{ 10.96.0.77 }"],
+        &["add", "rule", "inet", "portolan", "services", "drop"],
+        &["flush", "chain", "inet", "portolan", "lb4"],
+        &["delete", "table", "inet", "portolan"],
+        &["flush", "ruleset"],
+    ];
+    for damage in damages {
+        lab.node.output("nft", damage);
+        let began = Instant::now();
+        runtime.block_on(async {
+            let wait = tokio::time::timeout(Duration::from_secs(5), monitor.foreign_change());
+            wait.await.expect("it was noticed").expect("the socket");
+        });
+        let change = forwarder.verify().expect("the table");
+        assert!(change.commits > 0, "{damage:?}: {change:?}");
+        assert!(began.elapsed() < Duration::from_secs(1), "{damage:?}: repaired at once");
+        assert_eq!(lab.client.tcp((vip(1), 80)), by(ALL[0], v4(0, 2)), "{damage:?}");
+        assert_eq!(lab.client.tcp((vip(77), 80)), Outcome::Silence, "{damage:?}: no stranger");
+        assert_eq!(forwarder.verify().expect("the table").commits, 0, "{damage:?}");
+    }
+    // What this process does itself is nothing to notice.
+    while runtime.block_on(async {
+        tokio::time::timeout(Duration::from_millis(50), monitor.foreign_change()).await.is_ok()
+    }) {}
+    forwarder.table().set_service(service(vip(2), Protocol::Udp, 53), local([ALL[0]]));
+    forwarder.flush().expect("the table");
+    let noticed = runtime.block_on(async {
+        tokio::time::timeout(Duration::from_millis(200), monitor.foreign_change()).await
+    });
+    assert!(noticed.is_err(), "this process's own change");
+}
+
+#[test]
+fn a_flush_that_meets_a_damaged_table_repairs_it() {
+    let lab = Lab::new();
+    lab.sandboxes[0].serve(ALL[0].into());
+    for damage in [&["delete", "table", "inet", "portolan"][..], &["flush", "ruleset"]] {
+        let mut forwarder = shared(&lab, one(local([ALL[0]])));
+        lab.node.output("nft", damage);
+        forwarder.table().set_service(service(vip(2), Protocol::Tcp, 80), local([ALL[0]]));
+        let change = forwarder.flush().expect("the table");
+        assert!(change.replaced && change.resyncs > 0, "{change:?}");
+        assert!(matches!(lab.client.tcp((vip(1), 80)), Outcome::Answer(_)));
+        assert!(matches!(lab.client.tcp((vip(2), 80)), Outcome::Answer(_)));
+    }
+}
+
+#[test]
+fn a_table_of_another_is_left_alone_and_one_of_another_version_replaced() {
+    let lab = Lab::new();
+    lab.node.output("nft", &["add", "table", "inet", "portolan"]);
+    let error = Forwarder::start(lab.kernel(), Ruleset::default()).map(|_| ());
+    let error = error.expect_err("it is not ours");
+    assert!(matches!(error, ForwardError::Foreign(None)), "{error}");
+    assert!(matches!(Forwarder::remove(lab.kernel()), Err(ForwardError::Foreign(None))));
+    lab.node.output("nft", &["delete", "table", "inet", "portolan"]);
+
+    let other = "add table inet portolan { comment \"owner=portolan-node layout=0\"; }";
+    lab.node.output("nft", &[other]);
+    let (mut forwarder, change) =
+        Forwarder::start(lab.kernel(), one(local([ALL[0]]))).expect("the table");
+    assert!(change.replaced);
+    assert_eq!(forwarder.verify().expect("the table").commits, 0);
+    let listed = lab.node.output("nft", &["list", "tables"]);
+    assert_eq!(listed.lines().count(), 1, "the stand-in is gone: {listed}");
+}
+
+#[test]
+fn other_tables_stay_as_they_are_and_ours_can_be_printed() {
+    let lab = Lab::new();
+    let others = "add table ip kube-proxy; add map ip kube-proxy m { type ipv4_addr : verdict; };
+        add chain ip kube-proxy c { type nat hook prerouting priority -100; };
+        add rule ip kube-proxy c ip daddr vmap @m";
+    lab.node.output("nft", &[others]);
+    let before = lab.node.output("nft", &["-a", "list", "table", "ip", "kube-proxy"]);
+    let mut forwarder = lab.start(one(local(ALL)));
+    forwarder.table().set_service(service(vip(2), Protocol::Udp, 53), sticky(ALL));
+    forwarder.flush().expect("the table");
+    let after = lab.node.output("nft", &["-a", "list", "table", "ip", "kube-proxy"]);
+    assert_eq!(before, after);
+    let ours = lab.node.output("nft", &["list", "table", "inet", "portolan"]);
+    assert!(!ours.contains("@nh"), "every part has its name");
+}
+
+#[test]
+fn a_bad_element_stops_its_batch_only_and_is_named() {
+    let lab = Lab::new();
+    let mut forwarder = lab.start(one(local(ALL)));
+    let (known, data) = forwarder
+        .table()
+        .elements()
+        .into_iter()
+        .find(|(e, _)| matches!(e.set, Set::Slots(..)))
+        .expect("a slot");
+    drop(forwarder);
+    let mut kernel = lab.kernel();
+    let before = read(&mut kernel);
+    let stranger = Element { key: portolan_nft::Key::new(&[10, 1, 1, 1]).expect("short"), ..known };
+    let stranger = Element { set: Set::Virtual(portolan_nft::Family::V4), ..stranger };
+    let batch = Batch {
+        delete: Vec::new(),
+        add: vec![(stranger, portolan_nft::Data::EMPTY), (known, other(data))],
+    };
+    let error = kernel.commit(&batch, None).expect_err("the slot is taken");
+    assert_eq!(error.owner(), Some(Owner::Service(service(vip(1), Protocol::Tcp, 80))), "{error}");
+    assert_eq!(error.category(), "Refused");
+    assert_eq!(read(&mut kernel), before, "nothing of it was done");
+    let good = Batch { delete: Vec::new(), add: vec![(stranger, portolan_nft::Data::EMPTY)] };
+    let began = Instant::now();
+    kernel.commit(&good, None).expect("a good batch");
+    assert!(began.elapsed() < Duration::from_millis(50), "{:?}", began.elapsed());
+}
+
+#[test]
+fn a_batch_for_an_old_generation_is_refused() {
+    let lab = Lab::new();
+    let mut kernel = lab.kernel();
+    kernel.install(&Elements::new()).expect("the table");
+    let generation = kernel.generation().expect("a generation");
+    lab.node.output("nft", &["add", "table", "ip", "other"]);
+    let error = kernel.commit(&Batch::default(), Some(generation)).expect_err("it is old");
+    assert!(matches!(error, Error::Stale), "{error}");
+    let generation = kernel.generation().expect("a generation");
+    kernel.commit(&Batch::default(), Some(generation)).expect("it is new");
+}
+
+#[test]
+fn others_who_commit_all_the_time_do_not_make_a_reading_wrong() {
+    let lab = Lab::new();
+    let services =
+        (0..2_000_u16).map(|n| (service(vip((n % 200) as u8), Protocol::Tcp, n), local(ALL)));
+    let desired = Ruleset { services: services.collect(), ..Ruleset::default() };
+    let mut forwarder = lab.start(desired.clone());
+    let expected = forwarder.table().elements();
+    drop(forwarder);
+    lab.node.output("nft", &["add table ip other; add set ip other s { type ipv4_addr; }"]);
+    let done = std::sync::atomic::AtomicBool::new(false);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            while !done.load(std::sync::atomic::Ordering::Relaxed) {
+                lab.node.output("nft", &["add", "element", "ip", "other", "s", "{ 10.0.0.1 }"]);
+                lab.node.output("nft", &["flush", "set", "ip", "other", "s"]);
+            }
+        });
+        let mut kernel = lab.kernel();
+        let found: Vec<_> = (0..5).map(|_| read(&mut kernel)).collect();
+        let change = Forwarder::start(kernel, desired).map(|(_, change)| change);
+        done.store(true, std::sync::atomic::Ordering::Relaxed);
+        assert!(found.iter().all(|elements| *elements == expected));
+        assert_eq!(change.expect("the table").commits, 0);
+    });
+}
+
+/// Forwards without owning the table, as on a kernel that knows no owners.
+fn shared(lab: &Lab, desired: Ruleset) -> Forwarder {
+    let no_owner = Features { owned_tables: true, proves_commits: false };
+    let kernel = lab.kernel().without(no_owner);
+    Forwarder::start(kernel, desired).expect("the table").0
+}
+
+fn one(backends: Backends) -> Ruleset {
+    let services = [(service(vip(1), Protocol::Tcp, 80), backends)].into();
+    Ruleset { services, ..Ruleset::default() }
+}
+
+fn read(kernel: &mut Kernel) -> Elements {
+    match kernel.read().expect("the table") {
+        Found::Current(elements, _) => elements,
+        other => panic!("{other:?}"),
+    }
+}
+
+/// The same bytes, but for one.
+fn other(data: portolan_nft::Data) -> portolan_nft::Data {
+    let mut bytes = data.as_slice().to_vec();
+    bytes[3] ^= 1;
+    portolan_nft::Data::new(&bytes).expect("as long as before")
+}
