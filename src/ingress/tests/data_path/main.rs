@@ -12,6 +12,7 @@ mod limits;
 mod log;
 mod program;
 mod protocols;
+mod restart;
 mod slots;
 mod smuggling;
 mod stress;

@@ -32,8 +32,17 @@ async fn connect(
     trusted: &Issued,
     alpn: &[u8],
 ) -> Result<TlsStream<TcpStream>, std::io::Error> {
+    connect_to(address, name, &trusted.der, alpn).await
+}
+
+pub(crate) async fn connect_to(
+    address: SocketAddr,
+    name: &str,
+    trusted: &CertificateDer<'static>,
+    alpn: &[u8],
+) -> Result<TlsStream<TcpStream>, std::io::Error> {
     let mut roots = RootCertStore::empty();
-    roots.add(trusted.der.clone()).unwrap();
+    roots.add(trusted.clone()).unwrap();
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let mut config = ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
