@@ -66,9 +66,10 @@ impl Forwarder {
         &mut self.table
     }
 
-    /// The kernel, to ask it what it can do.
-    pub fn kernel(&self) -> &Kernel {
-        &self.kernel
+    /// The kernel, to ask it what it can do and what it has. Who changes it here makes the next
+    /// flush fail, and repair that.
+    pub fn kernel(&mut self) -> &mut Kernel {
+        &mut self.kernel
     }
 
     /// Brings the kernel to the desired state, with as few elements as differ.

@@ -96,8 +96,9 @@ const GET_GENERATION: u16 = SUBSYSTEM | libc::NFT_MSG_GETGEN as u16;
 /// Family of the table, and of none.
 const INET: u8 = libc::NFPROTO_INET as u8;
 const UNSPECIFIED: u8 = libc::NFPROTO_UNSPEC as u8;
-/// `NFT_TABLE_F_OWNER | NFT_TABLE_F_PERSIST`.
-const OWNED: u32 = 2 | 4;
+/// `NFT_TABLE_F_PERSIST`, and the same with `NFT_TABLE_F_OWNER`.
+const PERSISTS: u32 = 4;
+const OWNED: u32 = 2 | PERSISTS;
 /// What the comment of any table of this program begins with.
 const MARKER: &str = "owner=portolan-node";
 /// How often a table that changes is read again before giving up.
@@ -286,10 +287,10 @@ impl Kernel {
             return Ok(Some(Found::Foreign(header.comment)));
         }
         let uses = layout::chains().len() + Set::all().count();
-        // A table without an owner can be given none.
+        // A table that never had an owner can be given none; one whose owner ended can.
         let is_current = header.comment.as_ref() == Some(&self.marker)
             && header.uses == uses
-            && header.flags & self.flags() == self.flags();
+            && header.flags & PERSISTS == self.flags() & PERSISTS;
         if !is_current {
             return Ok(Some(Found::Outdated));
         }

@@ -69,7 +69,9 @@ fn other_connections_of_an_endpoint_go_on() {
             _ => ((v6(1, 2), 8080), [vip6(1), vip6(2)], v6(0, 2)),
         };
         let ports = fronts.map(|front| service(front, Protocol::Udp, 53));
-        ports.map(|port| sender.forwarder.table().set_service(port, local([end])));
+        for port in ports {
+            sender.forwarder.table().set_service(port, local([end]));
+        }
         settle(&mut sender.forwarder, &mut sender.conntrack);
         let sockets = fronts.map(|front| sender.lab.client.udp_socket((front, 53)));
         sockets.iter().for_each(|socket| assert_eq!(ask_udp(socket), by(end, client)));

@@ -20,7 +20,7 @@ fn what_is_read_back_is_what_was_desired() {
     let lab = Lab::new();
     let mut forwarder = lab.start(ruleset(300, 3));
     let written = forwarder.table().elements();
-    assert_eq!(read(&mut lab.kernel()), written);
+    assert_eq!(read(forwarder.kernel()), written);
     assert_eq!(forwarder.flush().expect("the table"), Default::default(), "nothing is left to do");
     let again = forwarder.verify().expect("the table");
     assert_eq!((again.commits, again.resyncs), (0, 1), "reading finds nothing to do");
@@ -30,8 +30,7 @@ fn what_is_read_back_is_what_was_desired() {
 fn one_of_ten_thousand_services_is_changed_alone() {
     let lab = Lab::new();
     let mut forwarder = lab.start(ruleset(10_000, 3));
-    let mut reader = lab.kernel();
-    let before = read(&mut reader);
+    let before = read(forwarder.kernel());
 
     forwarder.table().set_service(port(5_000), ends(&[1, 2, 9]));
     let change = forwarder.flush().expect("the table");
@@ -49,7 +48,7 @@ fn one_of_ten_thousand_services_is_changed_alone() {
     let change = forwarder.flush().expect("the table");
     assert_eq!((change.commits, change.added), (1, 0), "and goes");
 
-    let after = read(&mut reader);
+    let after = read(forwarder.kernel());
     let touched: Vec<_> =
         before.iter().filter(|(key, data)| after.get(key) != Some(data)).collect();
     assert_eq!(touched.len(), 1, "all else is untouched: {touched:?}");
