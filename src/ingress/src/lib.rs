@@ -19,7 +19,8 @@
 //! `listener` takes connections, `proxy` their requests; `table` finds the service, `activator` a
 //! slot on one of its sandboxes, `upstream` the connection there. `model` is what may be fed,
 //! `demand` what is seen; `settings`, `error` and `metrics` are the knobs, the answers in our own
-//! name and the counters. `feed` and `report` are the side that knows Kubernetes.
+//! name and the counters. `feed` and `report` are the side that knows Kubernetes; `peers` keeps the
+//! connections to other gateways, which it knows by their Leases.
 //!
 //! # Invariants
 //!
@@ -36,6 +37,7 @@
 //! - What was not read is not denied: before `mark_synced` an unknown host is 503, not 404.
 
 pub mod feed;
+pub mod peers;
 pub mod report;
 
 mod activator;

@@ -93,17 +93,18 @@ impl GatewayArgs {
         let gate = readiness.gate("gateway.caches");
         let admin = AdminServer::bind(self.admin_address, metrics.clone(), readiness).await?;
         tasks.spawn_last("admin", |stop| admin.serve(stop));
-        let identity = Identity {
-            namespace: self.system_namespace.clone(),
-            pod: self.pod_name.clone(),
-            uid: self.pod_uid.clone(),
-        };
-        let lease = HeldLease::new(&ctx, &identity);
-        let taken = lease.taken();
-        // Given back when nothing runs any more: until then, switches wait for this gateway.
-        tasks.spawn_last("lease", |drained: CancellationToken| {
-            lease.keep(drained.cancelled_owned())
-        });
+        let identity = Identity::new(
+            self.system_namespace.clone(),
+            self.pod_name.clone(),
+            self.pod_uid.clone(),
+            ctx.now(),
+        );
+        let lease = HeldLease::new(&ctx, &identity, None);
+        let (taken, square) = (lease.taken(), ingress.clone());
+        let is_square = move || square.demand().iter().all(|pool| pool.running == 0);
+        // Its last word comes when nothing runs any more: until then, switches wait for this
+        // gateway.
+        tasks.spawn_last("lease", |drained: CancellationToken| lease.keep(drained, is_square));
         let state = State::default();
         let (feed, watches) = Feed::start(&ctx, &ingress, &state, self.feed());
         for (name, watch) in watches {

@@ -1,11 +1,13 @@
 //! Who this gateway is.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
+use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 use portolan_api::labels;
 
-/// Who this gateway is: its Pod.
+/// Who this gateway is: its Pod, and which process in it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Identity {
     /// Namespace of the system.
@@ -15,9 +17,18 @@ pub struct Identity {
     /// UID of the Pod, which owns Lease and reports, so that they go with it. `None` outside a
     /// cluster: they are then deleted on shutdown only.
     pub uid: Option<String>,
+    /// The process. What an earlier process of this Pod had on its way may still run in a sandbox,
+    /// so slots are granted to this name and not to the Pod's.
+    pub instance: Arc<str>,
 }
 
 impl Identity {
+    /// The process that was `started` in the Pod.
+    pub fn new(namespace: String, pod: String, uid: Option<String>, started: Timestamp) -> Self {
+        let instance = format!("{pod}.{:x}", started.as_millisecond()).into();
+        Self { namespace, pod, uid, instance }
+    }
+
     /// Metadata of an object of this gateway.
     pub(crate) fn metadata(&self, name: String) -> ObjectMeta {
         let owner = self.uid.clone().map(|uid| OwnerReference {

@@ -8,6 +8,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use portolan_api::{CertificateReport, EpochReport};
@@ -16,10 +17,17 @@ use tokio::sync::Notify;
 
 mod book;
 mod identity;
+mod lease;
 mod writer;
 
 pub use identity::Identity;
-pub use writer::{HeldLease, Reporter};
+pub use lease::{HeldLease, Shown};
+pub use writer::Reporter;
+
+/// The component name in metrics and field managers.
+const COMPONENT: &str = "gateway";
+/// Pause after a write that failed: the API server is away or overloaded.
+const PAUSE: Duration = Duration::from_millis(500);
 
 /// What this gateway follows and what it cannot use. Clones share everything.
 #[derive(Debug, Clone, Default)]

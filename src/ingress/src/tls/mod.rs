@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use rustls::ServerConfig;
 
-use certificates::provider;
+pub(crate) use certificates::provider;
 pub use certificates::{Certificate, CertificateError};
 pub(crate) use certificates::{CertificateKey, Certificates};
 

@@ -1,0 +1,266 @@
+//! Links between gateways: one mutually authenticated connection for each pair.
+//!
+//! Gateways find each other by their Leases and know each other's certificates by the digests
+//! there. Of two, the one whose name comes first dials the other over TLS 1.3 and asks for the one
+//! thing that is served: a POST whose two bodies stay open and carry messages both ways. A link
+//! breaks and comes back at any time; whoever uses it starts anew then.
+//!
+//! **Does not know** what the messages say: [`Lending`] and its [`LinkEnd`]s make and take them.
+//! Knows no client of the API either: the Leases come as a cache.
+//!
+//! # Entry points
+//!
+//! [`Peers::new`], [`Peers::shown`] for the Lease, then [`Peers::run`].
+//!
+//! # Invariants
+//!
+//! - Nothing is read from a connection before its certificate was found in a living gateway's
+//!   Lease, and nothing but a head before the name that it claims was found to be that gateway's.
+//! - A peer has at most one link; a newer one ends the one before.
+//! - No private key leaves the process.
+//! - Per link, one message waits to be sent and at most one is gathered; both are bounded.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::api::coordination::v1::Lease;
+use portolan_api::Gateway;
+use portolan_reconcile::{Cache, Clock, RunError};
+use prometheus_client::registry::Registry;
+use tokio::net::TcpListener;
+use tokio::sync::{Notify, watch};
+use tokio::time::sleep;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
+
+use crate::peers::accept::{Acceptor, Newest};
+use crate::peers::credentials::{Credentials, Rotation};
+use crate::peers::dial::Dialler;
+use crate::peers::metrics::Metrics;
+use crate::peers::roster::{Census, Roster};
+use crate::report::{Identity, Shown};
+
+mod accept;
+mod connection;
+mod credentials;
+mod dial;
+mod exchange;
+mod frame;
+mod metrics;
+mod roster;
+mod verify;
+
+#[cfg(test)]
+mod tests;
+
+pub use credentials::CredentialError;
+pub use roster::PeerEnd;
+
+/// How long a new certificate is published before it is used. A watch that works shows it within
+/// a second; one that does not keeps its gateway's old links.
+const SETTLE: Duration = Duration::from_secs(60);
+
+/// What meets other gateways here.
+pub trait Lending: Clone + Send + Sync + 'static {
+    /// One end of a link; dropped when the connection is down.
+    type Link: LinkEnd;
+
+    /// Begins a link with a peer, by instance. One that there is already is replaced.
+    fn link(&self, peer: Arc<str>) -> Self::Link;
+
+    /// The peer will never come back.
+    fn forget(&self, peer: &str, end: PeerEnd);
+}
+
+/// One end of a link.
+pub trait LinkEnd: Send + 'static {
+    /// The next message to send, of at most one mebibyte. Cancel safe, and pending while there is
+    /// none.
+    fn next(&mut self) -> impl Future<Output = Bytes> + Send;
+
+    /// Takes in a message of the other end.
+    ///
+    /// # Errors
+    ///
+    /// [`Violation`] if the other end may not say that; the link ends.
+    fn take(&mut self, message: Bytes) -> Result<(), Violation>;
+}
+
+/// The other end breaks the protocol: what it did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct Violation(pub &'static str);
+
+/// Why a link is no more.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Broken {
+    #[error("the connection broke")]
+    Connection(#[source] hyper::Error),
+    #[error("the other end closed it")]
+    Closed,
+    #[error("a newer one took its place")]
+    Replaced,
+    #[error("the certificate is not shown any more")]
+    Disowned,
+    #[error("{0}")]
+    Violation(&'static str),
+}
+
+/// Where a gateway meets others.
+#[derive(Debug)]
+pub struct PeersConfig {
+    /// Where to listen.
+    pub listener: TcpListener,
+    /// Where others reach that: the Pod's address and the port.
+    pub address: SocketAddr,
+    /// How long a certificate is used before the next one.
+    pub certificate_lifetime: Duration,
+}
+
+/// The links of one gateway.
+pub struct Peers<L> {
+    identity: Identity,
+    config: PeersConfig,
+    lending: L,
+    credentials: Credentials,
+    metrics: Arc<Metrics>,
+}
+
+/// The Leases of all gateways.
+pub struct Gateways {
+    /// As they are.
+    pub cache: Cache<Lease, Gateway>,
+    /// Told of every change but a renewal.
+    pub changed: Arc<Notify>,
+    /// The time they are measured by.
+    pub clock: Clock,
+}
+
+impl<L: Lending> Peers<L> {
+    /// Makes the first certificate.
+    ///
+    /// # Errors
+    ///
+    /// If the system refuses to generate a key.
+    pub fn new(
+        identity: Identity,
+        config: PeersConfig,
+        lending: L,
+    ) -> Result<Self, CredentialError> {
+        let (credentials, metrics) = (Credentials::generate()?, Arc::default());
+        Ok(Self { identity, config, lending, credentials, metrics })
+    }
+
+    /// What the Lease has to show.
+    pub fn shown(&self) -> Shown {
+        Shown {
+            address: self.config.address,
+            certificates: self.credentials.shown(),
+            published: self.credentials.published(),
+        }
+    }
+
+    /// Registers the metrics.
+    pub fn register(&self, registry: &mut Registry) {
+        self.metrics.register(registry);
+    }
+
+    /// Keeps the links until `stop`.
+    ///
+    /// # Errors
+    ///
+    /// None: what fails is counted, logged and tried again.
+    pub async fn run(self, gateways: Gateways, stop: CancellationToken) -> Result<(), RunError> {
+        let roster = watch::Sender::new(Arc::new(Roster::default()));
+        let rotation = Rotation { every: self.config.certificate_lifetime, settle: SETTLE };
+        let acceptor = Acceptor {
+            own: Arc::clone(&self.identity.instance),
+            credential: self.credentials.current(),
+            roster: roster.subscribe(),
+            lending: self.lending.clone(),
+            metrics: Arc::clone(&self.metrics),
+            newest: Arc::new(Newest::default()),
+        };
+        let dialled = dial_all(acceptor.clone());
+        let follow =
+            follow(gateways, &self.identity.pod, &roster, &self.lending, &self.metrics.known);
+        tokio::select! {
+            () = stop.cancelled() => {}
+            () = self.credentials.rotate(rotation) => {}
+            () = follow => {}
+            () = dialled => {}
+            never = acceptor.run(self.config.listener) => match never {},
+        }
+        Ok(())
+    }
+}
+
+/// Keeps the roster, and tells of those that have ended.
+async fn follow<L: Lending>(
+    gateways: Gateways,
+    own: &str,
+    roster: &watch::Sender<Arc<Roster>>,
+    lending: &L,
+    known: &prometheus_client::metrics::gauge::Gauge,
+) {
+    let Gateways { cache, changed, clock } = gateways;
+    cache.synced().await;
+    let mut census = Census::new(own.to_owned());
+    loop {
+        let now = clock();
+        let seen = census.look(&cache.list(), cache.unbroken_since(), now);
+        // First the links go, so that nobody lends to one that has ended.
+        known.set(i64::try_from(seen.roster.iter().count()).unwrap_or(i64::MAX));
+        roster.send_if_modified(|current| {
+            let is_new = **current != seen.roster;
+            *current = Arc::new(seen.roster);
+            is_new
+        });
+        for (peer, end) in seen.ended {
+            tracing::info!(%peer, ?end, "Another gateway has ended");
+            lending.forget(&peer, end);
+        }
+        tokio::select! {
+            () = changed.notified() => {}
+            () = until(seen.look_again, now) => {}
+        }
+    }
+}
+
+async fn until(then: Option<Timestamp>, now: Timestamp) {
+    let Some(then) = then else { std::future::pending().await };
+    // At least a little: a Lease may say that it lapses in no time at all.
+    let pause = then.duration_since(now).max(SignedDuration::from_millis(10));
+    sleep(pause.unsigned_abs()).await;
+}
+
+/// Dials those of the roster whose names come after ours, each for as long as it lives.
+async fn dial_all<L: Lending>(acceptor: Acceptor<L>) {
+    let Acceptor { own, credential, mut roster, lending, metrics, newest } = acceptor;
+    let mut dialled: BTreeMap<Arc<str>, AbortOnDropHandle<()>> = BTreeMap::new();
+    loop {
+        let now = Arc::clone(&roster.borrow_and_update());
+        newest.retain(&now);
+        dialled.retain(|peer, _| now.get(peer).is_some());
+        for (peer, _) in now.iter().filter(|(peer, _)| **peer > own) {
+            dialled.entry(Arc::clone(peer)).or_insert_with(|| {
+                let dialler = Dialler {
+                    own: Arc::clone(&own),
+                    peer: Arc::clone(peer),
+                    credential: credential.clone(),
+                    roster: roster.clone(),
+                    lending: lending.clone(),
+                    metrics: Arc::clone(&metrics),
+                };
+                AbortOnDropHandle::new(tokio::spawn(dialler.run()))
+            });
+        }
+        if roster.changed().await.is_err() {
+            return;
+        }
+    }
+}
