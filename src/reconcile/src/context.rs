@@ -144,7 +144,8 @@ impl Context {
         &self.settings
     }
 
-    pub(crate) fn clock(&self) -> Clock {
+    /// Where the time comes from, for what outlives a borrow of this.
+    pub fn clock(&self) -> Clock {
         self.clock.clone()
     }
 
