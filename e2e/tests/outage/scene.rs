@@ -4,7 +4,7 @@
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 use portolan_cluster::cluster::Cluster;
@@ -16,9 +16,13 @@ use tokio::net::TcpStream;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-const TEAM: &str = "outage";
+pub(crate) const TEAM: &str = "outage";
 pub(crate) const HOST: &str = "shop.portolan.test";
 const LATE_HOST: &str = "late.portolan.test";
+const SLEEPER_HOST: &str = "sleeper.portolan.test";
+
+/// How long the sleeper may take to fall asleep: its drain is in it.
+const SLEEP_LIMIT: Duration = Duration::from_secs(90);
 
 /// One sandbox that is awake all the time, with fewer slots than the default, so that each gateway
 /// has some of its own.
@@ -43,6 +47,27 @@ metadata: { name: shop, namespace: outage }
 spec: { host: shop.portolan.test, app: shop }
 ";
 
+/// How long controllers write nothing when all is done. Longer than any wait between two steps.
+const REST: Duration = Duration::from_secs(5);
+
+/// Asleep unless somebody asks.
+const SLEEPER: &str = "
+apiVersion: portolan.dev/v1alpha1
+kind: App
+metadata: { name: sleeper, namespace: outage }
+spec:
+  image: docker.io/portolan/sample-echo:dev
+  services:
+  - name: web
+    port: 8080
+    scale: { mode: Auto, scaleDownDelaySeconds: 1, min: 0, max: 1 }
+---
+apiVersion: portolan.dev/v1alpha1
+kind: Route
+metadata: { name: sleeper, namespace: outage }
+spec: { host: sleeper.portolan.test, app: sleeper }
+";
+
 const LATE_ROUTE: &str = "
 apiVersion: portolan.dev/v1alpha1
 kind: Route
@@ -65,18 +90,42 @@ impl Scene {
     /// Installs Portolan and an App that answers.
     pub(crate) async fn set(cluster: Cluster) -> anyhow::Result<Self> {
         tokio::task::block_in_place(|| platform::install(&cluster, &[]))?;
-        command::feed(cluster.program("kubectl").args(["apply", "-f", "-"]), APP)?;
+        for manifest in [APP, SLEEPER] {
+            command::feed(cluster.program("kubectl").args(["apply", "-f", "-"]), manifest)?;
+        }
         let scene = Self { cluster };
-        let wait = ["wait", "--for=condition=Ready", "app/shop", "route/shop", "--timeout=90s"];
-        scene.kubectl(TEAM, &wait)?;
+        let ready = ["wait", "--for=condition=Ready", "apps,routes", "--all", "--timeout=90s"];
+        scene.kubectl(TEAM, &ready)?;
         let port = scene.port();
         wait::until("the App to answer", Duration::from_secs(30), async || {
-            let answer = ask(port).await?;
+            let answer = ask(port, HOST).await?;
             ensure!(is_good(&answer), "{answer}");
             anyhow::Ok(())
         })
         .await?;
         Ok(scene)
+    }
+
+    pub(crate) async fn client(&self) -> anyhow::Result<kube::Client> {
+        self.cluster.client().await
+    }
+
+    /// How long the first request for an App that sleeps takes.
+    pub(crate) async fn wake(&self) -> anyhow::Result<Duration> {
+        self.asleep().await?;
+        let begun = Instant::now();
+        let answer = ask(self.port(), SLEEPER_HOST).await?;
+        ensure!(is_good(&answer), "{answer}");
+        Ok(begun.elapsed())
+    }
+
+    async fn asleep(&self) -> anyhow::Result<()> {
+        wait::until("the sleeper to sleep", SLEEP_LIMIT, async || {
+            let pods = self.pods(TEAM, "portolan.dev/app=sleeper")?;
+            ensure!(pods.is_empty(), "it has {} sandboxes", pods.len());
+            anyhow::Ok(())
+        })
+        .await
     }
 
     pub(crate) fn port(&self) -> u16 {
@@ -114,22 +163,60 @@ impl Scene {
 
     /// What all controllers have written since they started.
     pub(crate) fn writes(&self) -> anyhow::Result<u64> {
-        let pods = self.pods(NAMESPACE, "app.kubernetes.io/component=controller")?;
-        let addresses = pods.iter().filter_map(|pod| pod["status"]["podIP"].as_str());
-        let mut writes = 0.0;
-        for address in addresses {
-            let page = self.fetch(&["-f", &format!("http://{address}:9090/metrics")])?;
-            writes += samples(&page, "portolan_reconcile_api_writes_total")
-                .filter(|(labels, _)| !labels.contains("verb=\"event\""))
-                .map(|(_, value)| value)
-                .sum::<f64>();
+        let ours = |labels: &str| !labels.contains("verb=\"event\"");
+        self.count("controller", "portolan_reconcile_api_writes_total", ours)
+    }
+
+    /// The same when nothing has been written for a while.
+    pub(crate) async fn settled_writes(&self) -> anyhow::Result<u64> {
+        self.asleep().await?;
+        let mut last = (self.writes()?, Instant::now());
+        wait::until("the controllers to rest", SLEEP_LIMIT, async || {
+            let writes = self.writes()?;
+            if writes != last.0 {
+                last = (writes, Instant::now());
+            }
+            ensure!(last.1.elapsed() > REST, "{writes} writes, and more to come");
+            anyhow::Ok(writes)
+        })
+        .await
+    }
+
+    /// How often the watches of controllers have listed everything, and how many watches there are.
+    pub(crate) fn lists(&self) -> anyhow::Result<(u64, u64)> {
+        let all = self.count("controller", "portolan_reconcile_watch_lists_total", |_| true)?;
+        let watches = self.pages("controller")?;
+        let watches = watches
+            .iter()
+            .map(|page| samples(page, "portolan_reconcile_watch_lists_total").count() as u64);
+        Ok((all, watches.sum()))
+    }
+
+    fn count(
+        &self,
+        component: &str,
+        name: &str,
+        counts: impl Fn(&str) -> bool,
+    ) -> anyhow::Result<u64> {
+        let mut sum = 0.0;
+        for page in self.pages(component)? {
+            let counted = samples(&page, name).filter(|(labels, _)| counts(labels));
+            sum += counted.map(|(_, value)| value).sum::<f64>();
         }
         #[expect(
             clippy::cast_possible_truncation,
             clippy::cast_sign_loss,
             reason = "counters are whole and not negative"
         )]
-        Ok(writes as u64)
+        Ok(sum as u64)
+    }
+
+    /// The metrics of every Pod of a component.
+    fn pages(&self, component: &str) -> anyhow::Result<Vec<String>> {
+        let selector = format!("app.kubernetes.io/component={component}");
+        let pods = self.pods(NAMESPACE, &selector)?;
+        let addresses = pods.iter().filter_map(|pod| pod["status"]["podIP"].as_str());
+        addresses.map(|to| self.fetch(&["-f", &format!("http://{to}:9090/metrics")])).collect()
     }
 
     /// The sum of a gateway's samples of one metric.
@@ -198,7 +285,7 @@ impl Scene {
         Ok(list["items"].as_array().cloned().unwrap_or_default())
     }
 
-    fn kubectl(&self, namespace: &str, arguments: &[&str]) -> anyhow::Result<String> {
+    pub(crate) fn kubectl(&self, namespace: &str, arguments: &[&str]) -> anyhow::Result<String> {
         let mut kubectl = self.cluster.program("kubectl");
         kubectl.args(["--namespace", namespace]).args(arguments);
         tokio::task::block_in_place(|| command::output(&mut kubectl))
@@ -242,7 +329,7 @@ impl Visitor {
         let (told, counted) = (stop.clone(), Arc::clone(&answers));
         let asking = tokio::spawn(async move {
             while !told.is_cancelled() {
-                let answer = ask(port).await?;
+                let answer = ask(port, HOST).await?;
                 let count = counted.fetch_add(1, Ordering::Relaxed);
                 ensure!(is_good(&answer), "request {count} was answered {answer}");
             }
@@ -265,9 +352,9 @@ fn is_good(answer: &str) -> bool {
 }
 
 /// One request on a connection of its own; the whole answer.
-async fn ask(port: u16) -> anyhow::Result<String> {
+async fn ask(port: u16, host: &str) -> anyhow::Result<String> {
     let mut stream = TcpStream::connect(("127.0.0.1", port)).await.context("connect")?;
-    let request = format!("GET /health HTTP/1.1\r\nHost: {HOST}\r\nConnection: close\r\n\r\n");
+    let request = format!("GET /health HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n");
     stream.write_all(request.as_bytes()).await.context("send a request")?;
     let mut answer = Vec::new();
     stream.read_to_end(&mut answer).await.context("read the answer")?;
