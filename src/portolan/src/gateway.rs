@@ -106,7 +106,7 @@ impl GatewayArgs {
         // gateway.
         tasks.spawn_last("lease", |drained: CancellationToken| lease.keep(drained, is_square));
         let state = State::default();
-        let (feed, watches) = Feed::start(&ctx, &ingress, &state, self.feed());
+        let (feed, watches) = Feed::start(&ctx, &ingress, &state, self.feed(&identity));
         for (name, watch) in watches {
             tasks.spawn(name, watch);
         }
@@ -151,9 +151,9 @@ impl GatewayArgs {
         }
     }
 
-    fn feed(&self) -> FeedSettings {
+    fn feed(&self, identity: &Identity) -> FeedSettings {
         FeedSettings {
-            gateway: Arc::from(self.pod_name.as_str()),
+            identity: identity.clone(),
             default_certificate: self
                 .default_certificate
                 .clone()

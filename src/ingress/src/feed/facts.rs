@@ -15,6 +15,7 @@ use crate::model::{
     AppProtocol, BootFailure, Concurrency, FailureKind, PlainHttp, PoolConfig, PoolId, PoolName,
     Probe, RouteConfig, RouteTimeouts, SandboxConfig, SandboxId, SandboxPhase, ServiceKey, Slots,
 };
+use crate::report::Identity;
 
 /// A Route.
 #[derive(Debug, Clone, PartialEq)]
@@ -233,7 +234,7 @@ pub(crate) struct PodFacts {
 
 impl PodFacts {
     /// `None` for a Pod that no pool controls, or one that has ended.
-    pub(crate) fn of(pod: &Pod, gateway: &str) -> Option<Self> {
+    pub(crate) fn of(pod: &Pod, identity: &Identity) -> Option<Self> {
         let metadata = &pod.metadata;
         let owners = metadata.owner_references.as_deref().unwrap_or_default();
         let owner = owners
@@ -259,7 +260,7 @@ impl PodFacts {
                 },
                 address: status.and_then(|status| status.pod_ip.as_deref()).and_then(parse_address),
                 phase: sandbox_phase(pod),
-                slots: slots(pod, gateway),
+                slots: slots(pod, identity),
             },
         })
     }
@@ -292,14 +293,20 @@ fn sandbox_phase(pod: &Pod) -> SandboxPhase {
     }
 }
 
-/// The slots that the pool controller granted to this gateway: `gateway=count`, by commas.
-/// A gateway that is not named has none; a Pod without the annotation counts none.
-fn slots(pod: &Pod, gateway: &str) -> Slots {
+/// The slots that the pool controller granted to this gateway's process: `instance=count`, by
+/// commas. One that is not named has none; a Pod without the annotation counts none.
+///
+/// A controller of a release before grants by the name of the Pod. That is this process as long as
+/// nothing says otherwise.
+fn slots(pod: &Pod, identity: &Identity) -> Slots {
     let Some(grants) = annotation(pod, labels::SLOTS) else { return Slots::Unlimited };
-    let granted = grants.split(',').find_map(|grant| {
-        let (name, count) = grant.split_once('=')?;
-        (name.trim() == gateway).then(|| count.trim().parse().ok())?
-    });
+    let granted_to = |gateway: &str| {
+        grants.split(',').find_map(|grant| {
+            let (name, count) = grant.split_once('=')?;
+            (name.trim() == gateway).then(|| count.trim().parse().ok())?
+        })
+    };
+    let granted = granted_to(&identity.instance).or_else(|| granted_to(&identity.pod));
     Slots::Limited(granted.unwrap_or(0))
 }
 

@@ -27,15 +27,17 @@ use crate::feed::hosts::Hosts;
 use crate::feed::snapshot::{Caches, Directory, Keeper};
 use crate::feed::staleness::Staleness;
 use crate::model::{Activation, RouteId};
-use crate::report::State;
+use crate::report::{Identity, State};
 
 mod certificates;
 mod facts;
+mod gateways;
 mod hosts;
 mod snapshot;
 mod staleness;
 
 pub(crate) use facts::PoolFacts;
+pub use gateways::watch_gateways;
 pub use snapshot::SnapshotSettings;
 
 /// The component name in metrics and field managers.
@@ -47,8 +49,8 @@ pub type FeedTask = Pin<Box<dyn Future<Output = Result<(), RunError>> + Send>>;
 /// What the feed is started with.
 #[derive(Debug)]
 pub struct FeedSettings {
-    /// Name of this gateway, as slots are granted to it.
-    pub gateway: Arc<str>,
+    /// This gateway, to whose process slots are granted.
+    pub identity: Identity,
     /// The certificate for hosts without their own.
     pub default_certificate: Option<ObjectKey>,
     /// Where what is known is kept for the next process of this Pod; `None`: nowhere.
@@ -92,7 +94,7 @@ impl Feed {
         let (claims, claim_task) = watch_claims(&on, &routing, kept.claims);
         let (apps, app_task) = watch_apps(&on, state, kept.apps);
         let (pools, pool_task) = watch_pools(&on, kept.pools);
-        let (pods, pod_task) = watch_pods(&on, settings.gateway, kept.pods);
+        let (pods, pod_task) = watch_pods(&on, settings.identity, kept.pods);
         let changed = on.changed;
         let certificates = Certificates::new(ctx, ingress, state, directory.clone());
         let mut tasks: Vec<(&'static str, FeedTask)> = vec![
@@ -295,13 +297,13 @@ fn watch_pools(
 
 fn watch_pods(
     on: &Wiring<'_>,
-    gateway: Arc<str>,
+    identity: Identity,
     kept: Vec<(ObjectKey, PodFacts)>,
 ) -> (Cache<Pod, PodFacts>, impl Future<Output = Task> + Send + use<>) {
     let ingress = on.ingress.clone();
     Watch::<Pod>::new()
         .labels(labels::POOL)
-        .project(move |pod| PodFacts::of(&pod, &gateway))
+        .project(move |pod| PodFacts::of(&pod, &identity))
         .on_change(move |change| {
             if let Some(old) = change.old {
                 let is_other = |new: &Arc<PodFacts>| {

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use kube::Client;
 use portolan_ingress::feed::{Feed, FeedSettings, SnapshotSettings};
-use portolan_ingress::report::State;
+use portolan_ingress::report::{Identity, State};
 use portolan_reconcile::Context;
 use portolan_reconcile::testing::{Answer, Sent, Wire, context, initial_events_end};
 use rustls::pki_types::CertificateDer;
@@ -58,7 +58,12 @@ impl Process {
         let gateway = Gateway::unsynced();
         let context = context(client);
         let settings = FeedSettings {
-            gateway: "gateway".into(),
+            identity: Identity::new(
+                "system".into(),
+                "gateway".into(),
+                Some(UID.to_owned()),
+                context.now(),
+            ),
             default_certificate: None,
             snapshot: Some(SnapshotSettings {
                 directory: directory.to_owned(),

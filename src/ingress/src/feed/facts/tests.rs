@@ -102,7 +102,9 @@ fn pod(metadata: &Value, status: &Value) -> Option<PodFacts> {
     for (key, value) in metadata.as_object().expect("an object") {
         pod["metadata"][key] = value.clone();
     }
-    PodFacts::of(&serde_json::from_value(pod).expect("a Pod"), "gw-1")
+    let started = jiff::Timestamp::from_millisecond(10).expect("a time");
+    let identity = Identity::new("system".into(), "gw-1".into(), None, started);
+    PodFacts::of(&serde_json::from_value(pod).expect("a Pod"), &identity)
 }
 
 #[test]
@@ -142,8 +144,10 @@ fn a_gateway_has_the_slots_that_are_granted_to_it() {
         pod(&metadata, &json!({})).expect("a sandbox").sandbox.slots
     };
     assert_eq!(slots(None), Slots::Unlimited);
-    assert_eq!(slots(Some("gw-1=5,gw-2=5")), Slots::Limited(5));
-    assert_eq!(slots(Some("gw-2=5, gw-1=3")), Slots::Limited(3));
+    assert_eq!(slots(Some("gw-1.a=5,gw-2.a=5")), Slots::Limited(5));
+    assert_eq!(slots(Some("gw-2.a=5, gw-1.a=3")), Slots::Limited(3));
+    assert_eq!(slots(Some("gw-1.9=4")), Slots::Limited(0), "an earlier process of the Pod");
+    assert_eq!(slots(Some("gw-1=2")), Slots::Limited(2), "by a controller of a release before");
     for none in ["gw-2=5", "", "gw-1", "gw-1=x", "gw-1=-1", "gw-10=4"] {
         assert_eq!(slots(Some(none)), Slots::Limited(0), "{none}");
     }
