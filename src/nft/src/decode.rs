@@ -5,8 +5,6 @@ use crate::layout::{Base, Connection, Expr, HASH_SEED, Meta, Register, number};
 use crate::value::Family;
 use crate::wire::{self, attributes};
 
-/// An item of a list.
-const LIST_ITEM: u16 = 1;
 /// The bytes of a key or of data.
 const VALUE: u16 = 1;
 
@@ -39,9 +37,10 @@ pub(crate) fn rule(body: &[u8]) -> Option<(&str, Vec<Expr>)> {
     Some((chain, steps?))
 }
 
-/// The items of a list of elements or expressions.
+/// The items of a list of elements or expressions. The kernel gives all of them the same kind,
+/// libnftnl counts them, and nobody looks at it.
 fn list_items(list: &[u8]) -> impl Iterator<Item = &[u8]> {
-    attributes(list).filter(|(kind, _)| *kind == LIST_ITEM).map(|(_, item)| item)
+    attributes(list).map(|(_, item)| item)
 }
 
 /// The numbers below are those of the kernel's attributes, in its header `nf_tables.h`.

@@ -373,3 +373,6 @@ fn allocated<T>(pointer: *mut T) -> NonNull<T> {
 fn text(name: &'static CStr) -> *const c_char {
     name.as_ptr()
 }
+
+#[cfg(test)]
+mod tests;

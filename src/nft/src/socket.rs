@@ -60,6 +60,11 @@ impl Link {
         self.sequence = sequence;
     }
 
+    #[cfg(test)]
+    pub(crate) fn shrink_receive_buffer(&self) {
+        setsockopt(&self.socket, sockopt::RcvBufForce, &1).expect("a socket option");
+    }
+
     /// Sends one datagram, however large.
     pub(crate) fn send(&mut self, bytes: &[u8]) -> io::Result<()> {
         let size = bytes.len() + OVERHEAD;
