@@ -1,5 +1,6 @@
 //! What the gateway keeps of each object. Pure translations; tenants' text is checked here.
 
+use std::borrow::Cow;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -230,6 +231,8 @@ fn number(sandbox: &SandboxSpec, port: &IntOrString) -> Option<u16> {
 pub(crate) struct PodFacts {
     pub(crate) pool: PoolId,
     pub(crate) sandbox: SandboxConfig,
+    /// Slots still granted to an earlier process of this gateway's Pod, while this one has none.
+    pub(crate) inherited: u32,
 }
 
 impl PodFacts {
@@ -262,7 +265,23 @@ impl PodFacts {
                 phase: sandbox_phase(pod),
                 slots: slots(pod, identity),
             },
+            inherited: inherited(pod, identity),
         })
+    }
+
+    /// The sandbox as it may be used in its pool, as far as that is known.
+    ///
+    /// Where slots are soft, those of an earlier process are this one's until the pool controller
+    /// has granted anew, which takes a write for each sandbox: that process is gone. Where they are
+    /// strict they are not, because what it had sent may still run.
+    pub(crate) fn usable(&self, pool: Option<&PoolFacts>) -> Cow<'_, SandboxConfig> {
+        let is_soft = |pool: &PoolFacts| {
+            pool.id.uid == self.pool.uid && pool.config.concurrency == Concurrency::Soft
+        };
+        if self.inherited == 0 || !pool.is_some_and(is_soft) {
+            return Cow::Borrowed(&self.sandbox);
+        }
+        Cow::Owned(SandboxConfig { slots: Slots::Limited(self.inherited), ..self.sandbox.clone() })
     }
 }
 
@@ -299,15 +318,32 @@ fn sandbox_phase(pod: &Pod) -> SandboxPhase {
 /// A controller of a release before grants by the name of the Pod. That is this process as long as
 /// nothing says otherwise.
 fn slots(pod: &Pod, identity: &Identity) -> Slots {
-    let Some(grants) = annotation(pod, labels::SLOTS) else { return Slots::Unlimited };
-    let granted_to = |gateway: &str| {
-        grants.split(',').find_map(|grant| {
-            let (name, count) = grant.split_once('=')?;
-            (name.trim() == gateway).then(|| count.trim().parse().ok())?
-        })
-    };
+    if annotation(pod, labels::SLOTS).is_none() {
+        return Slots::Unlimited;
+    }
+    let granted_to = |name: &str| grants(pod).find(|(to, _)| *to == name).map(|(_, count)| count);
     let granted = granted_to(&identity.instance).or_else(|| granted_to(&identity.pod));
     Slots::Limited(granted.unwrap_or(0))
+}
+
+fn inherited(pod: &Pod, identity: &Identity) -> u32 {
+    if slots(pod, identity) != Slots::Limited(0) {
+        return 0;
+    }
+    let is_earlier = |name: &str| {
+        let process = name.strip_prefix(identity.pod.as_str());
+        name != &*identity.instance && process.is_some_and(|process| process.starts_with('.'))
+    };
+    grants(pod).find(|(to, _)| is_earlier(to)).map_or(0, |(_, count)| count)
+}
+
+/// Who was granted how many slots of a sandbox.
+fn grants(pod: &Pod) -> impl Iterator<Item = (&str, u32)> {
+    let grants = annotation(pod, labels::SLOTS).unwrap_or_default().split(',');
+    grants.filter_map(|grant| {
+        let (name, count) = grant.split_once('=')?;
+        Some((name.trim(), count.trim().parse().ok()?))
+    })
 }
 
 #[cfg(test)]

@@ -94,7 +94,7 @@ impl Feed {
         let (claims, claim_task) = watch_claims(&on, &routing, kept.claims);
         let (apps, app_task) = watch_apps(&on, state, kept.apps);
         let (pools, pool_task) = watch_pools(&on, kept.pools);
-        let (pods, pod_task) = watch_pods(&on, settings.identity, kept.pods);
+        let (pods, pod_task) = watch_pods(&on, settings.identity, &pools, kept.pods);
         let changed = on.changed;
         let certificates = Certificates::new(ctx, ingress, state, directory.clone());
         let mut tasks: Vec<(&'static str, FeedTask)> = vec![
@@ -298,9 +298,10 @@ fn watch_pools(
 fn watch_pods(
     on: &Wiring<'_>,
     identity: Identity,
+    pools: &Cache<SandboxPool, PoolFacts>,
     kept: Vec<(ObjectKey, PodFacts)>,
 ) -> (Cache<Pod, PodFacts>, impl Future<Output = Task> + Send + use<>) {
-    let ingress = on.ingress.clone();
+    let (ingress, pools) = (on.ingress.clone(), pools.clone());
     Watch::<Pod>::new()
         .labels(labels::POOL)
         .project(move |pod| PodFacts::of(&pod, &identity))
@@ -314,7 +315,9 @@ fn watch_pods(
                 }
             }
             if let Some(new) = change.new {
-                ingress.upsert_sandbox(&new.pool, &new.sandbox);
+                let name = &new.pool.name;
+                let pool = pools.get(&ObjectKey::new(&*name.namespace, &*name.name));
+                ingress.upsert_sandbox(&new.pool, &new.usable(pool.as_deref()));
             }
         })
         .on_change(on.note())

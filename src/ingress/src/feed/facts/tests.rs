@@ -154,6 +154,31 @@ fn a_gateway_has_the_slots_that_are_granted_to_it() {
 }
 
 #[test]
+fn soft_slots_of_an_earlier_process_are_used_until_there_are_new_ones() {
+    let slots = |grants: &str, concurrency: &str| {
+        let metadata = json!({ "annotations": { "portolan.dev/slots": grants } });
+        let pod = pod(&metadata, &json!({})).expect("a sandbox");
+        let scale = json!({ "min": 0, "max": 1, "concurrency": concurrency });
+        let spec = json!({
+            "app": "shop", "service": "web", "role": "Active", "scale": scale,
+            "sandbox": { "image": "x", "terminationGraceSeconds": 1, "listenTimeoutSeconds": 1,
+                "ports": [{ "name": "http", "port": 80, "type": "http" }] },
+        });
+        let metadata = json!({ "namespace": "team", "name": "shop-web-1", "uid": &*pod.pool.uid });
+        let pool = json!({ "metadata": metadata, "spec": spec });
+        let pool = PoolFacts::of(serde_json::from_value(pool).expect("a pool"));
+        assert_eq!(pod.usable(None).slots, pod.sandbox.slots, "a pool that is not known yet");
+        pod.usable(pool.as_ref()).slots
+    };
+    assert_eq!(slots("gw-1.9=4,gw-2.a=4", "Soft"), Slots::Limited(4));
+    assert_eq!(slots("gw-1.9=4,gw-2.a=4", "Strict"), Slots::Limited(0));
+    assert_eq!(slots("gw-1.9=4,gw-1.a=3", "Soft"), Slots::Limited(3), "granted anew");
+    for none in ["gw-2.9=4", "gw-10.9=4", "gw-19=4", ""] {
+        assert_eq!(slots(none, "Soft"), Slots::Limited(0), "{none}");
+    }
+}
+
+#[test]
 fn an_app_is_followed_from_its_first_activation() {
     let app = |status: Value| {
         let app = json!({

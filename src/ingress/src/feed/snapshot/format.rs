@@ -248,7 +248,7 @@ impl Record {
     }
 
     pub(super) fn sandbox(key: ObjectKey, pod: &PodFacts) -> Self {
-        let PodFacts { pool, sandbox } = pod;
+        let PodFacts { pool, sandbox, inherited } = pod;
         let SandboxConfig { id, address, phase, slots } = sandbox;
         Self::Sandbox(SandboxRecord {
             namespace: key.namespace,
@@ -264,7 +264,7 @@ impl Record {
                 SandboxPhase::Draining { epoch } => PhaseRecord::Draining(*epoch),
             },
             slots: match slots {
-                Slots::Limited(slots) => Some(*slots),
+                Slots::Limited(slots) => Some(*slots.max(inherited)),
                 Slots::Unlimited => None,
             },
         })
@@ -362,6 +362,7 @@ impl SandboxRecord {
             },
             slots: self.slots.map_or(Slots::Unlimited, Slots::Limited),
         };
-        (key, PodFacts { pool: PoolId { name, uid: self.pool_uid.into() }, sandbox })
+        let pool = PoolId { name, uid: self.pool_uid.into() };
+        (key, PodFacts { pool, sandbox, inherited: 0 })
     }
 }

@@ -88,7 +88,7 @@ fn pod(name: &str, pool_uid: &str, phase: SandboxPhase, slots: Slots) -> (Object
         slots,
     };
     let pool = PoolId { name: pool_name(), uid: pool_uid.into() };
-    (ObjectKey::new("team", name), PodFacts { pool, sandbox })
+    (ObjectKey::new("team", name), PodFacts { pool, sandbox, inherited: 0 })
 }
 
 /// Every variant of everything.
