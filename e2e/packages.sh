@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
-# Installs what the Rust build needs and a bare Debian lacks. What a cluster needs beyond that is
-# installed by portolan-cluster.
+# Installs what the Rust build, and the tests that run without a cluster, need and a bare Debian
+# lacks. What a cluster needs beyond that is installed by portolan-cluster.
 set -euo pipefail
 
 declare -A wanted=([gcc]=/usr/bin/gcc [libc6-dev]=/usr/include/stdio.h [make]=/usr/bin/make
 	[libmnl-dev]=/usr/include/libmnl/libmnl.h [libnftnl-dev]=/usr/include/libnftnl/set.h
-	[pkg-config]=/usr/bin/pkg-config)
+	[pkg-config]=/usr/bin/pkg-config [iproute2]=/usr/sbin/ip [nftables]=/usr/sbin/nft
+	[conntrack]=/usr/sbin/conntrack)
 missing=()
 for package in "${!wanted[@]}"; do
 	[ -e "${wanted[$package]}" ] || missing+=("$package")

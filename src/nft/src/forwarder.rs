@@ -39,8 +39,8 @@ pub enum ForwardError {
     Kernel(#[from] Error),
 }
 
-/// How often one flush reads the table again, or leaves an owner out, before it gives up.
-const ATTEMPTS: usize = 16;
+/// How often one flush reads the table again before it takes a refusal as final.
+const READS: usize = 2;
 
 impl Forwarder {
     /// Takes the table there is, or makes one, and brings it to the desired state.
@@ -82,12 +82,13 @@ impl Forwarder {
         Ok(change)
     }
 
-    /// Reads the table and repairs what others did to it.
+    /// Reads the table, repairs what others did to it, and tries again what was refused.
     ///
     /// # Errors
     /// As for [`Self::start`].
     pub fn verify(&mut self) -> Result<Change, ForwardError> {
         let mut change = Change::default();
+        self.table.retry_refused();
         self.resync(&mut change)?;
         self.flush_into(&mut change)?;
         Ok(change)
@@ -105,42 +106,36 @@ impl Forwarder {
         }
     }
 
+    /// Owners that are not forwarded as desired, since the kernel refuses them.
+    pub fn refused(&self) -> &BTreeSet<Owner> {
+        self.table.refused()
+    }
+
     fn flush_into(&mut self, change: &mut Change) -> Result<(), ForwardError> {
-        let mut attempts = 0;
+        let mut reads = 0;
         while self.table.is_dirty() {
-            let transaction = self.table.pending();
-            let mut failed = None;
-            for batch in transaction.batches() {
-                match self.kernel.commit(batch, None) {
-                    Ok(()) => {
-                        self.table.committed(batch);
-                        change.commits += 1;
-                        change.added += batch.add.len();
-                        change.deleted += batch.delete.len();
-                    }
-                    Err(error) => {
-                        failed = Some(error);
-                        break;
-                    }
-                }
-            }
-            let Some(error) = failed else {
+            let Err(error) = self.commit_pending(change) else {
                 self.table.settled();
                 break;
             };
-            attempts += 1;
-            if attempts > ATTEMPTS {
-                return Err(error.into());
-            }
             tracing::debug!(%error, "Failed to commit");
-            if error.asks_for_reading() {
+            if error.asks_for_reading() && reads < READS {
+                reads += 1;
                 self.resync(change)?;
-            } else if let Some(owner) = error.owner() {
-                tracing::warn!(?owner, %error, "Left out what nf_tables refuses");
-                self.table.refuse(owner);
             } else {
-                return Err(error.into());
+                self.leave_out(error)?;
             }
+        }
+        Ok(())
+    }
+
+    fn commit_pending(&mut self, change: &mut Change) -> Result<(), Error> {
+        for batch in self.table.pending().batches() {
+            self.kernel.commit(batch, None)?;
+            self.table.committed(batch);
+            change.commits += 1;
+            change.added += batch.add.len();
+            change.deleted += batch.delete.len();
         }
         Ok(())
     }
@@ -157,22 +152,33 @@ impl Forwarder {
             Found::Absent => false,
             Found::Outdated => true,
         };
-        let elements = self.table.elements();
-        if replace {
-            self.kernel.replace(&elements)?;
-        } else {
-            self.kernel.install(&elements)?;
+        loop {
+            let elements = self.table.elements();
+            let made = match replace {
+                true => self.kernel.replace(&elements),
+                false => self.kernel.install(&elements),
+            };
+            if let Err(error) = made {
+                self.leave_out(error)?;
+                continue;
+            }
+            change.commits += 1;
+            change.added += elements.len();
+            change.replaced = true;
+            self.table.recovered(elements);
+            self.table.settled();
+            return Ok(());
         }
-        change.commits += 1;
-        change.added += elements.len();
-        change.replaced = true;
-        self.table.recovered(elements);
-        self.table.settled();
-        Ok(())
     }
 
-    /// Owners that are not forwarded as desired, since the kernel refuses them.
-    pub fn refused(&self) -> &BTreeSet<Owner> {
-        self.table.refused()
+    /// Leaves out the one that the kernel refuses, so that the others get what they desire.
+    ///
+    /// Each owner is left out once, so whoever repeats the batch comes to an end.
+    fn leave_out(&mut self, error: Error) -> Result<(), ForwardError> {
+        let owner = error.owner().filter(|owner| !self.table.refused().contains(owner));
+        let Some(owner) = owner else { return Err(error.into()) };
+        tracing::warn!(?owner, %error, "Left out what nf_tables refuses");
+        self.table.refuse(owner);
+        Ok(())
     }
 }

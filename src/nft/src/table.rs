@@ -180,9 +180,10 @@ impl Table {
         transaction
     }
 
-    /// All elements that the desired state makes of a table without any.
+    /// All elements that the desired state makes of a table without any, but for refused ones.
     pub fn elements(&self) -> Elements {
-        self.owners().into_iter().flat_map(|owner| self.target(owner, &[])).collect()
+        let owners = self.owners().into_iter().filter(|owner| !self.refused.contains(owner));
+        owners.flat_map(|owner| self.target(owner, &[])).collect()
     }
 
     /// Notes that the kernel has what a transaction said.
@@ -215,12 +216,13 @@ impl Table {
             // In order of the elements, so each owner's are in order too.
             self.programmed.entry(element.owner()).or_default().push((element, data));
         }
-        self.refused.clear();
         self.dirty = self.owners();
         self.dirty.extend(self.programmed.keys().copied());
+        self.dirty.retain(|owner| !self.refused.contains(owner));
     }
 
-    /// Leaves an owner as it is in the kernel until it changes, since the kernel refuses it.
+    /// Leaves an owner as it is in the kernel until it changes, or until
+    /// [`Self::retry_refused`], since the kernel refuses it.
     pub fn refuse(&mut self, owner: Owner) {
         self.dirty.remove(&owner);
         self.refused.insert(owner);
@@ -259,6 +261,11 @@ impl Table {
         for endpoint in new_ends {
             self.stale.remove(&Flows::Led { front, protocol, endpoint });
         }
+    }
+
+    /// Lets the next difference try again what the kernel refused.
+    pub fn retry_refused(&mut self) {
+        self.dirty.append(&mut self.refused);
     }
 
     /// Everyone who may have elements.

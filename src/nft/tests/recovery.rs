@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 
 use lab::{Lab, Outcome, by, local, service, sticky, v4, vip};
 use portolan_nft::{
-    Backends, Batch, Element, Elements, Error, Features, ForwardError, Forwarder, Found, Kernel,
-    Monitor, Owner, Protocol, Ruleset, Set,
+    Backends, Batch, Data, Element, Elements, Error, Family, Features, ForwardError, Forwarder,
+    Found, Kernel, Key, Monitor, Owner, Protocol, Ruleset, Set,
 };
 
 const ALL: [(IpAddr, u16); 3] = [
@@ -30,11 +30,11 @@ fn a_restart_changes_no_element_and_traffic_goes_on_meanwhile() {
         drop(first);
         let listed = lab.node.output("nft", &["list", "ruleset"]);
         assert_eq!(lab.client.tcp((vip(1), 80)), by(ALL[0], v4(0, 2)), "nobody is there");
-        let (second, change) = Forwarder::start(lab.kernel(), desired).expect("the table");
+        let (second, change) = lab.start_with(desired).expect("the table");
         assert_eq!(change, Default::default(), "nothing was to do");
         drop(second);
         assert_eq!(lab.node.output("nft", &["list", "ruleset"]), listed);
-        Forwarder::remove(lab.kernel()).expect("the table");
+        lab.remove();
     }
     assert_eq!(lab.node.output("nft", &["list", "ruleset"]), "", "nothing is left");
 }
@@ -86,15 +86,14 @@ fn a_process_that_is_killed_leaves_what_the_next_one_finishes() {
         child.wait().expect("a child");
         assert_eq!(failed, 0, "round {round}: while it changed endpoints");
         assert_eq!(lab.client.failed_connects((vip(1), 80), 50), 0, "round {round}: alone");
-        let (mut next, change) =
-            Forwarder::start(lab.kernel(), one(local(ALL))).expect("the table");
+        let (mut next, change) = lab.start_with(one(local(ALL))).expect("the table");
         left += change.deleted;
         assert!(!change.replaced, "the table is taken, not made anew");
         assert_eq!(next.verify().expect("the table").commits, 0, "round {round}");
         let keys = |elements: Elements| elements.into_keys().collect::<Vec<_>>();
         let expected = keys(next.table().elements());
         drop(next);
-        assert_eq!(keys(read(&mut lab.kernel())), expected, "round {round}");
+        assert_eq!(keys(lab.elements()), expected, "round {round}");
     }
     assert!(left > 0, "at least once something was left to finish");
 }
@@ -227,20 +226,17 @@ fn a_bad_element_stops_its_batch_only_and_is_named() {
         .into_iter()
         .find(|(e, _)| matches!(e.set, Set::Slots(..)))
         .expect("a slot");
-    drop(forwarder);
-    let mut kernel = lab.kernel();
-    let before = read(&mut kernel);
-    let stranger = Element { key: portolan_nft::Key::new(&[10, 1, 1, 1]).expect("short"), ..known };
-    let stranger = Element { set: Set::Virtual(portolan_nft::Family::V4), ..stranger };
-    let batch = Batch {
-        delete: Vec::new(),
-        add: vec![(stranger, portolan_nft::Data::EMPTY), (known, other(data))],
-    };
+    let kernel = forwarder.kernel();
+    let before = read(kernel);
+    let key = Key::new(&[10, 1, 1, 1]).expect("an address");
+    let stranger = Element { set: Set::Virtual(Family::V4), key, end: false };
+    let add = vec![(stranger, Data::EMPTY), (known, other(data))];
+    let batch = Batch { delete: Vec::new(), add };
     let error = kernel.commit(&batch, None).expect_err("the slot is taken");
     assert_eq!(error.owner(), Some(Owner::Service(service(vip(1), Protocol::Tcp, 80))), "{error}");
     assert_eq!(error.category(), "Refused");
-    assert_eq!(read(&mut kernel), before, "nothing of it was done");
-    let good = Batch { delete: Vec::new(), add: vec![(stranger, portolan_nft::Data::EMPTY)] };
+    assert_eq!(read(kernel), before, "nothing of it was done");
+    let good = Batch { delete: Vec::new(), add: vec![(stranger, Data::EMPTY)] };
     let began = Instant::now();
     kernel.commit(&good, None).expect("a good batch");
     assert!(began.elapsed() < Duration::from_millis(50), "{:?}", began.elapsed());
@@ -267,7 +263,6 @@ fn others_who_commit_all_the_time_do_not_make_a_reading_wrong() {
     let desired = Ruleset { services: services.collect(), ..Ruleset::default() };
     let mut forwarder = lab.start(desired.clone());
     let expected = forwarder.table().elements();
-    drop(forwarder);
     lab.node.output("nft", &["add table ip other; add set ip other s { type ipv4_addr; }"]);
     let stop = AtomicBool::new(false);
     thread::scope(|scope| {
@@ -278,11 +273,11 @@ fn others_who_commit_all_the_time_do_not_make_a_reading_wrong() {
                 lab.node.output("nft", &["flush", "set", "ip", "other", "s"]);
             }
         });
-        let mut kernel = lab.kernel();
         for _ in 0..5 {
-            assert_eq!(read(&mut kernel), expected);
+            assert_eq!(read(forwarder.kernel()), expected);
         }
-        let (_, change) = Forwarder::start(kernel, desired).expect("the table");
+        drop(forwarder);
+        let (_, change) = lab.start_with(desired).expect("the table");
         assert_eq!(change.commits, 0);
     });
 }
@@ -316,8 +311,8 @@ fn read(kernel: &mut Kernel) -> Elements {
 }
 
 /// The same bytes, but for one.
-fn other(data: portolan_nft::Data) -> portolan_nft::Data {
+fn other(data: Data) -> Data {
     let mut bytes = data.as_slice().to_vec();
     bytes[3] ^= 1;
-    portolan_nft::Data::new(&bytes).expect("as long as before")
+    Data::new(&bytes).expect("as long as before")
 }

@@ -165,17 +165,28 @@ fn a_sandbox_reaches_itself_and_others_through_a_virtual_address() {
 }
 
 #[test]
-fn sandboxes_on_a_link_that_the_node_does_not_see_see_the_node() {
-    let lab = Lab::new();
-    let end = (v4(1, 2), 8080);
-    lab.sandboxes[0].serve(end.into());
-    let mut ruleset = Ruleset::default();
-    add(&mut ruleset, vip(1), 80, &local([end]));
-    ruleset.bridged =
-        [Range { address: v4(1, 0), length: 24 }, Range { address: v4(2, 0), length: 24 }].into();
-    let _forwarder = lab.start(ruleset);
-    assert_eq!(lab.sandboxes[1].tcp((vip(1), 80)), by(end, v4(1, 1)));
-    assert_eq!(lab.client.tcp((vip(1), 80)), by(end, v4(0, 2)), "others keep their address");
+fn sandboxes_on_one_bridge_reach_each_other_through_a_virtual_address() {
+    let lab = Lab::bridged();
+    for (at, address) in [(v4 as fn(u8, u8) -> IpAddr, vip(1)), (six, vip6(1))] {
+        let end = (at(9, 2), 8080);
+        lab.sandboxes[0].serve(end.into());
+        let mut ruleset = Ruleset::default();
+        add(&mut ruleset, address, 80, &local([end]));
+        let mut forwarder = lab.start(ruleset);
+        // The answer goes past the node, from an address that was not asked.
+        let [itself, other] = [&lab.sandboxes[0], &lab.sandboxes[1]];
+        assert!(!matches!(other.tcp((address, 80)), Outcome::Answer(_)), "without help: {address}");
+        let length = if address.is_ipv4() { 24 } else { 64 };
+        forwarder.table().set_bridged([Range { address: at(9, 0), length }].into());
+        forwarder.flush().expect("the table");
+        let expected = by(end, at(9, 1));
+        for asker in [itself, other] {
+            assert_eq!(asker.tcp((address, 80)), expected, "it sees the node");
+            assert_eq!(asker.udp((address, 80)), expected, "it sees the node");
+        }
+        forwarder.table().replace(Ruleset::default());
+        forwarder.flush().expect("the table");
+    }
 }
 
 #[test]

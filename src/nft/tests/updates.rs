@@ -146,10 +146,8 @@ fn no_connection_is_lost_while_the_table_is_replaced() {
     let services: BTreeMap<_, _> = [(service(vip(1), Protocol::Tcp, 80), local([end]))].into();
     let mut forwarder = lab.start(Ruleset { services, ..Ruleset::default() });
     let elements = forwarder.table().elements();
-    drop(forwarder);
-    let mut kernel = lab.kernel();
     let (failed, changes) = under_load(&lab, || {
-        kernel.replace(&elements).expect("the table");
+        forwarder.kernel().replace(&elements).expect("the table");
         1
     });
     assert_eq!(failed, 0, "of {CONNECTS} connections during {changes} replacements");

@@ -59,6 +59,7 @@ fn a_batch_larger_than_any_default_buffer_is_one_commit() {
         let batch = Batch { delete: Vec::new(), add: elements.collect() };
         kernel.commit(&batch, None).expect("the batch");
         assert_eq!(kernel.generation().expect("a generation"), before + 1);
+        // The kernel now moves the set to a larger table, while it is read.
         let Found::Current(found, _) = kernel.read().expect("the table") else { panic!() };
         assert_eq!(found.len(), 60_000);
     });

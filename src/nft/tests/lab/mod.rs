@@ -16,7 +16,8 @@ use std::time::{Duration, Instant};
 
 use nix::sched::{CloneFlags, setns, unshare};
 use portolan_nft::{
-    Affinity, Backends, Endpoint, Forwarder, Kernel, NodePort, Protocol, Ruleset, ServicePort,
+    Affinity, Backends, Change, Elements, Endpoint, Error, ForwardError, Forwarder, Found, Kernel,
+    NodePort, Protocol, Ruleset, ServicePort,
 };
 use socket2::{Domain, SockRef, Socket, Type};
 
@@ -212,20 +213,7 @@ impl Namespace {
 impl Lab {
     /// The node in the middle, everybody else behind a link of its own.
     pub(crate) fn new() -> Self {
-        let lab = Self {
-            node: Namespace::new(),
-            client: Namespace::new(),
-            sandboxes: [Namespace::new(), Namespace::new()],
-        };
-        lab.node.run(|| {
-            for switch in ["ipv4/ip_forward", "ipv6/conf/all/forwarding"] {
-                std::fs::write(format!("/proc/sys/net/{switch}"), "1").expect("a switch");
-            }
-            // A kernel says only so often that a port is unreachable.
-            for limit in ["ipv4/icmp_ratelimit", "ipv6/icmp/ratelimit"] {
-                std::fs::write(format!("/proc/sys/net/{limit}"), "0").expect("a switch");
-            }
-        });
+        let lab = Self::empty();
         let [one, two] = &lab.sandboxes;
         for (network, other) in [&lab.client, one, two].into_iter().enumerate() {
             lab.node.run(|| {
@@ -356,9 +344,97 @@ fn backends<const N: usize>(
 }
 
 impl Lab {
+    /// Everybody, without links; the node forwards.
+    fn empty() -> Self {
+        let lab = Self {
+            node: Namespace::new(),
+            client: Namespace::new(),
+            sandboxes: [Namespace::new(), Namespace::new()],
+        };
+        lab.node.run(|| {
+            for switch in ["ipv4/ip_forward", "ipv6/conf/all/forwarding"] {
+                std::fs::write(format!("/proc/sys/net/{switch}"), "1").expect("a switch");
+            }
+            // A kernel says only so often that a port is unreachable.
+            for limit in ["ipv4/icmp_ratelimit", "ipv6/icmp/ratelimit"] {
+                std::fs::write(format!("/proc/sys/net/{limit}"), "0").expect("a switch");
+            }
+        });
+        lab
+    }
+
+    /// A node whose sandboxes hang on one bridge, as a bridge plugin connects them: they have the
+    /// addresses 2 and 3 of network 9, and the node does not see what they say to each other.
+    pub(crate) fn bridged() -> Self {
+        let lab = Self::empty();
+        lab.node.run(|| {
+            ip("link add br0 type bridge");
+            addresses("br0", 9, 1);
+            // Where the kernel has bridge netfilter, it is on in each new namespace.
+            for family in ["ip", "ip6"] {
+                let switch = format!("/proc/sys/net/bridge/bridge-nf-call-{family}tables");
+                if std::path::Path::new(&switch).exists() {
+                    std::fs::write(switch, "0").expect("a switch");
+                }
+            }
+        });
+        for (host, sandbox) in [2, 3].into_iter().zip(&lab.sandboxes) {
+            lab.node.run(|| {
+                let peer = format!("peer name eth0 netns {}", sandbox.path());
+                ip(&format!("link add p{host} type veth {peer}"));
+                ip(&format!("link set p{host} master br0 up"));
+            });
+            sandbox.run(|| {
+                addresses("eth0", 9, host);
+                ip(&format!("route add default via {}", v4(9, 1)));
+                ip(&format!("route add default via {}", v6(9, 1)));
+            });
+        }
+        let [one, two] = &lab.sandboxes;
+        [&lab.node, one, two].into_iter().for_each(Namespace::await_links);
+        lab
+    }
+
     /// Forwards on the node.
     pub(crate) fn start(&self, ruleset: Ruleset) -> Forwarder {
-        Forwarder::start(self.kernel(), ruleset).expect("the table").0
+        self.start_with(ruleset).expect("the table").0
+    }
+
+    /// Forwards on the node, and says what was to do.
+    ///
+    /// A socket of an earlier owner lives until a program that another test starts at this moment
+    /// has closed its copy; so it is waited for.
+    pub(crate) fn start_with(&self, ruleset: Ruleset) -> Result<(Forwarder, Change), ForwardError> {
+        let deadline = Instant::now() + Duration::from_secs(5);
+        loop {
+            match Forwarder::start(self.kernel(), ruleset.clone()) {
+                Err(ForwardError::Kernel(Error::Owned)) if Instant::now() < deadline => {}
+                other => return other,
+            }
+        }
+    }
+
+    /// Stops forwarding on the node.
+    pub(crate) fn remove(&self) {
+        let deadline = Instant::now() + Duration::from_secs(5);
+        loop {
+            match Forwarder::remove(self.kernel()) {
+                Err(ForwardError::Kernel(Error::Owned)) if Instant::now() < deadline => {}
+                other => return other.expect("the table"),
+            }
+        }
+    }
+
+    /// What the node's kernel has.
+    pub(crate) fn elements(&self) -> Elements {
+        let deadline = Instant::now() + Duration::from_secs(5);
+        loop {
+            match self.kernel().read() {
+                Err(Error::Owned) if Instant::now() < deadline => {}
+                Ok(Found::Current(elements, _)) => return elements,
+                other => panic!("{other:?}"),
+            }
+        }
     }
 
     /// The node's kernel.
