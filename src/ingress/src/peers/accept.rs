@@ -143,12 +143,15 @@ impl<L: Lending> Acceptor<L> {
         let _open = self.metrics.open();
         tracing::info!(%peer, "Linked by another gateway");
         let broken = tokio::select! {
+            biased;
+            () = replaced.cancelled() => Broken::Replaced,
             broken = exchange(&mut link, &outgoing, &mut incoming) => broken,
             ended = &mut connection => ended.map_or_else(Broken::Connection, |()| Broken::Closed),
-            () = replaced.cancelled() => Broken::Replaced,
             () = self.disowned(&peer, &digest) => Broken::Disowned,
         };
         drop(link);
+        // Whatever came last: the end of a link that was replaced is nobody's fault.
+        let broken = if replaced.is_cancelled() { Broken::Replaced } else { broken };
         self.metrics.broke(&peer, &broken);
         if matches!(broken, Broken::Replaced) {
             // Whoever dialled the next one gives up the old one when it has the answer.
