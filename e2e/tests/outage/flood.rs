@@ -25,7 +25,8 @@ const DELAY_MAX: Duration = Duration::from_secs(3);
 
 /// The level of service accounts, with one share instead of a hundred, and nothing borrowed.
 const NARROW: &str = r#"{"metadata":{"annotations":{"apf.kubernetes.io/autoupdate-spec":"false"}},
-    "spec":{"limited":{"nominalConcurrencyShares":1,"lendablePercent":0,"borrowingLimitPercent":0}}}"#;
+    "spec":{"limited":{
+        "nominalConcurrencyShares":1,"lendablePercent":0,"borrowingLimitPercent":0}}}"#;
 const LEVEL: &str = "prioritylevelconfiguration/workload-low";
 
 pub(crate) async fn wakes_are_not_delayed(scene: &Scene) -> anyhow::Result<()> {

@@ -24,7 +24,7 @@ const AWAY: Duration = Duration::from_secs(40);
 const RESTART_LIMIT: Duration = Duration::from_secs(10);
 
 /// How long everything may take to know again how things are: the longest rest of a watch, twice,
-/// because an API server that has just started may refuse once more; and as much for a busy machine.
+/// because an API server that has just started may refuse once more; the rest for a busy machine.
 const CATCH_UP_LIMIT: Duration = Duration::from_secs(40);
 
 /// What controllers may write after an outage in which nothing changed. The Leases of leaders and
@@ -80,13 +80,18 @@ async fn story() -> anyhow::Result<()> {
     let written = scene.writes()?.saturating_sub(before);
     ensure!(written <= WRITES_MAX, "{written} writes although nothing changed");
     let lists = scene.lists()?.0 - lists_before;
-    ensure!(lists <= watches, "{watches} watches have listed everything {lists} times");
+    // Now and then one lists twice: an API server that has just started replaces what serves custom
+    // resources once more.
+    ensure!(
+        lists <= watches + watches / 4,
+        "{watches} watches have listed everything {lists} times"
+    );
     eprintln!("    {written} writes and {lists} lists of {watches} watches to catch up");
     visitor.leave().await.context("while the API server came back")
 }
 
-/// Kills one gateway's container: it serves again, what it never knew it does not deny, and where
-/// requests are counted strictly it waits.
+/// Kills one gateway's container: it serves again, is ready, says that it is stale, and denies
+/// nothing that it never knew.
 async fn restart_one(scene: &Scene, gateway: &Gateway) -> anyhow::Result<()> {
     let killed = Instant::now();
     scene.kill(gateway)?;
