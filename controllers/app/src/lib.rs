@@ -77,15 +77,12 @@ pub fn run(
         .labels(Gateway::SELECTOR)
         .project(Gateway::of);
     let gateways = controller.watch(leases, move |change| {
-        match (change.old, change.new) {
-            // A renewal moves the time of the lapse, which the next look reads.
-            (Some(_), Some(_)) => Vec::new(),
-            _ => unsettled
-                .by_index(BY_SETTLING, UNSETTLED)
-                .iter()
-                .map(|app| ObjectKey::of(app.as_ref()))
-                .collect(),
+        // A renewal moves the time of the lapse, which the next look reads.
+        if Gateway::is_renewal(change.old.map(AsRef::as_ref), change.new.map(AsRef::as_ref)) {
+            return Vec::new();
         }
+        let unsettled = unsettled.by_index(BY_SETTLING, UNSETTLED);
+        unsettled.iter().map(|app| ObjectKey::of(app.as_ref())).collect()
     });
     let (writer, events) = (controller.writer(), controller.events());
     controller.run(AppReconciler {
@@ -119,7 +116,7 @@ impl Reconciler for AppReconciler {
     type Error = Error;
 
     async fn reconcile(&self, pass: &Pass) -> Result<Next, Error> {
-        let seen = self.observe(pass.key());
+        let seen = self.observe(pass.key(), pass.now());
         let Some(plan) = plan::plan(&seen, &self.settings, pass.now()) else {
             return Ok(Next::Settled);
         };

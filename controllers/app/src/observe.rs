@@ -7,7 +7,9 @@ use jiff::Timestamp;
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use portolan_api::conditions::READY;
-use portolan_api::{App, AppVersion, GatewayReport, ReportShard, Route, SandboxPool, names};
+use portolan_api::{
+    App, AppVersion, GatewayPhase, GatewayReport, ReportShard, Route, SandboxPool, names,
+};
 use portolan_reconcile::ObjectKey;
 
 use crate::AppReconciler;
@@ -78,7 +80,7 @@ impl EpochFacts {
 pub(crate) struct GatewaySeen {
     /// Name of the gateway.
     pub(crate) name: String,
-    /// When its Lease lapses unless it is renewed.
+    /// When it counts as lost unless it renews its Lease.
     pub(crate) lapses: Timestamp,
     /// The epoch of this App that it reports.
     pub(crate) epoch: Option<i64>,
@@ -95,7 +97,7 @@ pub(crate) struct Seen {
     pub(crate) pools: BTreeMap<String, Arc<SandboxPool>>,
     /// Routes that name it, by name.
     pub(crate) routes: BTreeMap<String, Arc<RouteFacts>>,
-    /// Gateways that have a Lease, by name; one that has lapsed is still among them.
+    /// Gateways that have a Lease; one that has lapsed is still among them, one that left is not.
     pub(crate) gateways: Vec<GatewaySeen>,
     /// Its NetworkPolicy.
     pub(crate) policy: Option<Arc<NetworkPolicy>>,
@@ -103,7 +105,7 @@ pub(crate) struct Seen {
 
 impl AppReconciler {
     /// Reads everything that the plan for `key` may know.
-    pub(crate) fn observe(&self, key: &ObjectKey) -> Seen {
+    pub(crate) fn observe(&self, key: &ObjectKey, now: Timestamp) -> Seen {
         let Some(app) = self.apps.get(key) else { return Seen::default() };
         let index = key.to_string();
         let reports = self.reports.list();
@@ -111,9 +113,12 @@ impl AppReconciler {
             let report = reports.iter().find(|report| report.gateway == gateway)?;
             report.epochs.get(key).copied()
         };
-        let gateways = self.gateways.list().into_iter().map(|gateway| GatewaySeen {
+        let unbroken = self.gateways.unbroken_since();
+        let mut gateways = self.gateways.list();
+        gateways.retain(|gateway| gateway.phase != GatewayPhase::Left);
+        let gateways = gateways.iter().map(|gateway| GatewaySeen {
             name: gateway.name.clone(),
-            lapses: gateway.lapses(),
+            lapses: gateway.lapses_for(unbroken, now),
             epoch: epoch_of(&gateway.name),
         });
         Seen {

@@ -47,6 +47,7 @@ impl World {
             pool: Arc::new(self.pool.clone()),
             sandboxes: self.sandboxes.iter().cloned().map(Arc::new).collect(),
             gateways: self.gateways.clone(),
+            all_seen: at(0),
             history: self.history.clone(),
         }
     }

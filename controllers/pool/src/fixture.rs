@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::Pod;
-use portolan_api::{DrainReport, SandboxPool};
+use portolan_api::{DrainReport, GatewayPhase, SandboxPool};
 use portolan_reconcile::ObjectKey;
 use serde::de::DeserializeOwned;
 
@@ -100,7 +100,13 @@ pub(crate) fn with_state(sandbox: Sandbox, state: State) -> Sandbox {
 /// A gateway whose Lease holds for 15 s from the beginning of the test.
 pub(crate) fn gateway(name: &str, queued: i64, running: i64) -> Gateway {
     let demand = Demand { queued, running, ..Demand::default() };
-    Gateway { name: name.to_owned(), expires: at(15), demand }
+    Gateway {
+        name: name.to_owned(),
+        instance: name.to_owned(),
+        phase: GatewayPhase::Serving,
+        expires: at(15),
+        demand,
+    }
 }
 
 /// The same gateway with a report on a draining sandbox.
@@ -117,7 +123,8 @@ pub(crate) fn situation(
     gateways: Vec<Gateway>,
 ) -> Situation {
     let sandboxes = sandboxes.into_iter().map(Arc::new).collect();
-    Situation { pool: Arc::new(pool), sandboxes, gateways, history: None }
+    let pool = Arc::new(pool);
+    Situation { pool, sandboxes, gateways, all_seen: at(0), history: None }
 }
 
 /// The view of a Pod with this status.

@@ -2,10 +2,8 @@
 
 use std::collections::{BTreeSet, HashMap};
 
-use jiff::{SignedDuration, Timestamp};
-use k8s_openapi::api::coordination::v1::Lease;
-use kube::ResourceExt;
-use portolan_api::{DrainReport, GatewayReport, ReportShard};
+use jiff::Timestamp;
+use portolan_api::{DrainReport, GatewayPhase, GatewayReport, ReportShard};
 use portolan_reconcile::ObjectKey;
 use serde::Serialize;
 
@@ -14,6 +12,10 @@ use serde::Serialize;
 pub(crate) struct Gateway {
     /// The name of its Pod, which is also that of its Lease.
     pub(crate) name: String,
+    /// Its process, which slots are granted to.
+    pub(crate) instance: String,
+    /// How far it is in its life.
+    pub(crate) phase: GatewayPhase,
     /// Until when it counts as alive, unless it renews its Lease.
     pub(crate) expires: Timestamp,
     /// What it sees of the pool; all zero when it reports nothing.
@@ -21,9 +23,10 @@ pub(crate) struct Gateway {
 }
 
 impl Gateway {
-    /// Whether its Lease has not lapsed.
+    /// Whether its Lease has not lapsed. One that left is no gateway: it waits for nothing, and
+    /// nobody waits for it.
     pub(crate) fn is_live(&self, now: Timestamp) -> bool {
-        self.expires > now
+        self.phase != GatewayPhase::Left && self.expires > now
     }
 }
 
@@ -38,6 +41,8 @@ pub(crate) struct Demand {
     pub(crate) last_activity: Option<Timestamp>,
     /// Sandboxes that drain, with what still runs on them.
     pub(crate) draining: Vec<DrainReport>,
+    /// Names of sandboxes that it can use no more, so that they are to be replaced.
+    pub(crate) retired: Vec<String>,
 }
 
 impl Demand {
@@ -52,36 +57,7 @@ impl Demand {
         self.running = self.running.saturating_add(other.running);
         self.last_activity = self.last_activity.max(other.last_activity);
         self.draining.extend(other.draining.iter().cloned());
-    }
-}
-
-/// A gateway's Lease.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct LeaseView {
-    pub(crate) gateway: String,
-    renewed: Timestamp,
-    pub(crate) expires: Timestamp,
-}
-
-impl LeaseView {
-    /// Keeps what is needed; `None` for a Lease that nobody has taken yet.
-    pub(crate) fn of(lease: Lease) -> Option<Self> {
-        let gateway = lease.name_any();
-        let spec = lease.spec?;
-        let renewed = spec.renew_time?.0;
-        let seconds = spec.lease_duration_seconds.unwrap_or_default().max(0);
-        // A time beyond the calendar, which only a forged Lease has, is no Lease.
-        let expires = renewed.checked_add(SignedDuration::from_secs(seconds.into())).ok()?;
-        Some(Self { gateway, renewed, expires })
-    }
-
-    /// Whether a gateway came, went, or came back after its Lease had lapsed. A renewal in time is
-    /// none of these; a lapse is no change of the object, it is waited for by time.
-    pub(crate) fn came_or_went(old: Option<&Self>, new: Option<&Self>) -> bool {
-        match (old, new) {
-            (Some(old), Some(new)) => old.expires <= new.renewed,
-            (old, new) => old.is_some() != new.is_some(),
-        }
+        self.retired.extend(other.retired.iter().cloned());
     }
 }
 
@@ -105,6 +81,7 @@ impl ReportView {
                 running: pool.running,
                 last_activity: pool.last_activity.map(|time| time.0),
                 draining: pool.draining,
+                retired: pool.retired,
             };
             pools.entry(ObjectKey::new(pool.namespace, pool.name)).or_default().add(&demand);
         }

@@ -36,7 +36,7 @@ mod fixture;
 use std::future::Future;
 
 use k8s_openapi::api::{coordination::v1::Lease, core::v1::Pod};
-use portolan_api::{GatewayReport, SandboxPool, labels};
+use portolan_api::{Gateway, GatewayReport, SandboxPool, labels};
 use portolan_reconcile::{
     Context, Controller, Events, Next, Observed, Pass, Reconciler, RunError, StatusWrite, Target,
     Watch, Writer,
@@ -44,7 +44,7 @@ use portolan_reconcile::{
 
 use self::{
     apply::{Applier, Outcome},
-    gateway::{LeaseView, ReportView},
+    gateway::ReportView,
     observe::{BY_GATEWAY, BY_POOL, Caches, Memory, Packed, Situation},
     plan::Plan,
     sandbox::Sandbox,
@@ -84,25 +84,18 @@ fn watch(controller: &mut Controller, settings: &Settings) -> Caches {
             .index(BY_GATEWAY, |report| [report.gateway.clone()]),
         |change| ReportView::changed(change.old.map(AsRef::as_ref), change.new.map(AsRef::as_ref)),
     );
-    let gateways = format!(
-        "{}={},{}={}",
-        labels::MANAGED_BY,
-        labels::MANAGER,
-        labels::COMPONENT,
-        labels::COMPONENT_GATEWAY
-    );
     let concerned = (sandboxes.clone(), reports.clone());
     let leases = controller.watch(
         Watch::<Lease>::new()
             .in_namespace(&settings.system_namespace)
-            .labels(&gateways)
-            .project(LeaseView::of),
+            .labels(Gateway::SELECTOR)
+            .project(Gateway::of),
         move |change| {
             let sides = (change.old.map(AsRef::as_ref), change.new.map(AsRef::as_ref));
-            if LeaseView::came_or_went(sides.0, sides.1) {
-                Caches::concerned(&concerned.0, &concerned.1, &change.key.name)
-            } else {
+            if Gateway::is_renewal(sides.0, sides.1) {
                 Vec::new()
+            } else {
+                Caches::concerned(&concerned.0, &concerned.1, &change.key.name)
             }
         },
     );
@@ -121,7 +114,7 @@ impl Reconciler for PoolReconciler {
     type Error = Error;
 
     async fn reconcile(&self, pass: &Pass) -> Result<Next, Error> {
-        let situation = match self.caches.observe(pass.key(), &self.memory) {
+        let situation = match self.caches.observe(pass.key(), &self.memory, pass.now()) {
             Observed::Present(situation) => situation,
             Observed::Absent => {
                 self.memory.forget(pass.key());

@@ -3,13 +3,14 @@
 
 use std::{collections::HashMap, sync::Arc};
 
+use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::{coordination::v1::Lease, core::v1::Pod};
 use parking_lot::Mutex;
-use portolan_api::{GatewayReport, SandboxPool};
+use portolan_api::{Gateway as GatewayLease, GatewayReport, SandboxPool};
 use portolan_reconcile::{Cache, ObjectKey, Observed};
 
 use crate::{
-    gateway::{Demand, Gateway, LeaseView, ReportView},
+    gateway::{Demand, Gateway, ReportView},
     sandbox::Sandbox,
     scale::History,
 };
@@ -19,6 +20,10 @@ pub(crate) const BY_POOL: &str = "pool";
 /// Index of reports: by gateway.
 pub(crate) const BY_GATEWAY: &str = "gateway";
 
+/// How long a gateway without a Lease is not taken for lost by a reader who may not have seen all:
+/// as long as a Lease holds.
+const GRACE: SignedDuration = SignedDuration::from_secs(15);
+
 /// A pool and everything around it.
 #[derive(Clone, Debug)]
 pub(crate) struct Situation {
@@ -27,6 +32,9 @@ pub(crate) struct Situation {
     pub(crate) sandboxes: Vec<Arc<Sandbox>>,
     /// Every gateway with a Lease, lapsed ones too.
     pub(crate) gateways: Vec<Gateway>,
+    /// From when on a gateway that has no Lease is lost. Later than now after an outage or a
+    /// start: its Lease may only not have been seen.
+    pub(crate) all_seen: Timestamp,
     /// What was needed before; `None` after a restart, and of a pool that slept.
     pub(crate) history: Option<History>,
 }
@@ -54,14 +62,28 @@ impl Packed {
 pub(crate) struct Caches {
     pub(crate) pools: Cache<SandboxPool, Packed>,
     pub(crate) sandboxes: Cache<Pod, Sandbox>,
-    pub(crate) leases: Cache<Lease, LeaseView>,
+    pub(crate) leases: Cache<Lease, GatewayLease>,
     pub(crate) reports: Cache<GatewayReport, ReportView>,
 }
 
 impl Caches {
     /// Reads what concerns this pool. One that is being deleted is taken for absent: the garbage
     /// collector ends its sandboxes, and a new one would outlive it.
-    pub(crate) fn observe(&self, key: &ObjectKey, memory: &Memory) -> Observed<Situation> {
+    pub(crate) fn observe(
+        &self,
+        key: &ObjectKey,
+        memory: &Memory,
+        now: Timestamp,
+    ) -> Observed<Situation> {
+        // Read once, so that one pass judges all gateways alike.
+        let unbroken = self.leases.unbroken_since();
+        let gateway = |lease: &Arc<GatewayLease>| Gateway {
+            name: lease.name.clone(),
+            instance: lease.instance.clone(),
+            phase: lease.phase,
+            expires: lease.lapses_for(unbroken, now),
+            demand: self.demand(&lease.name, key),
+        };
         let pool = match self.pools.observed(key).map(|packed| packed.unpack()) {
             Observed::Present(pool) if pool.metadata.deletion_timestamp.is_some() => {
                 Observed::Absent
@@ -70,18 +92,11 @@ impl Caches {
         };
         pool.map(|pool| Situation {
             sandboxes: self.sandboxes.by_index(BY_POOL, &key.to_string()),
-            gateways: self.leases.list().iter().map(|lease| self.gateway(lease, key)).collect(),
+            gateways: self.leases.list().iter().map(gateway).collect(),
+            all_seen: unbroken.unwrap_or(now).saturating_add(GRACE).unwrap_or(now),
             history: memory.recall(key, pool.metadata.uid.as_deref()),
             pool: Arc::new(pool),
         })
-    }
-
-    fn gateway(&self, lease: &LeaseView, pool: &ObjectKey) -> Gateway {
-        Gateway {
-            name: lease.gateway.clone(),
-            expires: lease.expires,
-            demand: self.demand(&lease.gateway, pool),
-        }
     }
 
     fn demand(&self, gateway: &str, pool: &ObjectKey) -> Demand {

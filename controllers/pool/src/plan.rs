@@ -26,7 +26,7 @@ use crate::{
     sandbox::Sandbox,
     scale::{self, Decision},
     settings::Settings,
-    slots::{self, Grants, Holder},
+    slots::{self, Grants, Roster},
 };
 
 /// What to do, and what the decision was.
@@ -82,6 +82,8 @@ pub(crate) enum MarkReason {
     Surplus,
     /// It holds slots of a lost gateway, and the pool is `Strict`.
     SlotsLost,
+    /// A gateway cannot know that its slots there are free, and the pool is `Strict`.
+    Retired,
 }
 
 impl MarkReason {
@@ -90,6 +92,7 @@ impl MarkReason {
         match self {
             Self::Surplus => "Surplus",
             Self::SlotsLost => "SlotsLost",
+            Self::Retired => "Retired",
         }
     }
 }
@@ -162,7 +165,7 @@ struct Planner<'a> {
     settings: &'a Settings,
     now: Timestamp,
     gateways: Vec<&'a Gateway>,
-    holders: Vec<Holder>,
+    roster: Roster,
     members: Members<'a>,
     plan: Plan,
 }
@@ -172,15 +175,11 @@ impl<'a> Planner<'a> {
         let live = situation.gateways.iter().filter(|gateway| gateway.is_live(now));
         let mut gateways: Vec<_> = live.collect();
         gateways.sort_by_key(|gateway| &gateway.name);
-        let holder = |gateway: &&Gateway| Holder {
-            name: gateway.name.clone(),
-            demand: gateway.demand.total(),
-        };
         Self {
             situation,
             settings,
             now,
-            holders: gateways.iter().map(holder).collect(),
+            roster: Roster::of(&situation.gateways, situation.all_seen, now),
             gateways,
             members: Members::of(situation),
             plan: Plan::default(),
@@ -193,19 +192,16 @@ impl<'a> Planner<'a> {
         let wanted = self.plan.decision.wanted;
         self.plan.replicas = (spec.replicas != Some(wanted)).then_some(wanted);
 
-        let broken = |sandbox: &Sandbox| {
-            slots::is_broken(sandbox.slots.as_deref(), &spec.scale, &self.holders)
-        };
-        let standing = std::mem::take(&mut self.members.standing);
-        let (broken, sound): (Vec<_>, Vec<_>) =
-            standing.into_iter().partition(|sandbox| broken(sandbox));
-        let (staying, surplus) = split_surplus(sound, wanted);
-        for (sandboxes, reason) in
-            [(&surplus, MarkReason::Surplus), (&broken, MarkReason::SlotsLost)]
-        {
-            for sandbox in sandboxes {
-                self.retire(sandbox, reason);
+        let mut sound = Vec::new();
+        for sandbox in std::mem::take(&mut self.members.standing) {
+            match self.fault(sandbox) {
+                Some(reason) => self.retire(sandbox, reason),
+                None => sound.push(sandbox),
             }
+        }
+        let (staying, surplus) = split_surplus(sound, wanted);
+        for sandbox in surplus {
+            self.retire(sandbox, MarkReason::Surplus);
         }
         self.create(&staying, wanted);
         self.divide_slots(&staying);
@@ -220,7 +216,7 @@ impl<'a> Planner<'a> {
     fn decide(&self) -> Decision {
         let spec = &self.situation.pool.spec;
         let status = self.situation.pool.status.as_ref();
-        let demand: Vec<i64> = self.holders.iter().map(|holder| holder.demand).collect();
+        let demand: Vec<i64> = self.gateways.iter().map(|gateway| gateway.demand.total()).collect();
         let reported = self.gateways.iter().filter_map(|gateway| gateway.demand.last_activity);
         let input = scale::Input {
             role: spec.role,
@@ -233,6 +229,18 @@ impl<'a> Planner<'a> {
             history: self.situation.history.as_ref(),
         };
         scale::decide(&input, self.now)
+    }
+
+    /// Why a sandbox is to be replaced although it is wanted.
+    fn fault(&self, sandbox: &Sandbox) -> Option<MarkReason> {
+        let scale = &self.situation.pool.spec.scale;
+        let names = |gateway: &&Gateway| gateway.demand.retired.contains(&sandbox.key.name);
+        if self.gateways.iter().any(names) {
+            Some(MarkReason::Retired)
+        } else {
+            let lost = slots::is_broken(sandbox.slots.as_deref(), scale, &self.roster);
+            lost.then_some(MarkReason::SlotsLost)
+        }
     }
 
     /// Marks a sandbox, or deletes it where a mark would wait for nobody.
@@ -270,7 +278,7 @@ impl<'a> Planner<'a> {
         let held: Vec<Option<Grants>> =
             staying.iter().map(|sandbox| sandbox.slots.as_deref().map(slots::read)).collect();
         let scale = &self.situation.pool.spec.scale;
-        let divided = slots::divide(scale, &held, self.plan.create.len(), &self.holders);
+        let divided = slots::divide(scale, &held, self.plan.create.len(), &self.roster);
         let mut divided = divided.into_iter();
         for ((sandbox, held), grants) in staying.iter().zip(&held).zip(divided.by_ref()) {
             if let Some(grants) = grants.filter(|grants| held.as_ref() != Some(grants)) {
@@ -328,7 +336,10 @@ impl<'a> Planner<'a> {
         let concerned = granted || !epochs.is_empty();
         let lapses = self.gateways.iter().filter(|g| concerned || g.demand.total() > 0);
         let lapses = lapses.map(|gateway| gateway.expires);
-        self.plan.next = ends.chain(lapses).chain(self.plan.decision.next).min();
+        let mut slots = staying.iter().filter_map(|sandbox| sandbox.slots.as_deref());
+        let unseen = slots.any(|slots| self.roster.awaits(slots));
+        let seen = Some(self.situation.all_seen).filter(|time| unseen && *time > self.now);
+        self.plan.next = ends.chain(lapses).chain(seen).chain(self.plan.decision.next).min();
     }
 }
 

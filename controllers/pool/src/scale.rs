@@ -9,7 +9,7 @@
 use std::collections::VecDeque;
 
 use jiff::{SignedDuration, Timestamp};
-use portolan_api::{Concurrency, PoolRole, PoolScale};
+use portolan_api::{PoolRole, PoolScale};
 use serde::Serialize;
 
 /// The limit of the schema.
@@ -107,16 +107,8 @@ fn needed(scale: &PoolScale, demand: &[i64]) -> i32 {
     let Some(slots) = scale.requests_per_instance.map(|slots| i64::from(slots.max(1))) else {
         return i32::from(sum > 0);
     };
-    let needed = match scale.concurrency {
-        Concurrency::Soft => filled(sum, slots),
-        // Slots that a gateway was given stay its own, so each gateway needs enough of its share.
-        Concurrency::Strict => {
-            let gateways = i64::try_from(demand.len()).unwrap_or(i64::MAX);
-            let shares = demand.iter().map(|one| one.saturating_mul(gateways));
-            shares.map(|share| filled(share, slots)).max().unwrap_or(0)
-        }
-    };
-    i32::try_from(needed).unwrap_or(i32::MAX)
+    // Gateways lend each other slots, so that no slot is free where another gateway lacks one.
+    i32::try_from(filled(sum, slots)).unwrap_or(i32::MAX)
 }
 
 /// How many sandboxes with that many slots so many requests fill; neither is negative.

@@ -57,7 +57,7 @@ use futures::try_join;
 use jiff::Timestamp;
 use k8s_openapi::api::coordination::v1::Lease;
 use kube::Resource;
-use portolan_api::{App, Claim, ClaimKind, Domain, GatewayReport, Route, labels};
+use portolan_api::{App, Claim, ClaimKind, Domain, Gateway, GatewayReport, Route};
 use portolan_reconcile::{
     Cache, Context, Controller, Events, Next, ObjectKey, Pass, Reconciler, RunError, StatusWrite,
     Target, Watch, Writer,
@@ -66,7 +66,7 @@ use portolan_reconcile::{
 pub use error::Error;
 
 use crate::policy::DomainRule;
-use crate::view::{AppServices, CertificateProblems, GatewayLease};
+use crate::view::{AppServices, CertificateProblems};
 
 /// Routes by the host they ask for.
 const BY_HOST: &str = "host";
@@ -137,7 +137,7 @@ fn run_routes(
     );
     let known = routes.clone();
     let leases = controller.watch(
-        Watch::<Lease>::new().in_namespace(system).labels(&gateways()).project(GatewayLease::of),
+        Watch::<Lease>::new().in_namespace(system).labels(Gateway::SELECTOR).project(Gateway::of),
         move |change| wake::by_lease(change, &known),
     );
     let (writer, events) = (controller.writer(), controller.events());
@@ -163,7 +163,7 @@ struct RouteReconciler {
     domains: Cache<Domain, DomainRule>,
     apps: Cache<App, AppServices>,
     reports: Cache<GatewayReport, CertificateProblems>,
-    leases: Cache<Lease, GatewayLease>,
+    leases: Cache<Lease, Gateway>,
     settings: Settings,
 }
 
@@ -209,17 +209,6 @@ fn holder_of(claim: &Claim) -> Option<String> {
 /// `namespace/name` of something that a Route names in its own namespace.
 fn sibling(route: &Route, name: &str) -> String {
     ObjectKey::new(route.metadata.namespace.clone().unwrap_or_default(), name).to_string()
-}
-
-/// Selects the Leases of gateways.
-fn gateways() -> String {
-    format!(
-        "{}={},{}={}",
-        labels::MANAGED_BY,
-        labels::MANAGER,
-        labels::COMPONENT,
-        labels::COMPONENT_GATEWAY
-    )
 }
 
 /// When an object was made. The API server always says so; an object without counts as youngest.

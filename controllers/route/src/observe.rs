@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use jiff::Timestamp;
-use portolan_api::{CertificateReport, Claim, ClaimKind, Route, names};
+use portolan_api::{CertificateReport, Claim, ClaimKind, GatewayPhase, Route, names};
 use portolan_reconcile::{ObjectKey, Observed, Pass};
 use serde::Serialize;
 
@@ -118,12 +118,15 @@ impl RouteReconciler {
 
     fn certificate(&self, route: &Route, key: &ObjectKey, now: Timestamp) -> CertificateSightings {
         let Some(tls) = &route.spec.tls else { return CertificateSightings::default() };
+        let unbroken = self.leases.unbroken_since();
         let mut live = self.leases.list();
-        live.retain(|lease| lease.is_live(now));
+        live.retain(|gateway| {
+            gateway.phase != GatewayPhase::Left && gateway.lapses_for(unbroken, now) > now
+        });
         let mut sightings =
             CertificateSightings { gateways: live.len(), ..CertificateSightings::default() };
         for report in self.reports.list() {
-            let Some(lease) = live.iter().find(|lease| lease.gateway == report.gateway) else {
+            let Some(gateway) = live.iter().find(|gateway| gateway.name == report.gateway) else {
                 continue;
             };
             let problem = report.certificates.iter().find(|problem| {
@@ -131,8 +134,8 @@ impl RouteReconciler {
             });
             if let Some(problem) = problem {
                 sightings.problems.push(problem.clone());
-                let until = sightings.until.map_or(lease.lapses, |until| until.min(lease.lapses));
-                sightings.until = Some(until);
+                let lapses = gateway.lapses_for(unbroken, now);
+                sightings.until = sightings.until.into_iter().chain([lapses]).min();
             }
         }
         sightings

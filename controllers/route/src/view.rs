@@ -1,10 +1,7 @@
 //! What is kept of objects that other components own: small, and only what a decision needs.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
 
-use jiff::Timestamp;
-use k8s_openapi::api::coordination::v1::Lease;
 use portolan_api::{App, CertificateReport, GatewayReport, PortType, ReportShard, resolve};
 use portolan_reconcile::ObjectKey;
 use serde::Serialize;
@@ -50,33 +47,6 @@ impl CertificateProblems {
     }
 }
 
-/// Until when a gateway counts as live.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub(crate) struct GatewayLease {
-    /// The gateway.
-    pub(crate) gateway: String,
-    /// When it last renewed its Lease.
-    pub(crate) renewed: Timestamp,
-    /// When its Lease lapses, unless it is renewed.
-    pub(crate) lapses: Timestamp,
-}
-
-impl GatewayLease {
-    /// From a Lease; one that nobody has taken yet is no gateway.
-    pub(crate) fn of(lease: Lease) -> Option<Self> {
-        let spec = lease.spec?;
-        let seconds = u64::try_from(spec.lease_duration_seconds?).ok()?;
-        let renewed = spec.renew_time?.0;
-        let lapses = renewed.checked_add(Duration::from_secs(seconds)).ok()?;
-        Some(Self { gateway: lease.metadata.name?, renewed, lapses })
-    }
-
-    /// Whether the gateway is live.
-    pub(crate) fn is_live(&self, now: Timestamp) -> bool {
-        now < self.lapses
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use serde_json::{from_value, json};
@@ -100,26 +70,6 @@ mod tests {
         let expected = [("irc", false), ("mixed", true), ("web", true), ("worker", false)];
         assert_eq!(known.key, ObjectKey::new("team-a", "shop"));
         assert_eq!(known.has_http, expected.map(|(name, http)| (name.into(), http)).into());
-    }
-
-    #[test]
-    fn a_lease_is_live_until_its_duration_has_passed() {
-        let lease: Lease = from_value(json!({
-            "metadata": { "name": "gw-1" },
-            "spec": { "renewTime": "2026-01-01T00:00:00.000000Z", "leaseDurationSeconds": 15 },
-        }))
-        .unwrap();
-        let lease = GatewayLease::of(lease).unwrap();
-        let at = |text: &str| text.parse::<Timestamp>().unwrap();
-        assert!(lease.is_live(at("2026-01-01T00:00:14.9Z")));
-        assert!(!lease.is_live(at("2026-01-01T00:00:15Z")));
-    }
-
-    #[test]
-    fn a_lease_without_a_holder_is_no_gateway() {
-        let lease: Lease =
-            from_value(json!({ "metadata": { "name": "gw-1" }, "spec": {} })).unwrap();
-        assert_eq!(GatewayLease::of(lease), None);
     }
 
     #[test]

@@ -4,12 +4,12 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use portolan_api::{CertificateReport, Claim, ClaimKind, Route};
+use portolan_api::{CertificateReport, Claim, ClaimKind, Gateway, Route};
 use portolan_reconcile::{Cache, Change, ObjectKey};
 
 use crate::observe::{holder_key, is_route};
 use crate::policy::DomainRule;
-use crate::view::{AppServices, CertificateProblems, GatewayLease};
+use crate::view::{AppServices, CertificateProblems};
 use crate::{BY_APP, BY_INTEREST, BY_SECRET, host};
 
 /// A Claim concerns its holder, whoever asks for that host, and whoever asks for one below it.
@@ -78,20 +78,12 @@ fn news(
 }
 
 /// A gateway that comes, comes back or goes concerns all Routes with a certificate.
-pub(crate) fn by_lease(
-    change: &Change<'_, GatewayLease>,
-    routes: &Cache<Route>,
-) -> BTreeSet<ObjectKey> {
-    if is_renewal(change.old.map(Arc::as_ref), change.new.map(Arc::as_ref)) {
+pub(crate) fn by_lease(change: &Change<'_, Gateway>, routes: &Cache<Route>) -> BTreeSet<ObjectKey> {
+    if Gateway::is_renewal(change.old.map(Arc::as_ref), change.new.map(Arc::as_ref)) {
         return BTreeSet::new();
     }
     let routes = routes.list();
     keys(routes.iter().filter(|route| route.spec.tls.is_some()).map(|route| -> &Route { route }))
-}
-
-/// Whether a gateway only stayed what it was.
-fn is_renewal(old: Option<&GatewayLease>, new: Option<&GatewayLease>) -> bool {
-    matches!((old, new), (Some(old), Some(new)) if new.renewed < old.lapses)
 }
 
 fn found(routes: &Cache<Route>, index: &'static str, value: &str) -> BTreeSet<ObjectKey> {
@@ -105,7 +97,7 @@ fn keys<'a>(routes: impl Iterator<Item = &'a Route>) -> BTreeSet<ObjectKey> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::fixtures::{at, domain};
+    use crate::fixtures::domain;
 
     #[test]
     fn a_domain_concerns_what_it_covers_and_the_default_route() {
@@ -142,18 +134,5 @@ mod tests {
         check_news(Some(&[one, other]), Some(&[other, one]), &[]);
         check_news(Some(&[one, other]), Some(&[other]), &["one"]);
         check_news(Some(&[one]), Some(&[("one", "CertificateInvalid")]), &["one"]);
-    }
-
-    #[test]
-    fn a_renewal_in_time_wakes_nobody() {
-        let lease = |renewed: i64| GatewayLease {
-            gateway: "gw-1".into(),
-            renewed: at(renewed),
-            lapses: at(renewed + 15),
-        };
-        assert!(is_renewal(Some(&lease(0)), Some(&lease(14))));
-        assert!(!is_renewal(Some(&lease(0)), Some(&lease(15))), "it was gone for a while");
-        assert!(!is_renewal(None, Some(&lease(0))));
-        assert!(!is_renewal(Some(&lease(0)), None));
     }
 }

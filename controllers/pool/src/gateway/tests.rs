@@ -1,18 +1,5 @@
 use super::*;
-use crate::fixture::{at, yaml};
-
-fn lease(renewed: &str) -> Option<LeaseView> {
-    LeaseView::of(yaml(&format!(
-        "
-metadata: {{ name: gw-a, namespace: portolan-system }}
-spec: {{ holderIdentity: gw-a, leaseDurationSeconds: 15{renewed} }}
-"
-    )))
-}
-
-fn renewed_at(second: i64) -> LeaseView {
-    lease(&format!(", renewTime: \"{}\"", at(second))).expect("it is taken")
-}
+use crate::fixture::{at, gateway, yaml};
 
 fn report(shard: &str, pools: &str) -> Option<ReportView> {
     ReportView::of(yaml(&format!(
@@ -26,26 +13,17 @@ spec: {{ gateway: gw-a, shard: {shard}, pools: [ {pools} ] }}
 }
 
 #[test]
-fn a_lease_holds_from_its_renewal() {
-    assert_eq!(renewed_at(0).expires, at(15));
-    assert_eq!(renewed_at(0).gateway, "gw-a");
-    assert_eq!(lease(""), None, "nobody has taken it");
-}
-
-#[test]
 fn a_gateway_lives_strictly_before_its_lease_lapses() {
-    let gateway = Gateway { name: "gw-a".into(), expires: at(15), demand: Demand::default() };
-    assert!(gateway.is_live(at(14)));
-    assert!(!gateway.is_live(at(15)));
+    let serving = gateway("gw-a", 0, 0);
+    assert!(serving.is_live(at(14)));
+    assert!(!serving.is_live(at(15)));
 }
 
 #[test]
-fn a_renewal_in_time_concerns_nobody() {
-    let (first, second, late) = (renewed_at(0), renewed_at(14), renewed_at(15));
-    assert!(LeaseView::came_or_went(None, Some(&first)));
-    assert!(LeaseView::came_or_went(Some(&first), None));
-    assert!(!LeaseView::came_or_went(Some(&first), Some(&second)));
-    assert!(LeaseView::came_or_went(Some(&first), Some(&late)), "it had lapsed");
+fn a_gateway_that_leaves_lives_until_it_has_left() {
+    let phase = |phase| Gateway { phase, ..gateway("gw-a", 0, 0) };
+    assert!(phase(GatewayPhase::Leaving).is_live(at(0)));
+    assert!(!phase(GatewayPhase::Left).is_live(at(0)));
 }
 
 #[test]
@@ -54,13 +32,14 @@ fn only_the_shard_of_demand_is_kept() {
     let view = report(
         "Demand",
         "{ namespace: team-a, name: p, queued: 2, running: 3, lastActivity: 2027-01-15T08:00:00.5Z,
-           draining: [ { pod: p-0-1, epoch: 7, running: 1 } ] }",
+           draining: [ { pod: p-0-1, epoch: 7, running: 1 } ], retired: [ p-1-2 ] }",
     );
     let demand = Demand {
         queued: 2,
         running: 3,
         last_activity: Some("2027-01-15T08:00:00.5Z".parse().unwrap()),
         draining: vec![DrainReport { pod: "p-0-1".to_owned(), epoch: 7, running: 1 }],
+        retired: vec!["p-1-2".to_owned()],
     };
     let pools = HashMap::from([(ObjectKey::new("team-a", "p"), demand)]);
     assert_eq!(view, Some(ReportView { gateway: "gw-a".to_owned(), pools }));

@@ -1,4 +1,4 @@
-use portolan_api::{Concurrency, PoolRole, SandboxPoolStatus};
+use portolan_api::{Concurrency, GatewayPhase, PoolRole, SandboxPoolStatus};
 
 use super::*;
 use crate::fixture::{
@@ -297,7 +297,11 @@ fn a_pod_of_ours_with_a_strange_name_counts_and_can_go() {
 #[test]
 fn slots_follow_gateways_that_come_and_go() {
     let both = || vec![gateway("gw-a", 0, 1), gateway("gw-b", 0, 0)];
-    check(&situation(pool(), vec![sandbox(0, 1)], both()), &["grant 0-1 gw-a=5,gw-b=5"]);
+    check(&situation(pool(), vec![sandbox(0, 1)], both()), &[]);
+    let mut left = both();
+    left[1].phase = GatewayPhase::Left;
+    let shared = Sandbox { slots: Some("gw-a=5,gw-b=5".to_owned()), ..sandbox(0, 1) };
+    check(&situation(pool(), vec![shared], left), &["grant 0-1 gw-a=10"]);
     let lost = Sandbox { slots: Some("gw-a=5,gw-z=5".to_owned()), ..sandbox(0, 1) };
     let one = || vec![gateway("gw-a", 0, 1)];
     check(&situation(pool(), vec![lost.clone()], one()), &["grant 0-1 gw-a=10"]);
@@ -312,6 +316,42 @@ fn a_strict_sandbox_with_slots_of_a_lost_gateway_is_replaced() {
         &situation(strict, vec![lost], vec![gateway("gw-a", 0, 1)]),
         &["create 0-2 gw-a=10", "mark 0-1 SlotsLost"],
     );
+}
+
+#[test]
+fn after_an_outage_a_gateway_without_a_lease_is_lost_only_in_time() {
+    let strict = pool_with(|pool| pool.spec.scale.concurrency = Concurrency::Strict);
+    let lost = Sandbox { slots: Some("gw-a=5,gw-z=5".to_owned()), ..sandbox(0, 1) };
+    let mut seen = situation(strict, vec![lost], vec![gateway("gw-a", 0, 1)]);
+    seen.all_seen = at(9);
+    check(&seen, &[]);
+    assert_eq!(planned(&seen).next, Some(at(9)));
+}
+
+#[test]
+fn a_sandbox_that_a_gateway_retired_is_replaced_once() {
+    let mut reporting = gateway("gw-a", 0, 1);
+    reporting.demand.retired.push(sandbox(0, 1).key.name);
+    let live = || vec![reporting.clone()];
+    let steps = ["create 0-2 gw-a=10", "mark 0-1 Retired"];
+    check(&situation(pool(), vec![sandbox(0, 1)], live()), &steps);
+    check(&situation(pool(), vec![sandbox(0, 1), sandbox(1, 2)], live()), &["mark 0-1 Retired"]);
+    let epoch = Some(at(0).as_millisecond().to_string());
+    let marked = Sandbox { drain: epoch, ..sandbox(0, 1) };
+    check(&situation(pool(), vec![marked, sandbox(0, 2)], live()), &[]);
+}
+
+#[test]
+fn a_gateway_that_leaves_is_waited_for_and_one_that_left_is_not() {
+    let epoch = at(0).as_millisecond();
+    let marked = || Sandbox { drain: Some(epoch.to_string()), ..sandbox(0, 1) };
+    let in_phase = |phase| {
+        let done = reporting(gateway("gw-a", 0, 0), &marked(), epoch, 0);
+        let other = Gateway { phase, ..gateway("gw-b", 0, 0) };
+        situation(asleep(), vec![marked()], vec![done, other])
+    };
+    check(&in_phase(GatewayPhase::Leaving), &[]);
+    check(&in_phase(GatewayPhase::Left), &["delete 0-1 Drained"]);
 }
 
 #[test]

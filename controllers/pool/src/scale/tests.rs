@@ -1,3 +1,5 @@
+use portolan_api::Concurrency;
+
 use super::*;
 use crate::fixture::{at, pool, seconds};
 
@@ -72,13 +74,15 @@ fn without_a_limit_any_demand_is_one_sandbox() {
 }
 
 #[test]
-fn strict_slots_are_needed_by_each_gateway_on_its_own() {
-    let strict = PoolScale { concurrency: Concurrency::Strict, ..pool().spec.scale };
-    for (demand, wanted) in [(&[10][..], 1), (&[5, 5], 1), (&[5, 6], 2), (&[10, 0], 2)] {
-        check(&Input { scale: &strict, demand, ..input() }, wanted);
+fn gateways_need_together_what_their_requests_fill() {
+    for concurrency in [Concurrency::Soft, Concurrency::Strict] {
+        let scale = PoolScale { concurrency, ..pool().spec.scale };
+        for (demand, wanted) in [(&[10][..], 1), (&[5, 5], 1), (&[5, 6], 2), (&[10, 0], 1)] {
+            check(&Input { scale: &scale, demand, ..input() }, wanted);
+        }
+        let single = PoolScale { requests_per_instance: Some(1), ..scale };
+        check(&Input { scale: &single, demand: &[0, 1], ..input() }, 1);
     }
-    let single = PoolScale { requests_per_instance: Some(1), ..strict };
-    check(&Input { scale: &single, demand: &[0, 1], ..input() }, 2);
 }
 
 #[test]
