@@ -22,6 +22,11 @@ use crate::element::{Data, Element, Part, Set};
 use crate::layout::{Chain, Hook};
 use crate::value::Family;
 
+/// Bytes of a begin message without attributes.
+const BEGIN_SIZE: usize = 20;
+/// Bytes of a word of the scratch space.
+const WORD: usize = size_of::<u64>();
+
 /// Builds messages, one after the other, as they go to the kernel.
 ///
 /// None of them asks for an answer: a batch is answered as a whole.
@@ -37,9 +42,6 @@ pub(crate) struct Encoder {
 
 /// Frees what libnftnl allocated.
 struct Guard<T>(NonNull<T>, unsafe extern "C" fn(*const T));
-
-/// A chain or rule of the `nftnl` crate, which writes itself.
-const WORD: usize = size_of::<u64>();
 
 impl Encoder {
     /// An encoder for the table of this name, with no message yet; `sequence` numbers the first.
@@ -299,9 +301,6 @@ impl<T> Drop for Guard<T> {
         unsafe { (self.1)(self.0.as_ptr()) }
     }
 }
-
-/// Bytes of a begin message without attributes.
-const BEGIN_SIZE: usize = 20;
 
 /// The signature of the other functions that free.
 unsafe extern "C" fn free_iterator(iterator: *const sys::nftnl_set_elems_iter) {

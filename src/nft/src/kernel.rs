@@ -35,13 +35,16 @@ pub struct Kernel {
 }
 
 /// What this kernel can do.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Features {
     /// Whether a table can have an owner, against whose will nobody changes it, and that it
     /// outlives (Linux 6.9). Without, what others do to it is found and repaired.
     pub owned_tables: bool,
     /// Whether the end of a batch is answered (Linux 6.10). Without, silence means success.
     pub proves_commits: bool,
+    /// Whether a set says how many elements it has (Linux 6.16). Without, large sets are read
+    /// twice.
+    pub counts_elements: bool,
 }
 
 /// What there is under the table's name.
@@ -75,7 +78,12 @@ impl Kernel {
     /// that the rules need.
     pub fn open() -> Result<Self, Error> {
         let link = Link::open().map_err(Error::Socket)?;
-        let features = Features { owned_tables: false, proves_commits: proves_commits() };
+        let version = version();
+        let features = Features {
+            owned_tables: false,
+            proves_commits: version >= (6, 10),
+            counts_elements: version >= (6, 16),
+        };
         let mut encoder = Encoder::new(TABLE, 0);
         encode_layout(&mut encoder);
         let marker = format!("{MARKER} layout={:016x}", digest(&encoder.finish().0));
@@ -97,6 +105,7 @@ impl Kernel {
     pub fn without(mut self, features: Features) -> Self {
         self.features.owned_tables &= !features.owned_tables;
         self.features.proves_commits &= !features.proves_commits;
+        self.features.counts_elements &= !features.counts_elements;
         self
     }
 
@@ -268,12 +277,12 @@ fn digest(bytes: &[u8]) -> u64 {
     bytes.iter().fold(OFFSET, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(PRIME))
 }
 
-/// Whether the kernel is 6.10 or newer.
-fn proves_commits() -> bool {
-    let Ok(name) = uname() else { return false };
+/// The kernel's version; what is not known to be newer is old.
+fn version() -> (u32, u32) {
+    let Ok(name) = uname() else { return (0, 0) };
     let release = name.release().to_string_lossy().into_owned();
-    let mut numbers = release.split('.').map_while(|part| part.parse::<u32>().ok());
-    (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0)) >= (6, 10)
+    let mut numbers = release.split('.').map_while(|part| part.parse().ok());
+    (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0))
 }
 
 #[cfg(test)]

@@ -121,6 +121,40 @@ fn a_connection_to_an_endpoint_that_drains_goes_on_and_one_to_a_dead_sandbox_is_
 }
 
 #[test]
+fn nothing_of_before_reaches_a_sandbox_with_a_used_address() {
+    for (filters, family) in [(true, 4), (false, 4), (true, 6)] {
+        let mut sender = Sender::new(filters);
+        let (front, used, other, client) = match family {
+            4 => (vip(1), v4(1, 2), v4(2, 2), v4(0, 2)),
+            _ => (vip6(1), v6(1, 2), v6(2, 2), v6(0, 2)),
+        };
+        let Sender { lab, forwarder, conntrack, .. } = &mut sender;
+        let [inbound, outbound] =
+            [(&lab.client, used), (&lab.sandboxes[0], other)].map(|(asker, end)| {
+                let port = service(front, Protocol::Udp, if end == used { 53 } else { 54 });
+                forwarder.table().set_service(port, local([(end, 8080)]));
+                settle(forwarder, conntrack);
+                let socket = asker.udp_socket((front, port.port));
+                assert!(matches!(ask_udp(&socket), Outcome::Answer(_)), "IPv{family}");
+                (port, socket)
+            });
+        let listed = |what: &str| {
+            let address = used.to_string();
+            let family = format!("ipv{family}");
+            lab.node.output("conntrack", &["-L", "-f", &family, what, &address]).lines().count()
+        };
+        assert_eq!((listed("--orig-src"), listed("--reply-src")), (1, 1), "IPv{family}");
+        // The sandbox is gone, and its address is given to another.
+        forwarder.table().set_service(inbound.0, local([(other, 8080)]));
+        forwarder.flush().expect("the table");
+        conntrack.end(&BTreeSet::from([Flows::Sandbox(used)])).expect("connection tracking");
+        assert_eq!((listed("--orig-src"), listed("--reply-src")), (0, 0), "IPv{family}");
+        assert_eq!(ask_udp(&inbound.1), by((other, 8080), client), "IPv{family}: led anew");
+        drop(outbound);
+    }
+}
+
+#[test]
 fn a_restart_ends_what_was_not_ended_before() {
     let mut sender = Sender::new(true);
     let ends = [(v4(1, 2), 8080), (v4(2, 2), 8080)];

@@ -293,7 +293,7 @@ impl Drop for Stops<'_> {
 
 /// Forwards without owning the table, as on a kernel that knows no owners.
 fn shared(lab: &Lab, desired: Ruleset) -> Forwarder {
-    let no_owner = Features { owned_tables: true, proves_commits: false };
+    let no_owner = Features { owned_tables: true, ..Features::default() };
     let kernel = lab.kernel().without(no_owner);
     Forwarder::start(kernel, desired).expect("the table").0
 }

@@ -149,9 +149,12 @@ impl Kernel {
         })
     }
 
-    /// How many elements a set has, where the kernel says so (Linux 6.16).
+    /// How many elements a set has, where the kernel says so.
     fn count(&mut self, set: Set) -> Result<Option<usize>, Error> {
         const COUNT: u16 = 20;
+        if !self.features.counts_elements {
+            return Ok(None);
+        }
         let name = set.to_string();
         let texts = [(1, TABLE), (2, name.as_str())];
         let request = Request { kind: GET_SET, family: INET, dump: false, texts: &texts };

@@ -34,7 +34,7 @@ fn an_answer_that_is_lost_leaves_the_outcome_unknown() {
 #[test]
 fn silence_is_success_where_the_kernel_does_not_prove_it() {
     in_namespace(|| {
-        let silent = Features { owned_tables: false, proves_commits: true };
+        let silent = Features { proves_commits: true, ..Features::default() };
         let mut kernel = Kernel::open().expect("nf_tables").without(silent);
         kernel.install(&Elements::new()).expect("the table");
         let element = Element::address(Set::Virtual(Family::V4), address(Family::V4));
@@ -47,22 +47,25 @@ fn silence_is_success_where_the_kernel_does_not_prove_it() {
 }
 
 #[test]
-fn a_batch_larger_than_any_default_buffer_is_one_commit() {
-    in_namespace(|| {
-        let mut kernel = Kernel::open().expect("nf_tables");
-        kernel.install(&Elements::new()).expect("the table");
-        let before = kernel.generation().expect("a generation");
-        let elements = (0..60_000_u32).map(|n| {
-            let address = IpAddr::from((0x0a00_0000 + n).to_be_bytes());
-            (Element::address(Set::Local(Family::V4), address), Data::EMPTY)
+fn a_batch_larger_than_any_default_buffer_is_one_commit_and_read_whole() {
+    for uncounted in [false, true] {
+        in_namespace(|| {
+            let without = Features { counts_elements: uncounted, ..Features::default() };
+            let mut kernel = Kernel::open().expect("nf_tables").without(without);
+            kernel.install(&Elements::new()).expect("the table");
+            let before = kernel.generation().expect("a generation");
+            let elements = (0..60_000_u32).map(|n| {
+                let address = IpAddr::from((0x0a00_0000 + n).to_be_bytes());
+                (Element::address(Set::Local(Family::V4), address), Data::EMPTY)
+            });
+            let batch = Batch { delete: Vec::new(), add: elements.collect() };
+            kernel.commit(&batch, None).expect("the batch");
+            assert_eq!(kernel.generation().expect("a generation"), before + 1);
+            // The kernel now moves the set to a larger table, while it is read.
+            let Found::Current(found, _) = kernel.read().expect("the table") else { panic!() };
+            assert_eq!(found.len(), 60_000, "without counts: {uncounted}");
         });
-        let batch = Batch { delete: Vec::new(), add: elements.collect() };
-        kernel.commit(&batch, None).expect("the batch");
-        assert_eq!(kernel.generation().expect("a generation"), before + 1);
-        // The kernel now moves the set to a larger table, while it is read.
-        let Found::Current(found, _) = kernel.read().expect("the table") else { panic!() };
-        assert_eq!(found.len(), 60_000);
-    });
+    }
 }
 
 #[test]

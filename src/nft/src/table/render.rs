@@ -1,11 +1,12 @@
 //! Which elements an owner has. Pure.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 
 use super::{Owned, Table};
 use crate::element::{Data, Element, Owner, Set};
 use crate::slots::{self, Class, ENDPOINTS_MAX, Target};
-use crate::value::{Affinity, Backends, Family, Range};
+use crate::value::{Affinity, Backends, Family, Protocol, Range, ServicePort};
 
 impl Table {
     /// The elements that an owner should have, in order; `programmed` are those it has, in order.
@@ -42,7 +43,7 @@ impl Table {
                 let exists = self
                     .desired
                     .services
-                    .range(slots_of(address)..)
+                    .range(first_port(address)..)
                     .next()
                     .is_some_and(|(port, _)| port.address == address);
                 one(exists, Element::address(Set::Virtual(Family::of(address)), address))
@@ -67,9 +68,9 @@ impl Table {
     }
 }
 
-/// The least port of an address.
-fn slots_of(address: std::net::IpAddr) -> crate::value::ServicePort {
-    crate::value::ServicePort { address, protocol: crate::value::Protocol::Tcp, port: 0 }
+/// The least that a port of an address can be.
+fn first_port(address: IpAddr) -> ServicePort {
+    ServicePort { address, protocol: Protocol::Tcp, port: 0 }
 }
 
 /// Adds the slots of one family, behind `gate` in maps that `slots` makes.
