@@ -1,4 +1,5 @@
-//! The only place with `unsafe`: messages for nf_tables, built by libnftnl.
+//! The only place with `unsafe`: messages for nf_tables, built by libnftnl, and one call of the
+//! kernel that no crate here has.
 //!
 //! Values go in, bytes come out; no pointer leaves this module. What the `nftnl` crate has
 //! (chains, rules) is used as it is; tables with a comment, maps, concatenated keys and most
@@ -9,6 +10,7 @@
 //! call returns; a message is written to a buffer as large as the largest message can be.
 #![expect(unsafe_code, reason = "libnftnl is a C library; this module is its border")]
 
+mod barrier;
 mod expression;
 
 use std::alloc::{Layout, handle_alloc_error};
@@ -21,6 +23,8 @@ use nftnl::{ChainType, MsgType, NlMsg, Policy, ProtoFamily, Table};
 use crate::element::{Data, Element, Part, Set};
 use crate::layout::{Chain, Hook};
 use crate::value::Family;
+
+pub(crate) use barrier::await_packets;
 
 /// Bytes of a begin message without attributes.
 const BEGIN_SIZE: usize = 20;

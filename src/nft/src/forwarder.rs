@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use crate::element::Owner;
 use crate::kernel::{Error, Found, Kernel};
 use crate::table::Table;
+use crate::transaction::{Batch, Transaction};
 use crate::value::Ruleset;
 
 /// Keeps the kernel's table as desired. It owns both; there is one for a network namespace.
@@ -22,10 +23,21 @@ pub struct Change {
     pub added: usize,
     /// Elements that were deleted, those that were replaced too.
     pub deleted: usize,
+    /// Whether something is left that must go, by the next [`Forwarder::flush`].
+    pub left: bool,
     /// Whether the whole table was made anew.
     pub replaced: bool,
     /// How often the table had to be read because it was not what it was thought to be.
     pub resyncs: usize,
+}
+
+/// How far a flush goes.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Until {
+    /// What is new is there.
+    Made,
+    /// And what is old is gone.
+    Settled,
 }
 
 /// Why a start or a flush ended without the desired state in the kernel.
@@ -56,7 +68,7 @@ impl Forwarder {
         forwarder.resync(&mut change)?;
         // That was the first reading, not a repair.
         change.resyncs = 0;
-        forwarder.flush_into(&mut change)?;
+        forwarder.flush_into(&mut change, Until::Settled)?;
         forwarder.kernel.remove_stand_in()?;
         Ok((forwarder, change))
     }
@@ -74,11 +86,27 @@ impl Forwarder {
 
     /// Brings the kernel to the desired state, with as few elements as differ.
     ///
+    /// Before something goes that packets under way may still look for, it waits for them, some
+    /// 10 ms; see [`Self::advance`].
+    ///
     /// # Errors
     /// As for [`Self::start`]. The next flush goes on where this one ended.
     pub fn flush(&mut self) -> Result<Change, ForwardError> {
         let mut change = Change::default();
-        self.flush_into(&mut change)?;
+        self.flush_into(&mut change, Until::Settled)?;
+        Ok(change)
+    }
+
+    /// Brings to the kernel what is new, and what can go at once, and waits for nothing.
+    ///
+    /// New connections then go where they should, but that a service that got more endpoints
+    /// keeps to its former ones, until a [`Self::flush`] takes away what is left.
+    ///
+    /// # Errors
+    /// As for [`Self::start`].
+    pub fn advance(&mut self) -> Result<Change, ForwardError> {
+        let mut change = Change::default();
+        self.flush_into(&mut change, Until::Made)?;
         Ok(change)
     }
 
@@ -90,7 +118,7 @@ impl Forwarder {
         let mut change = Change::default();
         self.table.retry_refused();
         self.resync(&mut change)?;
-        self.flush_into(&mut change)?;
+        self.flush_into(&mut change, Until::Settled)?;
         Ok(change)
     }
 
@@ -111,13 +139,10 @@ impl Forwarder {
         self.table.refused()
     }
 
-    fn flush_into(&mut self, change: &mut Change) -> Result<(), ForwardError> {
+    fn flush_into(&mut self, change: &mut Change, until: Until) -> Result<(), ForwardError> {
         let mut reads = 0;
         while self.table.is_dirty() {
-            let Err(error) = self.commit_pending(change) else {
-                self.table.settled();
-                break;
-            };
+            let Err(error) = self.commit_pending(change, until) else { break };
             tracing::debug!(%error, "Failed to commit");
             if error.asks_for_reading() && reads < READS {
                 reads += 1;
@@ -129,14 +154,29 @@ impl Forwarder {
         Ok(())
     }
 
-    fn commit_pending(&mut self, change: &mut Change) -> Result<(), Error> {
-        for batch in self.table.pending().batches() {
-            self.kernel.commit(batch, None)?;
-            self.table.committed(batch);
-            change.commits += 1;
-            change.added += batch.add.len();
-            change.deleted += batch.delete.len();
+    fn commit_pending(&mut self, change: &mut Change, until: Until) -> Result<(), Error> {
+        let Transaction { make, divert, discard } = self.table.pending();
+        if !make.is_empty() {
+            self.commit(&make, change)?;
         }
+        for batch in [divert, discard].iter().filter(|batch| !batch.is_empty()) {
+            if until == Until::Made {
+                change.left = true;
+                return Ok(());
+            }
+            self.kernel.await_packets();
+            self.commit(batch, change)?;
+        }
+        self.table.settled();
+        Ok(())
+    }
+
+    fn commit(&mut self, batch: &Batch, change: &mut Change) -> Result<(), Error> {
+        self.kernel.commit(batch, None)?;
+        self.table.committed(batch);
+        change.commits += 1;
+        change.added += batch.add.len();
+        change.deleted += batch.delete.len();
         Ok(())
     }
 

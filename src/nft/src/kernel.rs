@@ -12,7 +12,7 @@ use nix::errno::Errno;
 use nix::sys::utsname::uname;
 
 use crate::element::Set;
-use crate::ffi::Encoder;
+use crate::ffi::{self, Encoder};
 use crate::layout;
 use crate::socket::{DATAGRAM, Link};
 use crate::transaction::{Batch, Elements};
@@ -134,8 +134,10 @@ impl Kernel {
     pub fn replace(&mut self, elements: &Elements) -> Result<(), Error> {
         self.remove_stand_in()?;
         self.make(STAND_IN, elements, false)?;
+        self.await_packets();
         self.make(TABLE, elements, true)?;
         self.owned = self.features.owned_tables;
+        self.await_packets();
         self.remove_stand_in()
     }
 
@@ -166,6 +168,14 @@ impl Kernel {
             encoder.add_elements(set[0].0.set, set.iter().map(|(element, data)| (element, data)));
         }
         self.send(encoder)
+    }
+
+    /// Waits until each packet that is under way has been dealt with, some 10 ms: those that come
+    /// then see what is committed now, in all of their look-ups.
+    pub fn await_packets(&self) {
+        if !ffi::await_packets() {
+            tracing::debug!("Cannot wait for packets under way");
+        }
     }
 
     /// Deletes the table, whoever made it.

@@ -172,7 +172,10 @@ impl Table {
                 transaction.make.delete.extend(programmed.iter().map(|(element, _)| *element));
                 transaction.make.add.extend(target);
             } else {
-                compare(programmed, &target, &mut transaction);
+                // What leads nowhere any more is refused: nothing of it is worth a wait.
+                let leads = target.iter().any(|(element, _)| element.slot_index().is_some());
+                let waits = leads || matches!(owner, Owner::Local(_));
+                compare(programmed, &target, waits, &mut transaction);
             }
         }
         let Transaction { make, divert, discard } = &mut transaction;
@@ -229,7 +232,7 @@ impl Table {
     }
 
     /// The connections over UDP that changes left without their endpoint, once; to be ended
-    /// after the changes are in the kernel.
+    /// when the changes are in the kernel and what is old is gone from it.
     pub fn take_stale(&mut self) -> BTreeSet<Flows> {
         std::mem::take(&mut self.stale)
     }
@@ -305,8 +308,14 @@ impl Table {
     }
 }
 
-/// What leads from one list of an owner's elements to another; both are in order.
-fn compare(programmed: &[(Element, Data)], target: &[(Element, Data)], into: &mut Transaction) {
+/// What leads from one list of an owner's elements to another; both are in order. What goes
+/// `waits` for the packets that look for it, or goes at once.
+fn compare(
+    programmed: &[(Element, Data)],
+    target: &[(Element, Data)],
+    waits: bool,
+    into: &mut Transaction,
+) {
     let (mut old, mut new) = (programmed.iter().peekable(), target.iter().peekable());
     loop {
         let order = match (old.peek(), new.peek()) {
@@ -323,8 +332,9 @@ fn compare(programmed: &[(Element, Data)], target: &[(Element, Data)], into: &mu
                 into.make.add.push((*element, *after));
             }
             (None, Some(added)) => into.make.add.push(*added),
+            (Some((element, _)), None) if !waits => into.make.delete.push(*element),
             // A port that stays is found through another gate before its old slots go.
-            (Some((element, _)), None) if element.set.is_gate() && !target.is_empty() => {
+            (Some((element, _)), None) if element.set.is_gate() => {
                 into.divert.delete.push(*element);
             }
             (Some((element, _)), None) => into.discard.delete.push(*element),

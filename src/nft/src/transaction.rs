@@ -20,9 +20,10 @@ pub struct Batch {
 ///
 /// A batch is atomic for whoever asks the kernel, and not for a packet under way: each of its
 /// look-ups sees what is current at that moment. So what leads somewhere new is made before what
-/// leads to the old place is broken: `make` adds and replaces, `divert` takes away gates of
-/// services that stay behind another gate, `discard` takes away the rest. Whatever gets lost
-/// between two of them, the next difference finds it.
+/// leads to the old place is broken: `make` adds and replaces, and removes ports that lead
+/// nowhere any more; `divert` takes away gates of services that stay behind another gate;
+/// `discard` takes away the rest. Between two of them packets under way must come to their end.
+/// Whatever gets lost in between, the next difference finds it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Transaction {
     /// First.

@@ -95,10 +95,16 @@ fn no_connection_is_lost_while_endpoints_change() {
         lab::sticky(all),
         lab::sticky([all[0], all[2]]),
     ];
+    let mut round = 0;
     let (failed, changes) = under_load(&lab, || {
         for state in &states {
             forwarder.table().set_service(target, state.clone());
-            forwarder.flush().expect("the table");
+            // With and without changes that overtake what is left.
+            let change = forwarder.advance().expect("the table");
+            if change.left && round % 2 == 0 {
+                forwarder.flush().expect("the table");
+            }
+            round += 1;
         }
         states.len()
     });
@@ -167,7 +173,8 @@ fn under_load(lab: &Lab, mut change: impl FnMut() -> usize) -> (usize, usize) {
             changes += change();
         }
     });
-    assert!(changes > 100, "only {changes} changes");
+    // Some wait for packets under way, ten milliseconds each.
+    assert!(changes > 20, "only {changes} changes");
     (failed.into_inner(), changes)
 }
 

@@ -47,7 +47,7 @@ fn a_service_that_goes_takes_one_batch() {
     let transaction = table.pending();
     assert_eq!(transaction.batches().count(), 1);
     // Gate, virtual address, three slots.
-    assert_eq!(transaction.discard.delete.len(), 5);
+    assert_eq!(transaction.make.delete.len(), 5);
 }
 
 #[test]
@@ -57,7 +57,8 @@ fn a_virtual_address_stays_while_one_of_its_ports_does() {
     table.set_service(second, remote([1]));
     apply(&mut table);
     table.remove_service(second);
-    let gone = table.pending().discard.delete;
+    let gone = table.pending().make.delete;
+    assert!(!gone.is_empty(), "the port goes");
     assert!(!gone.iter().any(|e| matches!(e.set, Set::Virtual(_))), "the address: {gone:?}");
 }
 
