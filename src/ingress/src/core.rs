@@ -4,11 +4,13 @@ use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use arc_swap::ArcSwap;
 use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::demand::Changes;
+use crate::lending::link::Links;
 use crate::metrics::Metrics;
 use crate::settings::Settings;
 
@@ -18,6 +20,8 @@ pub(crate) struct Core {
     pub(crate) settings: Settings,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) changes: Changes,
+    /// The gateways that are connected.
+    pub(crate) links: ArcSwap<Links>,
     tickets: AtomicU64,
     tasks: TaskTracker,
     streams: TaskTracker,
@@ -34,6 +38,7 @@ impl Core {
             settings,
             metrics,
             changes: Changes::default(),
+            links: ArcSwap::default(),
             tickets: AtomicU64::new(0),
             tasks: TaskTracker::new(),
             streams: TaskTracker::new(),

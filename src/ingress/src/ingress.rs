@@ -6,10 +6,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
 
-use crate::activator::Registry;
+use crate::activator::{Pool, Registry};
 use crate::core::Core;
 use crate::demand::PoolDemand;
 use crate::host::HostPattern;
+use crate::lending::PeerEnd;
+use crate::lending::link::Link;
 use crate::listener::{self, Listener, ServeError};
 use crate::metrics::Metrics;
 use crate::model::{
@@ -37,7 +39,7 @@ pub(crate) struct Shared {
     pub(crate) certificates: Arc<Certificates>,
     is_synced: AtomicBool,
     is_leaving: AtomicBool,
-    registry: Mutex<Registry>,
+    pub(crate) registry: Mutex<Registry>,
 }
 
 impl Shared {
@@ -48,6 +50,11 @@ impl Shared {
     /// Whether shutdown has begun.
     pub(crate) fn is_leaving(&self) -> bool {
         self.is_leaving.load(Ordering::Relaxed)
+    }
+
+    /// All pools, to be locked one at a time.
+    pub(crate) fn pools(&self) -> Vec<Arc<Pool>> {
+        self.registry.lock().pools().cloned().collect()
     }
 
     pub(crate) fn leave(&self) {
@@ -182,8 +189,7 @@ impl Ingress {
     /// Every pool as it is now, for a first or a repeated full report.
     #[must_use]
     pub fn demand(&self) -> Vec<PoolDemand> {
-        let pools: Vec<_> = self.shared.registry.lock().pools().cloned().collect();
-        pools.iter().map(|pool| pool.demand()).collect()
+        self.shared.pools().iter().map(|pool| pool.demand()).collect()
     }
 
     /// Serves the listeners until `shutdown`, then leaves in two steps: for
@@ -202,6 +208,37 @@ impl Ingress {
         let result = listener::serve(&self.shared, listeners, shutdown).await;
         self.shared.core.stop().await;
         result
+    }
+
+    /// Begins to lend and borrow slots over a new connection to another gateway, by its instance.
+    /// A link that there is with it already ends.
+    #[must_use]
+    pub fn link(&self, peer: Arc<str>) -> Link {
+        Link::new(Arc::clone(&self.shared), peer)
+    }
+
+    /// Says that another gateway will never come back. What it was lent is free; under `Strict`
+    /// and without an orderly end, the sandboxes concerned are retired instead.
+    pub fn forget_peer(&self, peer: &str, end: PeerEnd) {
+        self.shared.end_link(peer, None);
+        for pool in self.shared.pools() {
+            pool.forget_peer(peer, end);
+        }
+    }
+
+    /// Calls all lent slots home, and returns borrowed ones as soon as no request wants them.
+    /// Nothing is lent from now on.
+    pub fn call_home(&self) {
+        for pool in self.shared.pools() {
+            pool.call_home();
+        }
+    }
+
+    /// Whether nothing runs, and nothing is lent, borrowed or retired: the gateway may end without
+    /// leaving anything behind.
+    #[must_use]
+    pub fn is_square(&self) -> bool {
+        self.shared.pools().iter().all(|pool| pool.is_square())
     }
 
     fn measure(&self, registry: &Registry) {

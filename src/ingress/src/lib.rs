@@ -47,6 +47,7 @@ mod demand;
 mod error;
 mod host;
 mod ingress;
+mod lending;
 mod listener;
 mod metrics;
 mod model;
@@ -62,6 +63,9 @@ pub use demand::{PoolDemand, SandboxLoad};
 pub use error::Code;
 pub use host::{HostError, HostPattern};
 pub use ingress::Ingress;
+pub use lending::link::Link;
+pub use lending::message::{Hold, Message};
+pub use lending::{PeerEnd, ProtocolError};
 pub use listener::{Listener, ListenerConfig, ProxyProtocol, Scheme, ServeError};
 pub use metrics::Metrics;
 pub use model::{

@@ -29,6 +29,9 @@ pub struct Metrics {
     pub(crate) cancelled: Counter,
     pub(crate) retries: Counter,
     pub(crate) retired: Counter,
+    pub(crate) slots_lent: Gauge,
+    pub(crate) slots_borrowed: Gauge,
+    pub(crate) slots_recalled: Counter,
     pub(crate) connections: Gauge,
     pub(crate) upstream_connections: Gauge,
     pub(crate) upstream_idle: Gauge,
@@ -116,6 +119,9 @@ impl Metrics {
             cancelled: Counter::default(),
             retries: Counter::default(),
             retired: Counter::default(),
+            slots_lent: Gauge::default(),
+            slots_borrowed: Gauge::default(),
+            slots_recalled: Counter::default(),
             connections: Gauge::default(),
             upstream_connections: Gauge::default(),
             upstream_idle: Gauge::default(),
@@ -131,7 +137,22 @@ impl Metrics {
     /// Registers everything; the prefix is the root's.
     pub fn register(&self, registry: &mut Registry) {
         self.register_requests(registry);
+        self.register_loans(registry);
         self.register_bounds(registry);
+    }
+
+    fn register_loans(&self, registry: &mut Registry) {
+        registry.register("slots_lent", "Slots lent to other gateways", self.slots_lent.clone());
+        registry.register(
+            "slots_borrowed",
+            "Slots borrowed from other gateways",
+            self.slots_borrowed.clone(),
+        );
+        registry.register(
+            "slots_recalled",
+            "Lent slots that were called back",
+            self.slots_recalled.clone(),
+        );
     }
 
     fn register_requests(&self, registry: &mut Registry) {

@@ -24,6 +24,13 @@ pub struct Settings {
     /// How long a sandbox that nobody waits for is probed after it got its address or died.
     pub probe_window: Duration,
 
+    /// How long a borrowed slot is kept without use: a steady imbalance costs nothing per request,
+    /// and one that is over holds nothing.
+    pub loan_linger: Duration,
+    /// How long other gateways may take to say whether they have a free slot before another
+    /// sandbox is asked for: many round trips, little beside a start.
+    pub loan_answer: Duration,
+
     /// Connections from outside, all listeners together.
     pub connections_max: usize,
     /// Connections from one client address. Trusted proxies are exempt.
@@ -91,6 +98,8 @@ impl Settings {
             upstream_idle: Duration::from_millis(1_500),
             strict_wait: Duration::from_secs(30),
             probe_window: Duration::from_secs(60),
+            loan_linger: Duration::from_secs(1),
+            loan_answer: Duration::from_millis(50),
             connections_max: 50_000,
             // Enough for an office behind one address, too little to take all connections.
             connections_per_client_max: 5_000,

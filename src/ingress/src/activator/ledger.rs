@@ -27,6 +27,10 @@ pub(crate) struct Ledger<M, W> {
 struct Entry<M> {
     member: M,
     slots: Slots,
+    /// Slots that other gateways let us use on top.
+    borrowed: u32,
+    /// Slots of ours that others use.
+    lent: u32,
     used: u32,
     usable: bool,
     /// Forgotten by the feed, kept for the slots still in use.
@@ -35,13 +39,30 @@ struct Entry<M> {
     open_at: Option<usize>,
 }
 
+/// The slots of a member.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Balance {
+    pub(crate) slots: Slots,
+    pub(crate) borrowed: u32,
+    pub(crate) lent: u32,
+    /// Not in use, of those counted.
+    pub(crate) spare: u32,
+    pub(crate) is_usable: bool,
+}
+
 impl<M> Entry<M> {
     fn has_free_slot(&self) -> bool {
         let free = match self.slots {
-            Slots::Limited(limit) => self.used < limit,
+            Slots::Limited(_) => self.spare() > 0,
             Slots::Unlimited => true,
         };
         free && self.usable && !self.gone
+    }
+
+    /// Slots not in use, of those counted.
+    const fn spare(&self) -> u32 {
+        let Slots::Limited(granted) = self.slots else { return 0 };
+        granted.saturating_add(self.borrowed).saturating_sub(self.lent).saturating_sub(self.used)
     }
 }
 
@@ -62,7 +83,16 @@ impl<M, W> Ledger<M, W> {
 
     /// Adds a member that is not usable yet.
     pub(crate) fn insert(&mut self, member: M, slots: Slots) -> Index {
-        let entry = Entry { member, slots, used: 0, usable: false, gone: false, open_at: None };
+        let entry = Entry {
+            member,
+            slots,
+            borrowed: 0,
+            lent: 0,
+            used: 0,
+            usable: false,
+            gone: false,
+            open_at: None,
+        };
         let place = self.entries.iter().position(Option::is_none).unwrap_or_else(|| {
             self.entries.push(None);
             self.entries.len() - 1
@@ -131,6 +161,41 @@ impl<M, W> Ledger<M, W> {
         entry.used = entry.used.checked_sub(1).expect("a released slot was taken before");
         self.running = self.running.checked_sub(1).expect("a released slot was counted");
         self.settle(index);
+    }
+
+    /// What was granted, and what is on loan.
+    pub(crate) fn balance(&self, index: Index) -> Balance {
+        let entry = self.entry(index);
+        Balance {
+            slots: entry.slots,
+            borrowed: entry.borrowed,
+            lent: entry.lent,
+            spare: entry.spare(),
+            is_usable: entry.usable,
+        }
+    }
+
+    /// Changes what is on loan.
+    pub(crate) fn set_loans(&mut self, index: Index, borrowed: u32, lent: u32) {
+        let entry = self.entry_mut(index);
+        (entry.borrowed, entry.lent) = (borrowed, lent);
+        self.settle(index);
+    }
+
+    /// Whether a usable member counts its slots.
+    pub(crate) fn has_limited(&self) -> bool {
+        let mut known = self.entries.iter().flatten();
+        known.any(|entry| entry.usable && !entry.gone && entry.slots != Slots::Unlimited)
+    }
+
+    /// Whether any slot is free.
+    pub(crate) const fn has_free_slot(&self) -> bool {
+        !self.open.is_empty()
+    }
+
+    /// Ticket of the waiter at the head.
+    pub(crate) fn head(&self) -> Option<u64> {
+        self.queue.first_key_value().map(|(ticket, _)| *ticket)
     }
 
     /// Adds a waiter. Tickets are unique and say the order.

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use tokio::time::Instant;
 
 use super::wake::Stages;
+use crate::lending::books::Lendable;
 use crate::model::{PoolConfig, Probe, SandboxConfig, SandboxId, SandboxPhase};
 use crate::upstream::Upstream;
 
@@ -122,5 +123,15 @@ impl Member {
     pub(super) fn died(&mut self) {
         self.is_dead = true;
         self.is_answering = false;
+    }
+}
+
+impl Lendable for Member {
+    fn uid(&self) -> &Arc<str> {
+        &self.id.uid
+    }
+
+    fn is_retired(&self) -> bool {
+        self.is_retired
     }
 }

@@ -1,6 +1,7 @@
 //! Slots on demand: gives each request a slot on a ready sandbox, or a place in the queue.
 //!
 //! - [`ledger`]: the arithmetic, pure.
+//! - [`loans`]: a pool's part in lending slots to other gateways, and borrowing theirs.
 //! - [`member`]: what is known of one sandbox, and whether requests may go there.
 //! - [`pool`]: ledger and members behind one lock; hands slots to waiters.
 //! - [`service`]: follows switches of the active pool, bounds the wait.
@@ -8,6 +9,7 @@
 //! - [`probe`]: asks new sandboxes whether they answer yet.
 
 mod ledger;
+mod loans;
 mod member;
 mod pool;
 mod probe;
@@ -15,6 +17,7 @@ mod registry;
 mod service;
 mod wake;
 
+pub(crate) use ledger::{Index, Ledger};
 pub(crate) use pool::{Pool, Slot};
 pub(crate) use registry::Registry;
 pub(crate) use service::{Refusal, Service, Turn};

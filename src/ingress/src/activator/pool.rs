@@ -20,6 +20,7 @@ use super::probe;
 use super::wake::Wake;
 use crate::core::Core;
 use crate::demand::{PoolDemand, SandboxLoad};
+use crate::lending::books::{Books, Todo};
 use crate::model::{
     BootFailure, Concurrency, PoolConfig, PoolId, Probe, SandboxConfig, SandboxPhase,
 };
@@ -28,15 +29,21 @@ use crate::upstream::Upstream;
 /// Sandboxes made from one template.
 #[derive(Debug)]
 pub(crate) struct Pool {
-    id: PoolId,
-    core: Arc<Core>,
-    state: Mutex<State>,
+    pub(super) id: PoolId,
+    pub(super) core: Arc<Core>,
+    pub(super) state: Mutex<State>,
 }
 
 #[derive(Debug)]
-struct State {
-    ledger: Ledger<Member, Waiter>,
-    config: Option<Arc<PoolConfig>>,
+pub(super) struct State {
+    pub(super) ledger: Ledger<Member, Waiter>,
+    /// What is lent to other gateways, and borrowed.
+    pub(super) books: Books,
+    /// A task looks after what is borrowed.
+    pub(super) is_ticking: bool,
+    /// Slots lent and borrowed, as the metrics have them.
+    pub(super) measured: (u32, u32),
+    pub(super) config: Option<Arc<PoolConfig>>,
     failure: Option<BootFailure>,
     /// Whether a service sends its requests here.
     is_active: bool,
@@ -48,7 +55,7 @@ struct State {
 }
 
 #[derive(Debug)]
-struct Waiter {
+pub(super) struct Waiter {
     since: Instant,
     verdict: oneshot::Sender<Verdict>,
 }
@@ -78,6 +85,9 @@ impl Pool {
     pub(super) fn new(id: PoolId, core: Arc<Core>) -> Arc<Self> {
         let state = State {
             ledger: Ledger::new(),
+            books: Books::default(),
+            is_ticking: false,
+            measured: (0, 0),
             config: None,
             failure: None,
             is_active: false,
@@ -86,6 +96,10 @@ impl Pool {
             rng: fastrand::Rng::new(),
         };
         Arc::new(Self { id, core, state: Mutex::new(state) })
+    }
+
+    pub(crate) const fn uid(&self) -> &Arc<str> {
+        &self.id.uid
     }
 
     /// Whether the pool is known only from its sandboxes.
@@ -280,8 +294,10 @@ impl Pool {
         let mut state = self.state.lock();
         state.is_marked = false;
         let running = state.ledger.running();
-        let queued = u32::try_from(state.ledger.queued()).unwrap_or(u32::MAX);
-        let is_busy = running > 0 || queued > 0;
+        let waiting = u32::try_from(state.ledger.queued()).unwrap_or(u32::MAX);
+        let is_busy = running > 0 || waiting > 0;
+        // As long as another gateway may have a free slot, no sandbox is asked for.
+        let queued = if state.books.is_asking() { 0 } else { waiting };
         let sandboxes = state
             .ledger
             .iter()
@@ -303,21 +319,36 @@ impl Pool {
 
     // --- under the lock ---
 
-    fn change<R>(self: &Arc<Self>, change: impl FnOnce(&mut State) -> R) -> R {
+    pub(super) fn change<R>(self: &Arc<Self>, change: impl FnOnce(&mut State) -> R) -> R {
         let mut state = self.state.lock();
         let result = change(&mut state);
-        self.hand_over(&mut state);
+        let todo = self.settle_all(&mut state);
         let is_first = !std::mem::replace(&mut state.is_marked, true);
         drop(state);
         if is_first {
             self.core.changes.push(Arc::clone(self));
         }
+        if let Some(todo) = todo {
+            self.see_to(todo);
+        }
         result
     }
 
-    /// Gives free slots to the head of the queue.
-    fn hand_over(self: &Arc<Self>, state: &mut State) {
-        while let Some((waiter, index)) = state.ledger.next(&mut state.rng) {
+    /// Gives free slots to those who wait, here or at other gateways.
+    fn settle_all(self: &Arc<Self>, state: &mut State) -> Option<Todo> {
+        if state.books.is_empty() {
+            self.hand_over(state, u64::MAX);
+            if state.ledger.queued() == 0 || self.core.links.load().is_empty() {
+                return None;
+            }
+        }
+        Some(self.trade(state))
+    }
+
+    /// Gives free slots to the head of the queue, up to a place in the order of arrival.
+    pub(super) fn hand_over(self: &Arc<Self>, state: &mut State, end: u64) {
+        while state.ledger.head().is_some_and(|ticket| ticket < end) {
+            let Some((waiter, index)) = state.ledger.next(&mut state.rng) else { return };
             let slot = self.slot(state, index, Some(waiter.since));
             self.core.metrics.queued.dec();
             if let Err(Verdict::Granted(slot)) = waiter.verdict.send(Verdict::Granted(slot)) {
@@ -358,7 +389,7 @@ impl State {
     }
 
     /// Pools have a few dozen sandboxes at most, and only the feed looks them up.
-    fn find(&self, uid: &str) -> Option<Index> {
+    pub(super) fn find(&self, uid: &str) -> Option<Index> {
         self.ledger.iter().find(|(_, member, ..)| &*member.id.uid == uid).map(|(index, ..)| index)
     }
 
@@ -376,11 +407,15 @@ impl State {
     }
 
     /// Brings a member and its place in the ledger in line with what changed.
-    fn settle(&mut self, index: Index) {
+    pub(super) fn settle(&mut self, index: Index) {
         let config = self.config.clone();
         let member = self.ledger.member_mut(index);
         member.configure(config.as_deref());
         let is_usable = member.is_usable();
+        if is_usable && !self.ledger.balance(index).is_usable {
+            self.books.refresh();
+        }
+        let member = self.ledger.member_mut(index);
         if is_usable {
             member.stages.ready.get_or_insert_with(Instant::now);
         }

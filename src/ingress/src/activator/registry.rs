@@ -129,6 +129,11 @@ impl Registry {
         self.pools.values()
     }
 
+    /// The pool of this UID.
+    pub(crate) fn pool_of(&self, uid: &str) -> Option<&Arc<Pool>> {
+        self.pools.get(uid)
+    }
+
     fn entry(&mut self, key: &ServiceKey) -> &mut Entry {
         self.services.entry(key.clone()).or_insert_with(|| Entry {
             service: Arc::new(Service::new(key.clone())),
