@@ -120,6 +120,28 @@ fn a_gateway_is_killed_only_after_its_drain() {
 }
 
 #[test]
+fn only_gateways_reach_the_port_for_gateways() {
+    let rendered = render(&value_files()[0]);
+    let is_policy = |object: &&Value| {
+        object["kind"] == "NetworkPolicy" && object["metadata"]["name"] == "portolan-gateway"
+    };
+    let policy = rendered.iter().find(is_policy).expect("gateways have a policy");
+    let own = &policy["spec"]["podSelector"];
+    let rules = policy["spec"]["ingress"].as_array().unwrap().iter();
+    let opens = |rule: &&Value| {
+        let ports = rule["ports"].as_array().expect("a rule without ports opens all of them");
+        ports.iter().any(|port| port["port"] == "peers")
+    };
+    let from: Vec<_> = rules.filter(opens).map(|rule| &rule["from"]).collect();
+    assert_eq!(from, [&json!([{ "podSelector": own }])]);
+    let pods = pods(&rendered);
+    let container = &pods["portolan-gateway"]["containers"][0];
+    let port = container["ports"].as_array().unwrap().iter().find(|port| port["name"] == "peers");
+    let argument = format!("--peer-port={}", port.expect("it is named")["containerPort"]);
+    assert!(container["args"].as_array().unwrap().contains(&json!(argument)));
+}
+
+#[test]
 fn roles_hold_the_table_of_permissions_and_nothing_else() {
     for values in value_files() {
         let rendered = render(&values);

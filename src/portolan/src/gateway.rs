@@ -1,24 +1,29 @@
 //! `portolan gateway`: ingress and activator.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use portolan_ingress::feed::{Feed, FeedSettings, SnapshotSettings};
+use portolan_ingress::feed::{Feed, FeedSettings, SnapshotSettings, watch_gateways};
+use portolan_ingress::peers::{Peers, PeersConfig};
 use portolan_ingress::report::{HeldLease, Identity, Reporter, State};
 use portolan_ingress::{
     AccessLog, Cidr, Ingress, Listener, ListenerConfig, ProxyProtocol, Scheme, Settings,
 };
 use portolan_process::{AdminServer, Gate, Metrics, Readiness, Signals, Tasks};
 use portolan_reconcile::{Context, ContextParts, ObjectKey, RunError, system_clock};
+use tokio::net::TcpListener;
+use tokio::time::{interval, timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::kubernetes;
 
 /// How long after the drain limit the process may take to end.
 const SHUTDOWN_MARGIN: Duration = Duration::from_secs(5);
+/// Pause between looks at whether everything has ended.
+const SETTLE_UP_LOOK: Duration = Duration::from_millis(20);
 
 /// Run a gateway.
 #[derive(Debug, clap::Args)]
@@ -44,6 +49,16 @@ pub(crate) struct GatewayArgs {
     /// UID of this gateway's Pod, which owns what the gateway writes.
     #[arg(long, env = "PORTOLAN_POD_UID")]
     pod_uid: Option<String>,
+    /// Address of this gateway's Pod, where other gateways reach it. Without it, they do not.
+    #[arg(long, env = "PORTOLAN_POD_IP")]
+    pod_ip: Option<IpAddr>,
+    /// The port for other gateways.
+    #[arg(long, env = "PORTOLAN_PEER_PORT", default_value_t = 8444)]
+    peer_port: u16,
+    /// Seconds that a certificate for other gateways is used before the next one is made.
+    #[arg(long, env = "PORTOLAN_PEER_CERTIFICATE_SECONDS", default_value_t = 24 * 60 * 60,
+        value_parser = clap::value_parser!(u64).range(120..))]
+    peer_certificate_seconds: u64,
     /// Networks (CIDR, by commas) whose X-Forwarded-* and PROXY headers are believed.
     #[arg(long, env = "PORTOLAN_TRUSTED_PROXIES", value_delimiter = ',')]
     trusted_proxies: Vec<Cidr>,
@@ -99,12 +114,21 @@ impl GatewayArgs {
             self.pod_uid.clone(),
             ctx.now(),
         );
-        let lease = HeldLease::new(&ctx, &identity, None);
+        let peers = self.peers(&identity, &ingress).await?;
+        let lease = HeldLease::new(&ctx, &identity, peers.as_ref().map(Peers::shown));
         let (taken, square) = (lease.taken(), ingress.clone());
-        let is_square = move || square.demand().iter().all(|pool| pool.running == 0);
+        let is_square = move || square.is_square();
         // Its last word comes when nothing runs any more: until then, switches wait for this
         // gateway.
         tasks.spawn_last("lease", |drained: CancellationToken| lease.keep(drained, is_square));
+        if let Some(peers) = peers {
+            metrics.register(|registry| peers.register(registry));
+            let (gateways, watch) = watch_gateways(&ctx, &self.system_namespace);
+            tasks.spawn("gateways", watch);
+            // To the end: what is lent comes back while this gateway drains.
+            tasks.spawn_last("peers", |drained| peers.run(gateways, drained));
+        }
+        tasks.spawn("leave", settle_up(ingress.clone(), ctx.shutdown(), drain));
         let state = State::default();
         let (feed, watches) = Feed::start(&ctx, &ingress, &state, self.feed(&identity));
         for (name, watch) in watches {
@@ -122,6 +146,23 @@ impl GatewayArgs {
         tasks.spawn("ingress", async move { ingress.serve(listeners, shutdown).await });
         tasks.run(Signals::listen()?.received(), drain + SHUTDOWN_MARGIN).await?;
         Ok(())
+    }
+
+    /// Where this gateway meets others; `None` where nobody could reach it.
+    async fn peers(
+        &self,
+        identity: &Identity,
+        ingress: &Ingress,
+    ) -> anyhow::Result<Option<Peers<Ingress>>> {
+        let Some(ip) = self.pod_ip else { return Ok(None) };
+        let address = SocketAddr::new(ip, self.peer_port);
+        let listener = TcpListener::bind(address).await;
+        let config = PeersConfig {
+            listener: listener.with_context(|| format!("listen on {address}"))?,
+            address,
+            certificate_lifetime: Duration::from_secs(self.peer_certificate_seconds),
+        };
+        Ok(Some(Peers::new(identity.clone(), config, ingress.clone())?))
     }
 
     fn listeners(&self) -> anyhow::Result<Vec<Listener>> {
@@ -165,6 +206,28 @@ impl GatewayArgs {
             }),
         }
     }
+}
+
+/// When this gateway leaves: asks for what it lent, gives back what it borrowed, and waits until
+/// nothing runs and nothing is owed, for at most `limit`.
+async fn settle_up(
+    ingress: Ingress,
+    stop: CancellationToken,
+    limit: Duration,
+) -> Result<(), RunError> {
+    stop.cancelled().await;
+    ingress.call_home();
+    let square = async {
+        // Looked at and not told: it is asked for once in a life, at its end.
+        let mut looks = interval(SETTLE_UP_LOOK);
+        while !ingress.is_square() {
+            looks.tick().await;
+        }
+    };
+    if timeout(limit, square).await.is_err() {
+        tracing::warn!("Not everything has ended or come back");
+    }
+    Ok(())
 }
 
 /// Opens the gate as soon as this gateway can answer, and closes it when it leaves.

@@ -30,5 +30,6 @@ pub fn watch_gateways(ctx: &Context, namespace: &str) -> (Gateways, FeedTask) {
             }
         })
         .start(ctx, COMPONENT);
-    (Gateways { cache, changed, clock: ctx.clock() }, Box::pin(task))
+    let (clock, ends) = (ctx.clock(), ctx.shutdown());
+    (Gateways { cache, changed, clock, ends }, Box::pin(task))
 }

@@ -21,6 +21,7 @@
 //! - Per link, one message waits to be sent and at most one is gathered; both are bounded.
 
 use std::collections::BTreeMap;
+use std::future::pending;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -37,6 +38,7 @@ use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
+use crate::lending::PeerEnd;
 use crate::peers::accept::{Acceptor, Newest};
 use crate::peers::credentials::{Credentials, Rotation};
 use crate::peers::dial::Dialler;
@@ -50,6 +52,7 @@ mod credentials;
 mod dial;
 mod exchange;
 mod frame;
+mod ingress;
 mod metrics;
 mod roster;
 mod verify;
@@ -58,7 +61,6 @@ mod verify;
 mod tests;
 
 pub use credentials::CredentialError;
-pub use roster::PeerEnd;
 
 /// How long a new certificate is published before it is used. A watch that works shows it within
 /// a second; one that does not keeps its gateway's old links.
@@ -138,6 +140,8 @@ pub struct Gateways {
     pub changed: Arc<Notify>,
     /// The time they are measured by.
     pub clock: Clock,
+    /// From when on no change can be seen: the watch has been told to end.
+    pub ends: CancellationToken,
 }
 
 impl<L: Lending> Peers<L> {
@@ -207,7 +211,7 @@ async fn follow<L: Lending>(
     lending: &L,
     known: &prometheus_client::metrics::gauge::Gauge,
 ) {
-    let Gateways { cache, changed, clock } = gateways;
+    let Gateways { cache, changed, clock, ends } = gateways;
     cache.synced().await;
     let mut census = Census::new(own.to_owned());
     loop {
@@ -225,6 +229,10 @@ async fn follow<L: Lending>(
             lending.forget(&peer, end);
         }
         tokio::select! {
+            biased;
+            // This gateway drains. Nobody's Lease lapses because we do not see it renewed, and what
+            // is known now holds to the end.
+            () = ends.cancelled() => return pending().await,
             () = changed.notified() => {}
             () = until(seen.look_again, now) => {}
         }
@@ -232,7 +240,7 @@ async fn follow<L: Lending>(
 }
 
 async fn until(then: Option<Timestamp>, now: Timestamp) {
-    let Some(then) = then else { std::future::pending().await };
+    let Some(then) = then else { pending().await };
     // At least a little: a Lease may say that it lapses in no time at all.
     let pause = then.duration_since(now).max(SignedDuration::from_millis(10));
     sleep(pause.unsigned_abs()).await;

@@ -7,14 +7,7 @@ use std::sync::Arc;
 use jiff::Timestamp;
 use portolan_api::{Gateway, GatewayPhase};
 
-/// How a gateway ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum PeerEnd {
-    /// In order: nothing that it sent runs anywhere, and what it was lent is free.
-    Left,
-    /// Without a word: what it sent may still run.
-    Lost,
-}
+use crate::lending::PeerEnd;
 
 /// Another gateway that lives and can be reached.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -16,7 +16,9 @@ use tokio::time::timeout;
 use super::accept::{Acceptor, Newest};
 use super::credentials::Credential;
 use super::metrics::Metrics;
-use super::roster::{Peer, PeerEnd, Roster};
+use super::roster::{Peer, Roster};
+use crate::lending::PeerEnd;
+
 use super::{Lending, LinkEnd, Violation, dial_all};
 
 mod handshake;
