@@ -23,8 +23,6 @@ pub struct Change {
     pub added: usize,
     /// Elements that were deleted, those that were replaced too.
     pub deleted: usize,
-    /// Whether something is left that must go, by the next [`Forwarder::flush`].
-    pub left: bool,
     /// Whether the whole table was made anew.
     pub replaced: bool,
     /// How often the table had to be read because it was not what it was thought to be.
@@ -100,7 +98,8 @@ impl Forwarder {
     /// Brings to the kernel what is new, and what can go at once, and waits for nothing.
     ///
     /// New connections then go where they should, but that a service that got more endpoints
-    /// keeps to its former ones, until a [`Self::flush`] takes away what is left.
+    /// keeps to its former ones, until a [`Self::flush`] takes away what is left. Whether that may
+    /// be something, [`Table::is_dirty`] tells.
     ///
     /// # Errors
     /// As for [`Self::start`].
@@ -155,15 +154,18 @@ impl Forwarder {
     }
 
     fn commit_pending(&mut self, change: &mut Change, until: Until) -> Result<(), Error> {
-        let Transaction { make, divert, discard } = self.table.pending();
+        let Transaction { make, divert, discard } = match until {
+            Until::Made => self.table.pending_new(),
+            Until::Settled => self.table.pending(),
+        };
         if !make.is_empty() {
             self.commit(&make, change)?;
         }
+        if until == Until::Made {
+            self.table.made();
+            return Ok(());
+        }
         for batch in [divert, discard].iter().filter(|batch| !batch.is_empty()) {
-            if until == Until::Made {
-                change.left = true;
-                return Ok(());
-            }
             self.kernel.await_packets();
             self.commit(batch, change)?;
         }

@@ -15,7 +15,7 @@ use crate::value::{Backends, Family, Flows, NodePort, Protocol, Range, Ruleset, 
 /// The node's table.
 ///
 /// Invariant: an owner whose elements in `programmed` differ from what `desired` makes of it is
-/// in `dirty`.
+/// in `dirty` or, if it only has elements too many, in `left`.
 #[derive(Clone, Debug, Default)]
 pub struct Table {
     desired: Ruleset,
@@ -23,6 +23,7 @@ pub struct Table {
     local: BTreeMap<IpAddr, usize>,
     programmed: BTreeMap<Owner, Owned>,
     dirty: BTreeSet<Owner>,
+    left: BTreeSet<Owner>,
     /// Connections over UDP that changes of `desired` left without their endpoint.
     stale: BTreeSet<Flows>,
     /// Owners that the kernel refuses, and that are left as they are until they change.
@@ -59,7 +60,7 @@ impl Table {
 
     /// Whether [`Self::pending`] may have something; false is certain.
     pub fn is_dirty(&self) -> bool {
-        !self.dirty.is_empty()
+        !self.dirty.is_empty() || !self.left.is_empty()
     }
 
     /// Owners that the kernel refused and that are not forwarded as desired.
@@ -163,8 +164,17 @@ impl Table {
 
     /// What the kernel must change. Empty if nothing must.
     pub fn pending(&self) -> Transaction {
+        self.difference(self.dirty.union(&self.left))
+    }
+
+    /// The same, without what was left by an earlier one of which only `make` was done.
+    pub fn pending_new(&self) -> Transaction {
+        self.difference(self.dirty.iter())
+    }
+
+    fn difference<'a>(&self, owners: impl Iterator<Item = &'a Owner>) -> Transaction {
         let mut transaction = Transaction::default();
-        for owner in &self.dirty {
+        for owner in owners {
             let programmed = self.programmed.get(owner).map(Vec::as_slice).unwrap_or_default();
             let target = self.target(*owner, programmed);
             if matches!(owner, Owner::Bridged(_)) && target != programmed {
@@ -189,9 +199,15 @@ impl Table {
         owners.flat_map(|owner| self.target(owner, &[])).collect()
     }
 
-    /// Notes that the kernel has what a transaction said.
+    /// Notes that the kernel did all of what is pending.
     pub fn settled(&mut self) {
         self.dirty.clear();
+        self.left.clear();
+    }
+
+    /// Notes that the kernel did the first batch of what is pending.
+    pub fn made(&mut self) {
+        self.left.append(&mut self.dirty);
     }
 
     /// Notes that the kernel did a batch of a transaction.
@@ -219,6 +235,7 @@ impl Table {
             // In order of the elements, so each owner's are in order too.
             self.programmed.entry(element.owner()).or_default().push((element, data));
         }
+        self.left.clear();
         self.dirty = self.owners();
         self.dirty.extend(self.programmed.keys().copied());
         self.dirty.retain(|owner| !self.refused.contains(owner));
@@ -228,6 +245,7 @@ impl Table {
     /// [`Self::retry_refused`], since the kernel refuses it.
     pub fn refuse(&mut self, owner: Owner) {
         self.dirty.remove(&owner);
+        self.left.remove(&owner);
         self.refused.insert(owner);
     }
 

@@ -41,6 +41,24 @@ fn another_number_of_endpoints_makes_before_it_breaks() {
 }
 
 #[test]
+fn what_is_left_to_go_waits_for_a_whole_difference() {
+    let mut table = programmed(ruleset(2, 3));
+    table.set_service(port(1), remote([1, 2]));
+    let new = table.pending_new();
+    assert_eq!((new.make.add.len(), new.discard.delete.len()), (2, 3));
+    table.committed(&new.make);
+    table.made();
+    assert_eq!(table.pending_new(), Transaction::default(), "nothing is new");
+    assert!(table.is_dirty(), "something is left");
+    let whole = table.pending();
+    assert!(whole.make.is_empty() && whole.discard == new.discard, "{whole:?}");
+    // Another change before that: what is there is used again.
+    table.set_service(port(1), remote([1, 2, 3]));
+    let new = table.pending_new();
+    assert!(new.make.is_empty() && new.discard.delete.len() == 2, "{new:?}");
+}
+
+#[test]
 fn a_service_that_goes_takes_one_batch() {
     let mut table = programmed(ruleset(40, 3));
     assert!(table.remove_service(port(7)));
