@@ -337,7 +337,7 @@ impl<'a> Planner<'a> {
         let lapses = self.gateways.iter().filter(|g| concerned || g.demand.total() > 0);
         let lapses = lapses.map(|gateway| gateway.expires);
         let mut slots = staying.iter().filter_map(|sandbox| sandbox.slots.as_deref());
-        let unseen = slots.any(|slots| self.roster.awaits(slots));
+        let unseen = slots.any(|slots| self.roster.expects(slots));
         let seen = Some(self.situation.all_seen).filter(|time| unseen && *time > self.now);
         self.plan.next = ends.chain(lapses).chain(seen).chain(self.plan.decision.next).min();
     }

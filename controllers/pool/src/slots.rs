@@ -74,7 +74,7 @@ impl Roster {
     }
 
     /// Whether the annotation grants slots to a gateway of which time will tell.
-    pub(crate) fn awaits(&self, text: &str) -> bool {
+    pub(crate) fn expects(&self, text: &str) -> bool {
         read(text).keys().any(|instance| self.fate(instance) == Fate::Unseen)
     }
 }

@@ -149,7 +149,7 @@ fn a_gateway_whose_lease_was_perhaps_not_seen_is_not_lost() {
     let early = Roster::of(&[gateway("a", 0, 0)], at(15), at(14));
     let late = Roster::of(&[gateway("a", 0, 0)], at(14), at(14));
     let text = "a=5,b=5";
-    assert!(early.awaits(text) && !late.awaits(text) && !early.awaits("a=10"));
+    assert!(early.expects(text) && !late.expects(text) && !early.expects("a=10"));
     assert!(!is_broken(Some(text), &strict(10), &early));
     assert!(is_broken(Some(text), &strict(10), &late));
     let held = [Some(read(text))];
