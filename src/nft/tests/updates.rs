@@ -136,12 +136,16 @@ fn two_batches_are_what_saves_connections() {
         table.settled();
     };
     step(local(all));
-    let (failed, changes) = under_load(&lab, || {
-        step(local([all[0], all[1]]));
-        step(local(all));
-        2
+    // A packet must be between two look-ups at that moment, so one round may pass by chance.
+    let lost = (0..20).any(|_| {
+        let (failed, _) = under_load(&lab, || {
+            step(local([all[0], all[1]]));
+            step(local(all));
+            2
+        });
+        failed > 0
     });
-    assert!(failed > 0, "{changes} changes in one batch are noticed");
+    assert!(lost, "changes in one batch are noticed");
 }
 
 #[test]
