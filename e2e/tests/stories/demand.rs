@@ -123,6 +123,28 @@ async fn a_strict_program_never_serves_more_at_once_than_it_was_promised() -> an
     .await
 }
 
+/// The slot is granted to one of two gateways; the visitors of the other get it lent.
+#[tokio::test]
+async fn a_single_strict_slot_serves_the_visitors_of_every_gateway() -> anyhow::Result<()> {
+    let scale = json!({
+        "requestsPerInstance": 1, "max": 1, "scaleDownDelaySeconds": 30, "concurrency": "Strict",
+    });
+    with_platform("one-slot", async |space| {
+        let echo = Echo { space, name: "echo" };
+        echo.route().await?;
+        echo.apply("1", json!({ "scale": scale })).await?;
+        echo.ready().await?;
+        echo.until_it_answers("1").await?;
+        for _ in 0..3 {
+            visit(&echo, 20, "/slow?ms=20").await?;
+        }
+        let most = most_at_once(&echo).await?;
+        ensure!(most == [1], "one sandbox, one at a time: {most:?}");
+        Ok(())
+    })
+    .await
+}
+
 #[tokio::test]
 async fn a_woken_visitor_is_told_where_the_wait_went() -> anyhow::Result<()> {
     let slow = json!([{ "name": "START_DELAY_MS", "value": "1500" }]);
