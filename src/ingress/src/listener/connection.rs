@@ -79,6 +79,7 @@ where
     let (leaving, closing) = (reception.leaving.child_token(), reception.closing.child_token());
     let mut has_left = leaving.is_cancelled();
     let mut is_ending = false;
+    let mut was_idle = false;
     loop {
         tokio::select! {
             biased;
@@ -105,10 +106,12 @@ where
                 match client.pulse.check(settings) {
                     Vitality::Alive(next) => look.as_mut().reset(Instant::now() + next),
                     Vitality::SlowHead | Vitality::Stuck => return,
+                    // It was asked to go, and neither closed its side nor sent a request: over
+                    // HTTP/2 the goodbye waits for an answer that such a peer need not give.
+                    Vitality::Idle if was_idle => return,
                     Vitality::Idle => {
-                        is_ending = true;
+                        (is_ending, was_idle) = (true, true);
                         connection.as_mut().graceful_shutdown();
-                        // A peer that does not close its side in turn is not waited for.
                         look.as_mut().reset(Instant::now() + settings.header_timeout);
                     }
                 }

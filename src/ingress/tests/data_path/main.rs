@@ -5,7 +5,10 @@
 
 mod answers;
 mod client;
+mod downgrade;
+mod floods;
 mod forwarding;
+mod frames;
 mod gateway;
 mod lifecycle;
 mod limits;

@@ -50,6 +50,9 @@ const AMBIGUOUS: &[(&str, &[u8], Expected)] = &[
         b"Transfer-Encoding: chunked\r\n\r\n3\r\nhello\r\n0\r\n\r\n",
         Refused,
     ),
+    ("a coding behind a vertical tab", b"Transfer-Encoding: \x0bchunked\r\n\r\n0\r\n\r\n", Refused),
+    ("a coding and a comma", b"Transfer-Encoding: chunked,\r\n\r\n0\r\n\r\n", Refused),
+    ("a quoted coding", b"Transfer-Encoding: \"chunked\"\r\n\r\n0\r\n\r\n", Refused),
     // The length is dropped and the body read by its chunks, as RFC 9112 section 6.3 has it;
     // the program sees one framing only.
     (
@@ -73,6 +76,18 @@ const AMBIGUOUS: &[(&str, &[u8], Expected)] = &[
     (
         "an upper-case coding",
         b"Transfer-Encoding: CHUNKED\r\nConnection: close\r\n\r\n0\r\n\r\n",
+        Once,
+    ),
+    // HTTP/2 in plain text begins with its preface here; the offer ends at the gateway.
+    (
+        "an offer of HTTP/2",
+        b"Connection: Upgrade, HTTP2-Settings, close\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABk\r\n\
+              Content-Length: 0\r\n\r\n",
+        Once,
+    ),
+    (
+        "an expectation that nobody knows",
+        b"Expect: 200-ok\r\nContent-Length: 5\r\nConnection: close\r\n\r\nhello",
         Once,
     ),
 ];
@@ -123,6 +138,11 @@ async fn request_lines_are_read_strictly() {
         ("GET  / HTTP/1.1\r\nHost: shop.example\r\n\r\n", "400"),
         ("GET / HTTP/1.1 \r\nHost: shop.example\r\n\r\n", "400"),
         ("GET /\r\n\r\n", "400"),
+        // RFC 9112 section 6.1: a coding in HTTP/1.0 is faulty framing.
+        (
+            "POST / HTTP/1.0\r\nHost: shop.example\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+            "400",
+        ),
         ("OPTIONS * HTTP/1.1\r\nHost: shop.example\r\nConnection: close\r\n\r\n", "200"),
     ];
     for (request, status) in cases {
