@@ -241,6 +241,11 @@ impl Ingress {
         self.shared.pools().iter().all(|pool| pool.is_square())
     }
 
+    #[cfg(test)]
+    pub(crate) const fn shared(&self) -> &Arc<Shared> {
+        &self.shared
+    }
+
     fn measure(&self, registry: &Registry) {
         let (services, pools) = registry.sizes();
         let metrics = &self.shared.core.metrics;

@@ -44,8 +44,8 @@ pub struct Link {
     shared: Arc<Shared>,
     peer: Arc<str>,
     outbox: Arc<Outbox>,
-    /// What is left to send of our greeting; `None`: not begun.
-    greeting: Option<VecDeque<Message>>,
+    /// What is left to send of our greeting.
+    greeting: VecDeque<Message>,
     /// What the other end's greeting has listed so far; `None`: it is complete.
     holds: Option<Vec<Hold>>,
     /// Pools that the other end asked for and that are not known here.
@@ -62,8 +62,11 @@ impl Link {
             links.push((Arc::clone(&peer), Arc::clone(&outbox)));
             links
         });
-        let (greeting, holds) = (None, Some(Vec::new()));
-        Self { shared, peer, outbox, greeting, holds, unknown: BTreeSet::new() }
+        let (greeting, holds) = (VecDeque::new(), Some(Vec::new()));
+        let mut link = Self { shared, peer, outbox, greeting, holds, unknown: BTreeSet::new() };
+        // Before anything is taken in: the accounts begin anew with it.
+        link.greeting = link.greet();
+        link
     }
 
     /// The next message to send, as things are now.
@@ -108,10 +111,7 @@ impl Link {
     }
 
     pub(crate) fn try_next(&mut self) -> Option<Message> {
-        if self.greeting.is_none() {
-            self.greeting = Some(self.greet());
-        }
-        if let Some(part) = self.greeting.as_mut().and_then(VecDeque::pop_front) {
+        if let Some(part) = self.greeting.pop_front() {
             return Some(part);
         }
         if let Some(pool) = self.unknown.pop_first() {

@@ -27,3 +27,6 @@ pub enum PeerEnd {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct ProtocolError(pub(crate) &'static str);
+
+#[cfg(test)]
+mod tests;
