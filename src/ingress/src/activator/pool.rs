@@ -336,7 +336,8 @@ impl Pool {
 
     /// Gives free slots to those who wait, here or at other gateways.
     fn settle_all(self: &Arc<Self>, state: &mut State) -> Option<Todo> {
-        if state.books.is_empty() {
+        // The last account closed still has to be measured.
+        if state.books.is_empty() && state.measured == (0, 0) {
             self.hand_over(state, u64::MAX);
             if state.ledger.queued() == 0 || self.core.links.load().is_empty() {
                 return None;

@@ -373,7 +373,9 @@ async fn run(grants: &[[u32; SANDBOX_COUNT]], concurrency: Concurrency, steps: V
     });
     for sandbox in (0..SANDBOX_COUNT).filter(|_| is_whole && waiting > 0) {
         let granted: u32 = alive().map(|gateway| gateway.granted[sandbox]).sum();
-        assert_eq!(world.used(sandbox), granted, "{waiting} wait though slots are free");
+        // More, if what a lost gateway had lent is still in use.
+        let used = world.used(sandbox);
+        assert!(used >= granted, "{waiting} wait though {used} of {granted} are used");
     }
     for gateway in world.gateways.iter_mut().flatten() {
         gateway.waiting.drain(..).for_each(|request| request.abort());
@@ -390,7 +392,7 @@ async fn run(grants: &[[u32; SANDBOX_COUNT]], concurrency: Concurrency, steps: V
 
 fn block_on(test: impl Future<Output = ()>) {
     let mut builder = tokio::runtime::Builder::new_current_thread();
-    builder.enable_all().start_paused(true).build().unwrap().block_on(test);
+    builder.enable_time().start_paused(true).build().unwrap().block_on(test);
 }
 
 proptest! {
