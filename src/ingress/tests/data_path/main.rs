@@ -10,6 +10,7 @@ mod floods;
 mod forwarding;
 mod frames;
 mod gateway;
+mod lending;
 mod lifecycle;
 mod limits;
 mod log;
