@@ -81,7 +81,8 @@ const AMBIGUOUS: &[(&str, &[u8], Expected)] = &[
     // HTTP/2 in plain text begins with its preface here; the offer ends at the gateway.
     (
         "an offer of HTTP/2",
-        b"Connection: Upgrade, HTTP2-Settings, close\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABk\r\n\
+        b"Connection: Upgrade, HTTP2-Settings, close\r\nUpgrade: h2c\r\n\
+              HTTP2-Settings: AAMAAABk\r\n\
               Content-Length: 0\r\n\r\n",
         Once,
     ),
