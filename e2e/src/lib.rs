@@ -17,6 +17,7 @@
 
 pub mod ingress;
 pub mod space;
+pub mod visitor;
 
 use std::env;
 use std::panic::{AssertUnwindSafe, resume_unwind};
@@ -66,6 +67,23 @@ pub async fn with_platform(
         .await?;
     let cluster = Cluster::open(&cluster_name())?;
     in_space(cluster, name, test).await
+}
+
+/// Runs a story that needs a cluster to itself, on one that goes with it.
+///
+/// # Errors
+/// With the error of the story; the folder of the logs is printed then.
+pub async fn on_own_cluster(
+    name: &str,
+    story: impl Future<Output = anyhow::Result<()>>,
+) -> anyhow::Result<()> {
+    let result = story.await;
+    if result.is_err()
+        && let Ok(folder) = logs::collect(name)
+    {
+        eprintln!("the logs are in {}", folder.display());
+    }
+    result.and(Cluster::down(name))
 }
 
 async fn in_space(

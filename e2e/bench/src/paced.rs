@@ -26,7 +26,8 @@ pub(crate) struct Latency {
     pub(crate) p99: f64,
 }
 
-type Connection = SendRequest<Empty<Bytes>>;
+/// A kept connection.
+pub(crate) type Connection = SendRequest<Empty<Bytes>>;
 
 /// Sends `rate` requests per second for a while, each counted from the moment it was due: one that
 /// had to wait for the one before it is slow, not absent.
@@ -67,7 +68,8 @@ pub(crate) async fn measure(
     Ok(Latency { p50: at(50), p99: at(99) })
 }
 
-async fn connect(address: SocketAddr) -> anyhow::Result<Connection> {
+/// A new connection, driven on the side.
+pub(crate) async fn connect(address: SocketAddr) -> anyhow::Result<Connection> {
     let stream = TcpStream::connect(address).await.context("connect")?;
     stream.set_nodelay(true)?;
     let (connection, driver) = handshake(TokioIo::new(stream)).await.context("begin HTTP")?;

@@ -2,26 +2,19 @@
 //! tests need Portolan meanwhile.
 
 use std::fs;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
 use portolan_cluster::cluster::Cluster;
 use portolan_cluster::platform::{self, NAMESPACE};
-use portolan_cluster::{command, logs, wait};
+use portolan_cluster::{command, wait};
+use portolan_e2e::on_own_cluster;
+use portolan_e2e::visitor::{Visitor, ask, is_good};
 use serde_json::Value;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
-use tokio::task::JoinHandle;
-use tokio_util::sync::CancellationToken;
 
 const CLUSTER: &str = "install";
 const TEAM: &str = "portolan-samples";
 const HOST: &str = "echo.portolan.test";
-
-/// How the only answer begins that the visitor takes.
-const OK: &str = "HTTP/1.1 200 ";
 
 /// How long what was removed may take to be gone: sandboxes and gateways drain first.
 const REMOVAL_LIMIT: Duration = Duration::from_secs(90);
@@ -31,13 +24,7 @@ const OF_KUBERNETES: [&str; 2] = ["configmap/kube-root-ca.crt", "serviceaccount/
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_users_have_outlives_upgrade_rollback_and_removal() -> anyhow::Result<()> {
-    let result = story().await;
-    if result.is_err()
-        && let Ok(folder) = logs::collect(CLUSTER)
-    {
-        eprintln!("the logs are in {}", folder.display());
-    }
-    result.and(Cluster::down(CLUSTER))
+    on_own_cluster(CLUSTER, story()).await
 }
 
 async fn story() -> anyhow::Result<()> {
@@ -49,7 +36,7 @@ async fn story() -> anyhow::Result<()> {
     let wait = ["wait", "--for=condition=Ready", "app/echo", "route/echo", "--timeout=90s"];
     team(&cluster, &wait)?;
     let before = Belongings::of(&cluster)?;
-    let visitor = Visitor::start(cluster.state().ports.http);
+    let visitor = Visitor::start(cluster.state().ports.http, HOST);
 
     install(&cluster, &["logs.filter=debug"]).context("upgrade")?;
     ensure!(Belongings::of(&cluster)? == before, "the upgrade changed what users have");
@@ -70,8 +57,8 @@ async fn story() -> anyhow::Result<()> {
 
     install(&cluster, &["logs.filter=warn"]).context("install again")?;
     team(&cluster, &wait)?;
-    let answer = ask(cluster.state().ports.http).await?;
-    ensure!(answer.starts_with(OK), "installed again, it answers {answer}");
+    let answer = ask(cluster.state().ports.http, HOST).await?;
+    ensure!(is_good(&answer), "installed again, it answers {answer}");
     team(&cluster, &["delete", "apps,routes", "--all", "--timeout=60s"])?;
     wait::until("nothing to be left of the App", REMOVAL_LIMIT, async || {
         let kinds = "pods,networkpolicies,sandboxpools,appversions";
@@ -112,47 +99,6 @@ impl Belongings {
             sandboxes: sandboxes.split_whitespace().map(ToOwned::to_owned).collect(),
         })
     }
-}
-
-/// Somebody who asks all the time, and takes no other answer than 200.
-struct Visitor {
-    stop: CancellationToken,
-    asking: JoinHandle<anyhow::Result<()>>,
-    answers: Arc<AtomicU32>,
-}
-
-impl Visitor {
-    fn start(port: u16) -> Self {
-        let (stop, answers) = (CancellationToken::new(), Arc::new(AtomicU32::new(0)));
-        let (told, counted) = (stop.clone(), Arc::clone(&answers));
-        let asking = tokio::spawn(async move {
-            while !told.is_cancelled() {
-                let answer = ask(port).await?;
-                let count = counted.fetch_add(1, Ordering::Relaxed);
-                ensure!(answer.starts_with(OK), "request {count} was answered {answer}");
-            }
-            Ok(())
-        });
-        Self { stop, asking, answers }
-    }
-
-    async fn leave(self) -> anyhow::Result<()> {
-        self.stop.cancel();
-        self.asking.await??;
-        let count = self.answers.load(Ordering::Relaxed);
-        ensure!(count > 100, "only {count} requests were answered meanwhile");
-        Ok(())
-    }
-}
-
-/// One request on a connection of its own; the whole answer.
-async fn ask(port: u16) -> anyhow::Result<String> {
-    let mut stream = TcpStream::connect(("127.0.0.1", port)).await.context("connect")?;
-    let request = format!("GET /health HTTP/1.1\r\nHost: {HOST}\r\nConnection: close\r\n\r\n");
-    stream.write_all(request.as_bytes()).await.context("send a request")?;
-    let mut answer = Vec::new();
-    stream.read_to_end(&mut answer).await.context("read the answer")?;
-    Ok(String::from_utf8_lossy(&answer).into_owned())
 }
 
 /// What is in the system's namespace, and what of the cluster's bears our name, but for the kinds.

@@ -11,9 +11,11 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 use portolan_cluster::cluster::Cluster;
-use portolan_cluster::{logs, wait};
+use portolan_cluster::wait;
+use portolan_e2e::on_own_cluster;
+use portolan_e2e::visitor::Visitor;
 
-use crate::scene::{Gateway, Scene, Visitor};
+use crate::scene::{Gateway, HOST, Scene};
 
 const CLUSTER: &str = "outage";
 
@@ -33,13 +35,7 @@ const WRITES_MAX: u64 = 8;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_outage_of_the_api_server_interrupts_nobody() -> anyhow::Result<()> {
-    let result = story().await;
-    if result.is_err()
-        && let Ok(folder) = logs::collect(CLUSTER)
-    {
-        eprintln!("the logs are in {}", folder.display());
-    }
-    result.and(Cluster::down(CLUSTER))
+    on_own_cluster(CLUSTER, story()).await
 }
 
 async fn story() -> anyhow::Result<()> {
@@ -54,7 +50,7 @@ async fn story() -> anyhow::Result<()> {
     let before = scene.settled_writes().await?;
     let (lists_before, watches) = scene.lists()?;
 
-    let visitor = Visitor::start(scene.port());
+    let visitor = Visitor::start(scene.port(), HOST);
     scene.kill_api_server()?;
     let stopped = Instant::now();
     wait::until("the gateways to say that they are stale", AWAY, async || {
@@ -67,7 +63,7 @@ async fn story() -> anyhow::Result<()> {
 
     restart_one(&scene, &gateways[0]).await?;
 
-    let visitor = Visitor::start(scene.port());
+    let visitor = Visitor::start(scene.port(), HOST);
     tokio::time::sleep(AWAY.saturating_sub(stopped.elapsed())).await;
     scene.start_api_server().await?;
     let back = Instant::now();

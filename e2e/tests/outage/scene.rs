@@ -2,19 +2,14 @@
 //! not go through the API server.
 
 use std::process::Command;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 use portolan_cluster::cluster::Cluster;
 use portolan_cluster::platform::{self, NAMESPACE};
 use portolan_cluster::{command, control_plane, network, wait};
+use portolan_e2e::visitor::{ask, is_good};
 use serde_json::Value;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
-use tokio::task::JoinHandle;
-use tokio_util::sync::CancellationToken;
 
 pub(crate) const TEAM: &str = "outage";
 pub(crate) const HOST: &str = "shop.portolan.test";
@@ -314,49 +309,4 @@ fn samples<'a>(page: &'a str, name: &'a str) -> impl Iterator<Item = (&'a str, f
         let is_it = labels.is_empty() || labels.starts_with('{');
         is_it.then_some((labels, value.parse().ok()?))
     })
-}
-
-/// Somebody who asks all the time, and takes no other answer than 200.
-pub(crate) struct Visitor {
-    stop: CancellationToken,
-    asking: JoinHandle<anyhow::Result<()>>,
-    answers: Arc<AtomicU32>,
-}
-
-impl Visitor {
-    pub(crate) fn start(port: u16) -> Self {
-        let (stop, answers) = (CancellationToken::new(), Arc::new(AtomicU32::new(0)));
-        let (told, counted) = (stop.clone(), Arc::clone(&answers));
-        let asking = tokio::spawn(async move {
-            while !told.is_cancelled() {
-                let answer = ask(port, HOST).await?;
-                let count = counted.fetch_add(1, Ordering::Relaxed);
-                ensure!(is_good(&answer), "request {count} was answered {answer}");
-            }
-            Ok(())
-        });
-        Self { stop, asking, answers }
-    }
-
-    pub(crate) async fn leave(self) -> anyhow::Result<()> {
-        self.stop.cancel();
-        self.asking.await??;
-        let count = self.answers.load(Ordering::Relaxed);
-        ensure!(count > 100, "only {count} requests were answered meanwhile");
-        Ok(())
-    }
-}
-
-fn is_good(answer: &str) -> bool {
-    answer.starts_with("HTTP/1.1 200 ")
-}
-
-/// One request on a connection of its own; the whole answer.
-async fn ask(port: u16, host: &str) -> anyhow::Result<String> {
-    let mut stream = TcpStream::connect(("127.0.0.1", port)).await.context("connect")?;
-    let request = format!("GET /health HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n");
-    stream.write_all(request.as_bytes()).await.context("send a request")?;
-    let mut answer = Vec::new();
-    stream.read_to_end(&mut answer).await.context("read the answer")?;
-    Ok(String::from_utf8_lossy(&answer).into_owned())
 }

@@ -21,8 +21,6 @@ use anyhow::{Context, ensure};
 use http::{Request, Response};
 use http_body_util::{BodyExt, Empty};
 use hyper::body::{Bytes, Incoming};
-use hyper::client::conn::http1::{SendRequest, handshake};
-use hyper_util::rt::TokioIo;
 use kube::api::{Patch, PatchParams, PostParams};
 use kube::{Api, Client};
 use nix::sched::{CloneFlags, setns};
@@ -32,7 +30,8 @@ use portolan_cluster::network::{CONTROL, namespace_file};
 use portolan_cluster::state::Spec;
 use portolan_cluster::{command, control_plane, forward, kwok, platform, wait};
 use serde_json::json;
-use tokio::net::TcpStream;
+
+use crate::paced::{Connection, connect};
 
 pub(crate) use apps::AppsArgs;
 pub(crate) use routes::RoutesArgs;
@@ -307,16 +306,6 @@ async fn ask(address: SocketAddr, host: &str, path: &str) -> anyhow::Result<Resp
     let (parts, body) = answer.into_parts();
     let body = body.collect().await.context("read an answer")?.to_bytes();
     Ok(Response::from_parts(parts, body))
-}
-
-type Connection = SendRequest<Empty<Bytes>>;
-
-async fn connect(address: SocketAddr) -> anyhow::Result<Connection> {
-    let stream = TcpStream::connect(address).await.context("connect")?;
-    stream.set_nodelay(true)?;
-    let (connection, driver) = handshake(TokioIo::new(stream)).await.context("begin HTTP")?;
-    tokio::spawn(driver);
-    Ok(connection)
 }
 
 async fn send(

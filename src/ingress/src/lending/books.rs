@@ -97,6 +97,12 @@ enum Later {
 }
 
 impl Account {
+    /// Nothing is lent, borrowed, wanted or left to say: the next want opens it anew.
+    fn is_closed(&self) -> bool {
+        let is_settled = self.borrowed.is_empty() && self.lent.is_empty();
+        is_settled && self.want == 0 && self.asked == 0 && !self.is_marked && !self.has_news()
+    }
+
     fn has_news(&self) -> bool {
         self.is_want_due
             || self.want != self.told
@@ -467,6 +473,8 @@ impl Books {
                 todo.links.push(Arc::clone(link));
             }
         }
+        // As long as there is an account, every request of the pool pays for looking after it.
+        self.accounts.retain(|_, account| !account.is_closed());
         (todo, recalls)
     }
 
