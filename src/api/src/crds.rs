@@ -6,7 +6,9 @@ use kube_core::CustomResourceExt;
 use serde_json::{Map, Value, json};
 
 use crate::schema::{REFUSED_TEMPLATE_FIELDS, refused};
-use crate::{App, AppVersion, Claim, Domain, GatewayReport, Route, SandboxPool};
+use crate::{
+    App, AppService, AppVersion, Claim, Domain, GatewayReport, NodeReport, Route, SandboxPool,
+};
 
 /// Kept by Helm when the chart is uninstalled: a CRD that goes takes every object with it.
 const KEEP: (&str, &str) = ("helm.sh/resource-policy", "keep");
@@ -19,10 +21,12 @@ const DERIVED: [&str; 2] = ["AppVersion", "SandboxPool"];
 pub fn all() -> Vec<CustomResourceDefinition> {
     let mut crds = vec![
         App::crd(),
+        AppService::crd(),
         AppVersion::crd(),
         Claim::crd(),
         Domain::crd(),
         GatewayReport::crd(),
+        NodeReport::crd(),
         Route::crd(),
         SandboxPool::crd(),
     ];

@@ -5,7 +5,8 @@
 //! objects. It knows no client and no runtime: everything here is a value or a pure function.
 //!
 //! Entry points: [`App`], [`AppVersion`], [`SandboxPool`], [`Route`], [`Domain`], [`Claim`],
-//! [`GatewayReport`]; [`crds::all`] renders them for `crds/`; [`resolve`] turns an App into the
+//! [`GatewayReport`], [`AppService`],
+//! [`NodeReport`]; [`crds::all`] renders them for `crds/`; [`resolve`] turns an App into the
 //! version it asks for.
 //!
 //! Invariants: names of derived objects are made in [`names`] and nowhere else; condition reasons
@@ -26,6 +27,7 @@ pub mod core {
 pub use kube_derive::{CustomResource, KubeSchema};
 
 mod app;
+mod app_service;
 mod claim;
 pub mod conditions;
 pub mod crds;
@@ -33,6 +35,7 @@ mod domain;
 pub mod gateway;
 pub mod labels;
 pub mod names;
+mod node_report;
 mod pool;
 mod report;
 pub mod resolve;
@@ -45,9 +48,13 @@ pub use app::{
     Activation, App, AppSpec, AppStatus, Concurrency, EphemeralPolicy, Health, ScaleMode,
     ScaleSpec, ServiceSpec, ServiceStatus,
 };
+pub use app_service::{
+    AppService, AppServicePort, AppServiceSpec, AppServiceStatus, HeldNodePort, SessionAffinity,
+};
 pub use claim::{Claim, ClaimKind, ClaimSpec, Holder};
 pub use domain::{Domain, DomainSpec, DomainStatus};
 pub use gateway::{Gateway, GatewayPeer, GatewayPhase};
+pub use node_report::{ListeningPort, NodeReport, NodeReportSpec, Transport};
 pub use pool::{PoolRole, PoolScale, SandboxPool, SandboxPoolSpec, SandboxPoolStatus};
 pub use report::{
     CertificateReport, DrainReport, EpochReport, GatewayReport, GatewayReportSpec, PoolReport,

@@ -43,6 +43,21 @@ pub fn parse_pod(pool: &str, name: &str) -> Option<(i32, i64)> {
     Some((ordinal.parse().ok()?, incarnation.parse().ok()?))
 }
 
+/// The AppService of a service, and the Service that gives it its address. It is a host name too,
+/// so an App and a service whose names are too long together have a cut one with a hash.
+pub fn app_service(app: &str, service: &str) -> String {
+    let whole = format!("{app}-{service}");
+    if whole.len() <= LABEL_VALUE_LIMIT {
+        return whole;
+    }
+    bounded(&whole, &short_hash(&[app.as_bytes(), service.as_bytes()]), LABEL_VALUE_LIMIT)
+}
+
+/// The value of a node port's Claim: `port/transport`, the transport in lower case.
+pub fn node_port(port: i32, transport: &str) -> String {
+    format!("{port}/{}", transport.to_ascii_lowercase())
+}
+
 /// The NetworkPolicy of an App.
 pub fn network_policy(app: &str) -> String {
     format!("portolan-{app}")

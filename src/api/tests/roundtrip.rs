@@ -2,7 +2,8 @@
 //! its type reads and writes back whole.
 
 use portolan_api::{
-    App, AppVersion, Claim, Domain, GatewayReport, Route, SandboxPool, crds, resolve,
+    App, AppService, AppVersion, Claim, Domain, GatewayReport, NodeReport, Route, SandboxPool,
+    crds, resolve,
 };
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -32,10 +33,12 @@ macro_rules! round_trip {
 
 round_trip! {
     an_app_is_read_and_written_whole: App;
+    an_app_service_is_read_and_written_whole: AppService;
     a_version_is_read_and_written_whole: AppVersion;
     a_claim_is_read_and_written_whole: Claim;
     a_domain_is_read_and_written_whole: Domain;
     a_report_is_read_and_written_whole: GatewayReport;
+    a_node_report_is_read_and_written_whole: NodeReport;
     a_route_is_read_and_written_whole: Route;
     a_pool_is_read_and_written_whole: SandboxPool;
 }

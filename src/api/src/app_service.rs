@@ -1,0 +1,124 @@
+//! `AppService`: the stable L4 name of a service.
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use kube_derive::{CustomResource, KubeSchema};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::sandbox::PortType;
+
+/// How a client of an L4 port finds its sandbox again.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum SessionAffinity {
+    /// It does not: each connection goes to any sandbox.
+    #[default]
+    None,
+    /// By its source address, as long as the sandbox is there.
+    ClientIP,
+}
+
+/// A service's stable address: all its ports, those of type http too, on one virtual address and,
+/// where asked for, on every node. Made by Portolan for each service that has a port which is not
+/// http, or a node port; named `<app>-<service>`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, CustomResource, KubeSchema)]
+#[kube(
+    group = "portolan.dev",
+    version = "v1alpha1",
+    kind = "AppService",
+    namespaced,
+    status = "AppServiceStatus",
+    shortname = "asvc",
+    category = "portolan",
+    derive = "PartialEq",
+    validation = Rule::new("self.spec.app == oldSelf.spec.app && self.spec.service == oldSelf.spec.service")
+        .message("app and service of an AppService never change; delete it, and another is made"),
+    printcolumn(name = "App", type_ = "string", json_path = ".spec.app"),
+    printcolumn(name = "Service", type_ = "string", json_path = ".spec.service"),
+    printcolumn(name = "Cluster-IPs", type_ = "string", json_path = ".status.clusterIPs"),
+    printcolumn(name = "Ports", type_ = "string", json_path = ".spec.ports[*].port"),
+    printcolumn(name = "Node-Ports", type_ = "string", json_path = ".status.nodePorts[*].port"),
+    printcolumn(name = "Endpoints", type_ = "integer", json_path = ".status.readyEndpoints"),
+    printcolumn(name = "Reason", type_ = "string", json_path = ".status.conditions[?(@.type=='Ready')].reason"),
+    printcolumn(name = "Message", type_ = "string", json_path = ".status.conditions[?(@.type=='Ready')].message", priority = 1),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
+)]
+#[serde(rename_all = "camelCase")]
+pub struct AppServiceSpec {
+    /// The App.
+    #[schemars(length(min = 1, max = 63))]
+    pub app: String,
+    /// The service.
+    #[schemars(length(min = 1, max = 63))]
+    pub service: String,
+    /// The pool whose ready sandboxes are the endpoints: the active version's. Absent: no version
+    /// is active yet, and connections are refused.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 63))]
+    pub pool: Option<String>,
+    /// Its ports, at least one, unique by name and by number and transport.
+    #[schemars(length(min = 1, max = 16))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
+    pub ports: Vec<AppServicePort>,
+    /// How a client finds its sandbox again. Absent: `None`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub session_affinity: Option<SessionAffinity>,
+}
+
+/// A port of an [`AppService`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct AppServicePort {
+    /// Name of the port.
+    #[schemars(length(min = 1, max = 15))]
+    pub name: String,
+    /// The port of the virtual address.
+    #[schemars(range(min = 1, max = 65535))]
+    pub port: i32,
+    /// What it speaks; the transport follows from it.
+    pub r#type: PortType,
+    /// The port that the sandbox listens on.
+    #[schemars(range(min = 1, max = 65535))]
+    pub target_port: i32,
+    /// A port to open on every node. Absent: none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 65535))]
+    pub node_port: Option<i32>,
+}
+
+/// What the service controller reports.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct AppServiceStatus {
+    /// Generation of the spec that this status speaks of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub observed_generation: Option<i64>,
+    /// The virtual addresses, one of each family that the cluster's Services have. Empty: none is
+    /// allocated yet.
+    #[serde(default, rename = "clusterIPs", skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 2), inner(length(max = 45)))]
+    pub cluster_ips: Vec<String>,
+    /// The node ports that this AppService holds. Node agents open these, and no others.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
+    pub node_ports: Vec<HeldNodePort>,
+    /// How many sandboxes take connections.
+    #[serde(default)]
+    pub ready_endpoints: i32,
+    /// `Ready`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
+    pub conditions: Vec<Condition>,
+}
+
+/// A node port that an [`AppService`] holds by its Claim.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct HeldNodePort {
+    /// Name of the AppService's port.
+    #[schemars(length(min = 1, max = 15))]
+    pub name: String,
+    /// The port on every node.
+    #[schemars(range(min = 1, max = 65535))]
+    pub port: i32,
+}
