@@ -6,7 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Which crates of ours a crate may depend on; `CONTROLLERS` stands for each of them.
-const OURS: [(&str, &[&str]); 13] = [
+const OURS: [(&str, &[&str]); 14] = [
     ("src/api", &[]),
     ("src/process", &[]),
     ("src/reconcile", &["portolan-api", "portolan-process"]),
@@ -31,6 +31,7 @@ const OURS: [(&str, &[&str]); 13] = [
     ),
     ("e2e/bench", &["portolan-api", "portolan-cluster", "portolan-ingress"]),
     ("e2e/cluster", &[]),
+    ("e2e/soak", &["portolan-cluster"]),
     ("docs/samples/echo", &[]),
 ];
 const CONTROLLER: &[&str] = &["portolan-api", "portolan-process", "portolan-reconcile"];

@@ -1,0 +1,57 @@
+//! How much of everything.
+
+use std::time::Duration;
+
+/// How often and how long things are done.
+#[derive(Clone, Debug)]
+pub struct Extent {
+    /// Requests per second.
+    pub rate: u32,
+    /// WebSockets and event streams that are held open.
+    pub streams: usize,
+    /// Rollouts, every other one a rollback.
+    pub rollouts: u32,
+    /// How long a version that never becomes ready is given.
+    pub never_ready: Duration,
+    /// Sandboxes that are deleted.
+    pub sandboxes: u32,
+    /// Restarts of the gateways' Deployment.
+    pub restarts: u32,
+    /// How long the controllers are killed again and again.
+    pub controllers: Duration,
+    /// How long the API server is away.
+    pub outage: Duration,
+    /// Apps that are woken at once.
+    pub wakes: u32,
+    /// How long strict and soft limits are tried, for each thing that happens meanwhile.
+    pub limits: Duration,
+}
+
+impl Extent {
+    /// The long form, which is what is promised.
+    pub const LONG: Self = Self {
+        rate: 200,
+        streams: 200,
+        rollouts: 50,
+        never_ready: Duration::from_secs(60),
+        sandboxes: 50,
+        restarts: 20,
+        controllers: Duration::from_secs(300),
+        outage: Duration::from_secs(300),
+        wakes: 100,
+        limits: Duration::from_secs(60),
+    };
+    /// The short form, which every test run can afford.
+    pub const SHORT: Self = Self {
+        rate: 200,
+        streams: 40,
+        rollouts: 2,
+        never_ready: Duration::from_secs(5),
+        sandboxes: 2,
+        restarts: 1,
+        controllers: Duration::from_secs(10),
+        outage: Duration::from_secs(10),
+        wakes: 5,
+        limits: Duration::from_secs(5),
+    };
+}

@@ -1,0 +1,54 @@
+//! `portolan-soak`: arguments and the table.
+
+use std::process::ExitCode;
+
+use clap::{Parser, ValueEnum};
+use portolan_soak::{Extent, Report, Scenario, Scene, table};
+
+/// Does to a cluster what operators and failures do, while visitors ask, and prints what they
+/// noticed. It starts a cluster of its own and takes it down.
+#[derive(Debug, Parser)]
+#[command(version)]
+struct Arguments {
+    /// Do only these, separated by commas.
+    #[arg(long, env = "SCENARIO", value_enum, value_delimiter = ',')]
+    scenario: Vec<Scenario>,
+    /// As little of each as the tests do.
+    #[arg(long)]
+    short: bool,
+    /// Leave the cluster up.
+    #[arg(long)]
+    keep: bool,
+}
+
+#[tokio::main]
+async fn main() -> anyhow::Result<ExitCode> {
+    let Arguments { scenario, short, keep } = Arguments::parse();
+    let extent = if short { Extent::SHORT } else { Extent::LONG };
+    let scenarios = match scenario.is_empty() {
+        true => Scenario::value_variants().to_vec(),
+        false => scenario,
+    };
+    let mut scene = Scene::set("soak").await?;
+    let mut reports = Vec::new();
+    for scenario in scenarios {
+        eprintln!("==> {}", name(scenario));
+        let report = match scenario.play(&mut scene, &extent).await {
+            Ok(report) => report,
+            Err(error) => Report::broken(name(scenario), &error),
+        };
+        eprintln!("    {}", if report.is_good() { "good" } else { "BAD" });
+        reports.push(report);
+    }
+    if !keep {
+        scene.strike()?;
+    }
+    print!("{}", table(&reports));
+    let is_good = reports.iter().all(Report::is_good);
+    Ok(if is_good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn name(scenario: Scenario) -> String {
+    let value = scenario.to_possible_value();
+    value.map(|value| value.get_name().to_owned()).unwrap_or_default()
+}

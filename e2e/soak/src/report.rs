@@ -1,0 +1,168 @@
+//! What visitors noticed, and whether they may have.
+
+use std::fmt::Write;
+use std::time::{Duration, Instant};
+
+use crate::load::{Failure, Tally};
+use crate::streams::Cut;
+
+/// Failures that are told in words.
+const TOLD_MAX: usize = 5;
+
+/// What visitors and streams noticed of one thing that was done.
+#[derive(Debug)]
+pub struct Outcome {
+    /// How long they were there.
+    pub took: Duration,
+    /// What the visitors got.
+    pub tally: Tally,
+    /// How many streams ended.
+    pub cuts: usize,
+    /// Those that ended sooner than they may.
+    pub early: Vec<Cut>,
+}
+
+/// One line of the table.
+#[derive(Debug)]
+pub struct Report {
+    /// What was done.
+    pub what: String,
+    /// How long it took.
+    pub took: Duration,
+    /// Requests.
+    pub asked: usize,
+    /// Requests that failed.
+    pub failed: usize,
+    /// Those of them that had to fail: under way on a program that was killed.
+    pub excused: usize,
+    /// Latencies: half, all but one in a hundred, the greatest.
+    pub latency: [Duration; 3],
+    /// Streams that ended.
+    pub cuts: usize,
+    /// What is wrong; empty when nothing is.
+    pub faults: Vec<String>,
+}
+
+impl Report {
+    /// A line from what was noticed. Failures that are excused had to happen.
+    pub fn judged(what: String, outcome: &Outcome, is_excused: impl Fn(&Failure) -> bool) -> Self {
+        let tally = &outcome.tally;
+        let unexcused: Vec<_> =
+            tally.failures.iter().filter(|failure| !is_excused(failure)).collect();
+        let mut faults = Vec::new();
+        for failure in unexcused.iter().take(TOLD_MAX) {
+            let took = failure.ended.saturating_duration_since(failure.begun);
+            faults.push(format!("{:?}, after {took:.1?}: {}", failure.way, failure.what));
+        }
+        if unexcused.len() > TOLD_MAX {
+            faults.push(format!("and {} more requests", unexcused.len() - TOLD_MAX));
+        }
+        for cut in outcome.early.iter().take(TOLD_MAX) {
+            let Cut { gateway, sandbox, what, .. } = cut;
+            faults.push(format!("a stream through {gateway} from {sandbox} was cut: {what}"));
+        }
+        if outcome.early.len() > TOLD_MAX {
+            faults.push(format!("and {} more streams", outcome.early.len() - TOLD_MAX));
+        }
+        if tally.latencies.is_empty() {
+            faults.push("nobody was answered".to_owned());
+        }
+        Self {
+            what,
+            took: outcome.took,
+            asked: tally.asked(),
+            failed: tally.failures.len(),
+            excused: tally.failures.len() - unexcused.len(),
+            latency: [tally.quantile(0.5), tally.quantile(0.99), tally.quantile(1.0)],
+            cuts: outcome.cuts,
+            faults,
+        }
+    }
+
+    /// A line for what could not be done to its end.
+    #[must_use]
+    pub fn broken(what: String, error: &anyhow::Error) -> Self {
+        let faults = vec![format!("{error:#}")];
+        Self {
+            what,
+            took: Duration::ZERO,
+            asked: 0,
+            failed: 0,
+            excused: 0,
+            latency: Default::default(),
+            cuts: 0,
+            faults,
+        }
+    }
+
+    /// The verdict.
+    #[must_use]
+    pub fn is_good(&self) -> bool {
+        self.faults.is_empty()
+    }
+}
+
+/// All lines as a table, and below it what is wrong.
+#[must_use]
+pub fn table(reports: &[Report]) -> String {
+    let mut text = String::from(
+        "what                                             took  asked failed excused    p50    p99    max  cut  verdict\n",
+    );
+    for report in reports {
+        let [p50, p99, max] = report.latency.map(|latency| latency.as_millis());
+        let verdict = if report.is_good() { "good" } else { "BAD" };
+        let took = report.took.as_secs();
+        let Report { what, asked, failed, excused, cuts, .. } = report;
+        let _ = writeln!(
+            text,
+            "{what:<45} {took:>6}s {asked:>6} {failed:>6} {excused:>7} {p50:>4}ms {p99:>4}ms {max:>4}ms {cuts:>4}  {verdict}"
+        );
+    }
+    for report in reports.iter().filter(|report| !report.is_good()) {
+        let _ = writeln!(text, "\n{}:", report.what);
+        for fault in &report.faults {
+            let _ = writeln!(text, "- {fault}");
+        }
+    }
+    text
+}
+
+/// Excuses what was under way when a program was killed, or was sent before another could answer
+/// in its place.
+pub(crate) fn killed_at(moment: Instant, hand_over: Duration) -> impl Fn(&Failure) -> bool {
+    move |failure| failure.ended >= moment && failure.begun <= moment + hand_over
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::load::Way;
+
+    fn failure(begun: Instant, ended: Instant) -> Failure {
+        Failure { begun, ended, way: Way::Single, what: "reset".into() }
+    }
+
+    #[test]
+    fn a_kill_excuses_what_was_under_way_and_nothing_else() {
+        let killed = Instant::now() + Duration::from_secs(100);
+        let second = Duration::from_secs(1);
+        let is_excused = killed_at(killed, second);
+        assert!(is_excused(&failure(killed - second, killed)));
+        assert!(is_excused(&failure(killed + second / 2, killed + second)));
+        assert!(!is_excused(&failure(killed - second, killed - second / 2)), "before the kill");
+        assert!(!is_excused(&failure(killed + second * 2, killed + second * 3)), "after it");
+    }
+
+    #[test]
+    fn the_table_tells_what_is_wrong() {
+        let now = Instant::now();
+        let tally =
+            Tally { latencies: vec![Duration::from_millis(2)], failures: vec![failure(now, now)] };
+        let outcome = Outcome { took: Duration::ZERO, tally, cuts: 0, early: Vec::new() };
+        let bad = Report::judged("three rollouts".into(), &outcome, |_| false);
+        let good = Report::judged("a kill".into(), &outcome, |_| true);
+        assert!(!bad.is_good() && good.is_good());
+        let table = table(&[bad, good]);
+        assert!(table.ends_with("three rollouts:\n- Single, after 0.0ns: reset\n"), "{table}");
+    }
+}

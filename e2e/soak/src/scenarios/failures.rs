@@ -1,0 +1,119 @@
+//! What fails.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, ensure};
+use portolan_cluster::platform::NAMESPACE;
+use portolan_cluster::{control_plane, wait};
+
+use crate::extent::Extent;
+use crate::report::{Report, killed_at};
+use crate::scene::{CONTROLLERS, GATEWAYS, PATIENCE, Scene, TEAM, shop};
+
+/// Selects the sandboxes that are visited.
+const SHOP: &str = "portolan.dev/app=shop";
+/// Between two kills of the controllers: long enough that they get to lead, and so to be in the
+/// midst of something.
+const KILL_INTERVAL: Duration = Duration::from_secs(4);
+/// How soon after a gateway's end another one answers in its place, or it does itself.
+const HAND_OVER: Duration = Duration::from_secs(1);
+
+pub(super) async fn killed_sandboxes(scene: &mut Scene, extent: &Extent) -> anyhow::Result<Report> {
+    let outcome = scene
+        .visited(extent, async |scene| {
+            for _ in 0..extent.sandboxes {
+                let sandboxes = scene.running(TEAM, SHOP).await?;
+                let victim = sandboxes.first().context("a sandbox")?.pod.clone();
+                scene.team(&["delete", "pod", &victim, "--wait=false"]).await?;
+                wait::until("another sandbox", PATIENCE, async || {
+                    let sandboxes = scene.running(TEAM, SHOP).await?;
+                    let others = sandboxes.iter().filter(|sandbox| sandbox.pod != victim);
+                    ensure!(others.count() > 0, "{sandboxes:?}");
+                    anyhow::Ok(())
+                })
+                .await?;
+                scene.ready("shop").await?;
+            }
+            Ok(())
+        })
+        .await?;
+    Ok(Report::unnoticed(format!("{} sandboxes deleted", extent.sandboxes), &outcome))
+}
+
+pub(super) async fn gateway_killed(scene: &mut Scene, extent: &Extent) -> anyhow::Result<Report> {
+    let mut killed = Instant::now();
+    let outcome = scene
+        .visited(extent, async |scene| {
+            killed = kill_a_gateway(scene).await?;
+            // Those who come after it, for as long again as it may take.
+            tokio::time::sleep(HAND_OVER * 4).await;
+            scene.two_gateways().await
+        })
+        .await?;
+    let is_excused = killed_at(killed, HAND_OVER);
+    Ok(Report::judged("a gateway ended by kill -9".into(), &outcome, is_excused))
+}
+
+async fn kill_a_gateway(scene: &Scene) -> anyhow::Result<Instant> {
+    let gateways = scene.running(NAMESPACE, GATEWAYS).await?;
+    let victim = gateways.first().context("a gateway")?;
+    scene.pods.note_killed(victim);
+    let killed = Instant::now();
+    scene.kill(victim)?;
+    Ok(killed)
+}
+
+pub(super) async fn controllers_killed(
+    scene: &mut Scene,
+    extent: &Extent,
+) -> anyhow::Result<Report> {
+    let outcome = scene
+        .visited(extent, async |scene| {
+            let begun = Instant::now();
+            // Something to be done meanwhile, and half done each time.
+            scene.apply(&shop("meanwhile", ""))?;
+            while begun.elapsed() < extent.controllers {
+                for victim in scene.running(NAMESPACE, CONTROLLERS).await? {
+                    // It may have ended since.
+                    let _ = scene.kill(&victim);
+                    // Its Pod goes too: the kubelet would wait longer before each restart.
+                    let words = ["delete", "pod", &victim.pod, "--force", "--grace-period=0"];
+                    scene.system(&words).await?;
+                }
+                tokio::time::sleep(KILL_INTERVAL).await;
+            }
+            scene.apply(&shop("one", ""))?;
+            let words = ["rollout", "status", "deployment/portolan-controller", "--timeout=120s"];
+            scene.system(&words).await?;
+            scene.ready("shop").await
+        })
+        .await?;
+    let what = format!("controllers killed for {} s", extent.controllers.as_secs());
+    Ok(Report::unnoticed(what, &outcome))
+}
+
+pub(super) async fn api_server_away(scene: &mut Scene, extent: &Extent) -> anyhow::Result<Report> {
+    let mut killed = Instant::now();
+    let outcome = scene
+        .visited(extent, async |scene| {
+            let gateways = scene.running(NAMESPACE, GATEWAYS).await?;
+            let victim = gateways.first().context("a gateway")?;
+            // Ended in order it would first withdraw its address from the Service that Pods
+            // reach it by, and the scenario would be about how soon kube-proxy looks again.
+            tokio::task::block_in_place(|| scene.cluster.kill(control_plane::API_SERVER))?;
+            tokio::time::sleep(extent.outage / 2).await;
+            scene.pods.note_killed(victim);
+            killed = Instant::now();
+            scene.kill(victim)?;
+            tokio::time::sleep(extent.outage / 2).await;
+            scene.cluster.start_api_server().await?;
+            scene.two_gateways().await?;
+            scene.apply(&shop("after", ""))?;
+            scene.ready("shop").await?;
+            scene.apply(&shop("one", ""))?;
+            scene.ready("shop").await
+        })
+        .await?;
+    let what = format!("API server away for {} s", extent.outage.as_secs());
+    Ok(Report::judged(what, &outcome, killed_at(killed, HAND_OVER)))
+}

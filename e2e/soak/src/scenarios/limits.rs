@@ -1,0 +1,306 @@
+//! How many requests are in a sandbox at once, by its own count.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, ensure};
+use bytes::Bytes;
+use http::{Request, header};
+use http_body_util::{BodyExt, Empty};
+use hyper_util::rt::TokioIo;
+use portolan_cluster::network::node_name;
+use portolan_cluster::platform::NAMESPACE;
+use serde_json::Value;
+use tokio::net::TcpStream;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+
+use crate::extent::Extent;
+use crate::inside::Inside;
+use crate::report::Report;
+use crate::scene::{GATEWAYS, Scene, TEAM};
+
+/// Between two looks at the programs' counts.
+const LOOK_INTERVAL: Duration = Duration::from_millis(100);
+/// The gateways' port inside the cluster, and the programs'.
+const PORT: u16 = 8080;
+
+/// People who ask for one App again and again, through each gateway itself.
+#[derive(Debug)]
+struct Crowd {
+    inside: Inside<usize>,
+}
+
+/// How a crowd asks.
+#[derive(Clone, Copy, Debug)]
+struct Manner {
+    /// How many at once.
+    people: usize,
+    /// How long a request takes the program.
+    milliseconds: u64,
+    /// Whether every third one gives up half way.
+    is_impatient: bool,
+}
+
+/// What the programs counted: the most at once, by sandbox.
+type Counts = BTreeMap<String, u64>;
+
+pub(super) async fn strict(scene: &mut Scene, extent: &Extent) -> anyhow::Result<Report> {
+    scene.apply(&app("strict", "requestsPerInstance: 1, concurrency: Strict, min: 1, max: 2"))?;
+    scene.ready("strict").await?;
+    let manner = Manner { people: 6, milliseconds: 30, is_impatient: true };
+    let (mut answered, mut counts) = (0, Counts::new());
+    let trial = scene.open(extent, 0).await?;
+    for event in [Event::None, Event::Restart, Event::Kill] {
+        let crowd = Crowd::gather(scene, "strict", manner)?;
+        let seen = counted(scene, "strict", extent.limits, async |scene| event.happen(scene).await);
+        add(&mut counts, seen.await?);
+        answered += crowd.leave().await?;
+        scene.two_gateways().await?;
+    }
+    // The visitors of another App are there so that there is something to compare with.
+    let outcome = trial.end().await?;
+    scene.team(&["delete", "app/strict"]).await?;
+    let mut report = Report::judged("strict: one request at a time".into(), &outcome, |_| true);
+    if answered == 0 {
+        report.faults.push("nobody was answered".into());
+    }
+    complain(&mut report, &counts, 1);
+    Ok(report)
+}
+
+pub(super) async fn soft(scene: &mut Scene, extent: &Extent) -> anyhow::Result<Report> {
+    scene.apply(&app("soft", "requestsPerInstance: 10, min: 1, max: 3"))?;
+    scene.ready("soft").await?;
+    let manner = Manner { people: 5, milliseconds: 200, is_impatient: false };
+    let trial = scene.open(extent, 0).await?;
+    // As many as one sandbox takes, half of them through each gateway: no second one.
+    let mut counts = Counts::new();
+    let crowd = Crowd::gather(scene, "soft", manner)?;
+    add(&mut counts, counted(scene, "soft", extent.limits, async |_| Ok(())).await?);
+    let answered = crowd.leave().await?;
+    // All of them through one gateway, which holds only a share of the slots.
+    let crowd = Crowd::gather_at(scene, "soft", Manner { people: 9, ..manner }, 1)?;
+    add(&mut counts, counted(scene, "soft", extent.limits, async |_| Ok(())).await?);
+    let also_answered = crowd.leave().await?;
+    let before = counts.len();
+    // Twice as many: now there must be another.
+    let crowd = Crowd::gather(scene, "soft", Manner { people: 10, ..manner })?;
+    add(&mut counts, counted(scene, "soft", extent.limits, async |_| Ok(())).await?);
+    let then_answered = crowd.leave().await?;
+    let outcome = trial.end().await?;
+    scene.team(&["delete", "app/soft"]).await?;
+    let mut report = Report::unnoticed("soft: ten at a time".into(), &outcome);
+    if before != 1 {
+        report.faults.push(format!("{before} sandboxes while one had free slots: {counts:?}"));
+    }
+    if counts.len() < 2 {
+        report.faults.push("twenty at once got no second sandbox".into());
+    }
+    if answered.min(also_answered).min(then_answered) == 0 {
+        report.faults.push("nobody was answered".into());
+    }
+    complain(&mut report, &counts, 10);
+    Ok(report)
+}
+
+/// What happens to the gateways meanwhile.
+#[derive(Clone, Copy, Debug)]
+enum Event {
+    None,
+    Restart,
+    Kill,
+}
+
+impl Event {
+    async fn happen(self, scene: &Scene) -> anyhow::Result<()> {
+        match self {
+            Self::None => Ok(()),
+            Self::Restart => {
+                let gateway = "deployment/portolan-gateway";
+                scene.system(&["rollout", "restart", gateway]).await?;
+                scene.system(&["rollout", "status", gateway, "--timeout=180s"]).await.map(drop)
+            }
+            Self::Kill => {
+                let gateways = scene.running(NAMESPACE, GATEWAYS).await?;
+                let victim = gateways.first().context("a gateway")?;
+                scene.pods.note_killed(victim);
+                scene.kill(victim)
+            }
+        }
+    }
+}
+
+impl Crowd {
+    fn gather(scene: &Scene, app: &str, manner: Manner) -> anyhow::Result<Self> {
+        Self::gather_at(scene, app, manner, usize::MAX)
+    }
+
+    /// People at the first few gateways only: `people` at each.
+    fn gather_at(
+        scene: &Scene,
+        app: &str,
+        manner: Manner,
+        gateways: usize,
+    ) -> anyhow::Result<Self> {
+        let host = host(app);
+        let known = scene.pods.watched();
+        let inside = Inside::start(&scene.cluster, &node_name(1), move |stop| async move {
+            let mut people = JoinSet::new();
+            for number in 0..manner.people * gateways.min(2) {
+                let (known, host, stop) = (known.clone(), host.clone(), stop.clone());
+                people.spawn(ask(number, gateways, manner, known, host, stop));
+            }
+            people.join_all().await.into_iter().sum()
+        })?;
+        Ok(Self { inside })
+    }
+
+    /// How many answers they got.
+    async fn leave(self) -> anyhow::Result<usize> {
+        self.inside.end().await
+    }
+}
+
+async fn ask(
+    number: usize,
+    gateways: usize,
+    manner: Manner,
+    known: watch::Receiver<Vec<IpAddr>>,
+    host: String,
+    stop: CancellationToken,
+) -> usize {
+    let mut answered = 0;
+    for turn in 0_usize.. {
+        if stop.is_cancelled() {
+            break;
+        }
+        let gateway = {
+            let known = known.borrow();
+            known.get(number % known.len().clamp(1, gateways)).copied()
+        };
+        let Some(gateway) = gateway else {
+            tokio::time::sleep(LOOK_INTERVAL).await;
+            continue;
+        };
+        let path = format!("/slow?ms={}", manner.milliseconds);
+        let asked = get(SocketAddr::from((gateway, PORT)), &host, &path);
+        let gives_up = manner.is_impatient && (number + turn).is_multiple_of(3);
+        let patience = Duration::from_millis(match gives_up {
+            true => manner.milliseconds / 2,
+            false => 30_000,
+        });
+        match timeout(patience, asked).await {
+            Ok(Ok(_)) => answered += 1,
+            Err(_) if gives_up => {}
+            // A gateway that was killed; whether it may be is not asked here.
+            _ => tokio::time::sleep(LOOK_INTERVAL).await,
+        }
+    }
+    answered
+}
+
+/// Looks at the counts of an App's programs for a while in which something happens.
+async fn counted(
+    scene: &Scene,
+    app: &str,
+    time: Duration,
+    happen: impl AsyncFnOnce(&Scene) -> anyhow::Result<()>,
+) -> anyhow::Result<Counts> {
+    let done = CancellationToken::new();
+    let looking = async {
+        let mut counts = Counts::new();
+        while !done.is_cancelled() {
+            look(scene, app, &mut counts).await?;
+            tokio::time::sleep(LOOK_INTERVAL).await;
+        }
+        anyhow::Ok(counts)
+    };
+    let happening = async {
+        let begun = Instant::now();
+        let happened = happen(scene).await;
+        tokio::time::sleep(time.saturating_sub(begun.elapsed())).await;
+        done.cancel();
+        happened
+    };
+    let (counts, happened) = tokio::join!(looking, happening);
+    happened?;
+    counts
+}
+
+async fn look(scene: &Scene, app: &str, counts: &mut Counts) -> anyhow::Result<()> {
+    for sandbox in scene.running(TEAM, &format!("portolan.dev/app={app}")).await? {
+        // One that is starting does not answer yet, one that is leaving not any more.
+        let url = format!("http://{}:{PORT}/concurrency", sandbox.address);
+        let Ok(page) = scene.fetch(&url).await else { continue };
+        let page: Value = serde_json::from_str(&page).context("read a program's count")?;
+        let max = page["max"].as_u64().context("a count")?;
+        let known = counts.entry(sandbox.pod).or_default();
+        *known = max.max(*known);
+    }
+    Ok(())
+}
+
+fn add(counts: &mut Counts, more: Counts) {
+    for (sandbox, max) in more {
+        let known = counts.entry(sandbox).or_default();
+        *known = max.max(*known);
+    }
+}
+
+fn complain(report: &mut Report, counts: &Counts, limit: u64) {
+    for (sandbox, max) in counts.iter().filter(|(_, max)| **max > limit) {
+        report.faults.push(format!("{sandbox} had {max} requests at once, and may have {limit}"));
+    }
+    if counts.values().all(|max| *max == 0) {
+        report.faults.push(format!("no program counted a request: {counts:?}"));
+    }
+}
+
+async fn get(address: SocketAddr, host: &str, path: &str) -> anyhow::Result<Bytes> {
+    let stream = TcpStream::connect(address).await.context("connect")?;
+    let (mut sender, driver) =
+        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.context("begin")?;
+    let request = Request::get(path)
+        .header(header::HOST, host)
+        .body(Empty::<Bytes>::new())
+        .context("form a request")?;
+    let exchange = async {
+        let answer = sender.send_request(request).await.context("ask")?;
+        ensure!(answer.status() == 200, "answered {}", answer.status());
+        Ok(answer.into_body().collect().await.context("read")?.to_bytes())
+    };
+    tokio::select! {
+        answer = exchange => answer,
+        ended = driver => anyhow::bail!("the connection ended: {ended:?}"),
+    }
+}
+
+fn host(app: &str) -> String {
+    format!("{app}.portolan.test")
+}
+
+fn app(name: &str, scale: &str) -> String {
+    let host = host(name);
+    format!(
+        "
+apiVersion: portolan.dev/v1alpha1
+kind: App
+metadata: {{ name: {name}, namespace: {TEAM} }}
+spec:
+  image: docker.io/portolan/sample-echo:dev
+  services:
+  - name: web
+    port: 8080
+    scale: {{ mode: Auto, {scale} }}
+---
+apiVersion: portolan.dev/v1alpha1
+kind: Route
+metadata: {{ name: {name}, namespace: {TEAM} }}
+spec: {{ host: {host}, app: {name} }}
+"
+    )
+}

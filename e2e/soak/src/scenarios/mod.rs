@@ -1,0 +1,65 @@
+//! What is done.
+
+use clap::ValueEnum;
+
+use crate::extent::Extent;
+use crate::report::Report;
+use crate::scene::Scene;
+
+mod failures;
+mod limits;
+mod operations;
+mod rollouts;
+mod wakes;
+
+/// One thing that is done to the cluster.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
+pub enum Scenario {
+    /// New versions and rollbacks.
+    Rollouts,
+    /// A new version that never becomes ready.
+    NeverReady,
+    /// Sandboxes that somebody deletes.
+    KilledSandboxes,
+    /// Restarts of the gateways' Deployment.
+    GatewayRestarts,
+    /// A gateway that ends as by `kill -9`.
+    GatewayKilled,
+    /// Controllers that end as by `kill -9`, again and again.
+    ControllersKilled,
+    /// The API server is away, and a gateway restarts meanwhile.
+    ApiServerAway,
+    /// Many Apps that are woken at once.
+    Wakes,
+    /// Nodes that are drained, one after the other.
+    Drain,
+    /// `helm upgrade` and `helm rollback`, of the definitions too.
+    Upgrade,
+    /// One request at a time in a sandbox, whatever happens.
+    Strict,
+    /// Not more requests than a sandbox has slots, and no second one before.
+    Soft,
+}
+
+impl Scenario {
+    /// Does it, and tells what was noticed.
+    ///
+    /// # Errors
+    /// When it cannot be done; what visitors noticed is no error but in the report.
+    pub async fn play(self, scene: &mut Scene, extent: &Extent) -> anyhow::Result<Report> {
+        match self {
+            Self::Rollouts => rollouts::rollouts(scene, extent).await,
+            Self::NeverReady => rollouts::never_ready(scene, extent).await,
+            Self::KilledSandboxes => failures::killed_sandboxes(scene, extent).await,
+            Self::GatewayRestarts => operations::gateway_restarts(scene, extent).await,
+            Self::GatewayKilled => failures::gateway_killed(scene, extent).await,
+            Self::ControllersKilled => failures::controllers_killed(scene, extent).await,
+            Self::ApiServerAway => failures::api_server_away(scene, extent).await,
+            Self::Wakes => wakes::wakes(scene, extent).await,
+            Self::Drain => operations::drain(scene, extent).await,
+            Self::Upgrade => operations::upgrade(scene, extent).await,
+            Self::Strict => limits::strict(scene, extent).await,
+            Self::Soft => limits::soft(scene, extent).await,
+        }
+    }
+}

@@ -1,0 +1,55 @@
+//! What operators do.
+
+use crate::extent::Extent;
+use crate::report::Report;
+use crate::scene::Scene;
+
+/// Moves every Deployment of the chart, and nothing else.
+const OTHER_VALUE: &str = "logs.filter=debug";
+
+pub(super) async fn gateway_restarts(scene: &mut Scene, extent: &Extent) -> anyhow::Result<Report> {
+    let outcome = scene
+        .visited(extent, async |scene| {
+            for _ in 0..extent.restarts {
+                scene.system(&["rollout", "restart", GATEWAY]).await?;
+                scene.system(&["rollout", "status", GATEWAY, "--timeout=180s"]).await?;
+            }
+            scene.two_gateways().await
+        })
+        .await?;
+    Ok(Report::unnoticed(format!("{} restarts of the gateways", extent.restarts), &outcome))
+}
+
+const GATEWAY: &str = "deployment/portolan-gateway";
+
+pub(super) async fn drain(scene: &mut Scene, extent: &Extent) -> anyhow::Result<Report> {
+    let outcome = scene
+        .visited(extent, async |scene| {
+            for node in scene.cluster.nodes() {
+                let words = ["drain", node.name(), "--ignore-daemonsets", "--timeout=180s"];
+                let words = [&words[..], &["--delete-emptydir-data", "--force"]].concat();
+                scene.system(&words).await?;
+                scene.system(&["rollout", "status", GATEWAY, "--timeout=180s"]).await?;
+                scene.ready("shop").await?;
+                scene.system(&["uncordon", node.name()]).await?;
+            }
+            scene.two_gateways().await
+        })
+        .await?;
+    Ok(Report::unnoticed("both nodes drained, one after the other".into(), &outcome))
+}
+
+pub(super) async fn upgrade(scene: &mut Scene, extent: &Extent) -> anyhow::Result<Report> {
+    let outcome = scene
+        .visited(extent, async |scene| {
+            scene.install(&[OTHER_VALUE])?;
+            for release in ["portolan", "portolan-crds"] {
+                scene.helm(&["rollback", release, "--wait", "--timeout=180s"]).await?;
+            }
+            // What the harness notes as installed is what is installed.
+            scene.install(&[])?;
+            scene.two_gateways().await
+        })
+        .await?;
+    Ok(Report::unnoticed("helm upgrade and helm rollback".into(), &outcome))
+}

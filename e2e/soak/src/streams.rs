@@ -1,0 +1,207 @@
+//! Visitors who stay: WebSockets and server-sent events, held against when they may be cut.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+use bytes::Bytes;
+use futures::{SinkExt, StreamExt};
+use http::{Request, header};
+use http_body_util::{BodyExt, Empty};
+use hyper_util::rt::TokioIo;
+use portolan_cluster::cluster::Cluster;
+use portolan_cluster::network::node_name;
+use tokio::net::TcpStream;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+use tokio_tungstenite::client_async;
+use tokio_tungstenite::tungstenite::Message;
+use tokio_tungstenite::tungstenite::client::IntoClientRequest;
+use tokio_util::sync::CancellationToken;
+
+use crate::inside::Inside;
+
+/// Between two signs of life of a stream.
+const BEAT: Duration = Duration::from_secs(1);
+/// A stream that is silent for so long is cut.
+const SILENCE_MAX: Duration = Duration::from_secs(10);
+/// Pause before a stream that could not be opened is tried again.
+const PAUSE: Duration = Duration::from_millis(200);
+/// The gateways' port inside the cluster.
+const PORT: u16 = 8080;
+
+/// Streams that are open.
+#[derive(Debug)]
+pub struct Streams {
+    inside: Inside<Vec<Cut>>,
+}
+
+/// A stream that ended while its visitor wanted it.
+#[derive(Clone, Debug)]
+pub struct Cut {
+    /// When.
+    pub at: Instant,
+    /// Through which gateway it went.
+    pub gateway: IpAddr,
+    /// Which sandbox served it.
+    pub sandbox: String,
+    /// What the visitor saw.
+    pub what: String,
+}
+
+/// Since when Pods are on their way out: gateways by address, sandboxes by name.
+#[derive(Clone, Debug, Default)]
+pub struct Departures(pub BTreeMap<String, Instant>);
+
+impl Streams {
+    /// Opens `count` streams, half of each kind, spread over the gateways, and opens each that
+    /// ends anew. They go from a node to each gateway itself, so that it is known which one cut.
+    ///
+    /// # Errors
+    /// When the cluster has no such machine.
+    pub fn open(
+        cluster: &Cluster,
+        host: &str,
+        count: usize,
+        gateways: watch::Receiver<Vec<IpAddr>>,
+    ) -> anyhow::Result<Self> {
+        let host: Arc<str> = host.into();
+        let inside = Inside::start(cluster, &node_name(1), move |stop| async move {
+            let mut all = JoinSet::new();
+            for number in 0..count {
+                all.spawn(hold(number, Arc::clone(&host), gateways.clone(), stop.clone()));
+            }
+            all.join_all().await.into_iter().flatten().collect()
+        })?;
+        Ok(Self { inside })
+    }
+
+    /// Closes all, and tells which ended before.
+    ///
+    /// # Errors
+    /// When their thread failed.
+    pub async fn close(self) -> anyhow::Result<Vec<Cut>> {
+        self.inside.end().await
+    }
+}
+
+impl Departures {
+    /// Whether a stream was cut before both its gateway and its sandbox had the right to.
+    #[must_use]
+    pub fn is_early(&self, cut: &Cut, limit: Duration) -> bool {
+        let had_time = |who: &str| {
+            let since = self.0.get(who);
+            since.is_some_and(|since| cut.at.saturating_duration_since(*since) >= limit)
+        };
+        !had_time(&cut.gateway.to_string()) && !had_time(&cut.sandbox)
+    }
+}
+
+/// Keeps one stream open until told to stop; gives every cut.
+async fn hold(
+    number: usize,
+    host: Arc<str>,
+    gateways: watch::Receiver<Vec<IpAddr>>,
+    stop: CancellationToken,
+) -> Vec<Cut> {
+    let mut cuts = Vec::new();
+    while !stop.is_cancelled() {
+        let gateway = {
+            let gateways = gateways.borrow();
+            let position = number / 2 % gateways.len().max(1);
+            gateways.get(position).copied()
+        };
+        let Some(gateway) = gateway else {
+            tokio::time::sleep(PAUSE).await;
+            continue;
+        };
+        let mut sandbox = String::new();
+        let stream = async {
+            match number % 2 {
+                0 => events(gateway, &host, &mut sandbox).await,
+                _ => websocket(gateway, &host, &mut sandbox).await,
+            }
+        };
+        let what = tokio::select! {
+            () = stop.cancelled() => break,
+            Err(error) = stream => format!("{error:#}"),
+        };
+        if sandbox.is_empty() {
+            // It never began: requests that fail are the load's business.
+            tokio::time::sleep(PAUSE).await;
+            continue;
+        }
+        cuts.push(Cut { at: Instant::now(), gateway, sandbox, what });
+    }
+    cuts
+}
+
+/// Reads server-sent events; ends only with an error.
+async fn events(gateway: IpAddr, host: &str, sandbox: &mut String) -> anyhow::Result<()> {
+    let stream = TcpStream::connect((gateway, PORT)).await.context("connect")?;
+    let (mut sender, driver) =
+        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.context("begin")?;
+    let request = Request::get(format!("/sse?ms={}", BEAT.as_millis()))
+        .header(header::HOST, host)
+        .body(Empty::<Bytes>::new())
+        .context("form a request")?;
+    let exchange = async {
+        let answer = sender.send_request(request).await.context("ask")?;
+        if answer.status() != 200 {
+            bail!("answered {}", answer.status());
+        }
+        answer.headers().get("x-sandbox").context("no sandbox")?.to_str()?.clone_into(sandbox);
+        let mut body = answer.into_body();
+        loop {
+            let frame = timeout(SILENCE_MAX, body.frame()).await.context("silence")?;
+            frame.context("the events ended")?.context("the events broke off")?;
+        }
+    };
+    tokio::select! {
+        ended = exchange => ended,
+        ended = driver => bail!("the connection ended: {ended:?}"),
+    }
+}
+
+/// Sends a message each second and takes its echo; ends only with an error.
+async fn websocket(gateway: IpAddr, host: &str, sandbox: &mut String) -> anyhow::Result<()> {
+    let stream = TcpStream::connect((gateway, PORT)).await.context("connect")?;
+    let request = format!("ws://{host}/ws").into_client_request().context("form a request")?;
+    let (mut socket, answer) = client_async(request, stream).await.context("open")?;
+    answer.headers().get("x-sandbox").context("no sandbox")?.to_str()?.clone_into(sandbox);
+    loop {
+        socket.send(Message::text("beat")).await.context("send")?;
+        let echo = timeout(SILENCE_MAX, socket.next()).await.context("silence")?;
+        match echo.context("it ended")?.context("it broke off")? {
+            Message::Close(frame) => bail!("closed: {frame:?}"),
+            _ => tokio::time::sleep(BEAT).await,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cut_is_early_unless_its_gateway_or_its_sandbox_had_its_time() {
+        let limit = Duration::from_secs(30);
+        let begun = Instant::now();
+        let gateway = IpAddr::from([10, 91, 1, 5]);
+        let cut = |seconds| Cut {
+            at: begun + Duration::from_secs(seconds),
+            gateway,
+            sandbox: "shop-0-1".into(),
+            what: String::new(),
+        };
+        let leaving = |who: &str| Departures(BTreeMap::from([(who.to_owned(), begun)]));
+        assert!(Departures::default().is_early(&cut(100), limit));
+        assert!(leaving("10.91.1.5").is_early(&cut(29), limit));
+        assert!(!leaving("10.91.1.5").is_early(&cut(30), limit));
+        assert!(!leaving("shop-0-1").is_early(&cut(31), limit));
+        assert!(leaving("shop-1-1").is_early(&cut(31), limit));
+    }
+}
