@@ -31,6 +31,7 @@ const OURS: [(&str, &[&str]); 14] = [
     ),
     ("e2e/bench", &["portolan-api", "portolan-cluster", "portolan-ingress"]),
     ("e2e/cluster", &[]),
+    ("e2e/hostile", &[]),
     ("e2e/soak", &["portolan-cluster"]),
     ("docs/samples/echo", &[]),
 ];
