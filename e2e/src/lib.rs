@@ -15,6 +15,7 @@
 //! # }
 //! ```
 
+pub mod gateways;
 pub mod ingress;
 pub mod space;
 pub mod visitor;

@@ -6,7 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Which crates of ours a crate may depend on; `CONTROLLERS` stands for each of them.
-const OURS: [(&str, &[&str]); 14] = [
+const OURS: [(&str, &[&str]); 15] = [
     ("src/api", &[]),
     ("src/process", &[]),
     ("src/reconcile", &["portolan-api", "portolan-process"]),

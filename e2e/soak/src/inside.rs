@@ -11,14 +11,17 @@ use tokio_util::sync::CancellationToken;
 
 /// Work on a thread of its own, until it is told to stop.
 #[derive(Debug)]
-pub(crate) struct Inside<T> {
+pub struct Inside<T> {
     stop: CancellationToken,
     thread: JoinHandle<anyhow::Result<T>>,
 }
 
 impl<T: Send + 'static> Inside<T> {
     /// Begins work in the network of a machine, on a runtime of one thread.
-    pub(crate) fn start<W, F>(cluster: &Cluster, machine: &str, work: W) -> anyhow::Result<Self>
+    ///
+    /// # Errors
+    /// When the cluster has no such machine.
+    pub fn start<W, F>(cluster: &Cluster, machine: &str, work: W) -> anyhow::Result<Self>
     where
         W: FnOnce(CancellationToken) -> F + Send + 'static,
         F: Future<Output = T>,
@@ -38,7 +41,10 @@ impl<T: Send + 'static> Inside<T> {
     }
 
     /// Tells it to stop, and waits for what came of it.
-    pub(crate) async fn end(self) -> anyhow::Result<T> {
+    ///
+    /// # Errors
+    /// When the thread failed.
+    pub async fn end(self) -> anyhow::Result<T> {
         self.stop.cancel();
         let ended = tokio::task::spawn_blocking(|| self.thread.join()).await?;
         ended.map_err(|_| anyhow!("the thread of the visitors panicked"))?

@@ -9,7 +9,7 @@
 //! is a test.
 
 mod extent;
-mod inside;
+pub mod inside;
 pub mod load;
 mod report;
 mod scenarios;
