@@ -27,3 +27,17 @@ pub const DRAIN_REASON: &str = "portolan.dev/drain-reason";
 pub const COMPONENT: &str = "app.kubernetes.io/component";
 /// Value of [`COMPONENT`] on gateway Pods and their Leases.
 pub const COMPONENT_GATEWAY: &str = "gateway";
+
+/// Label of a Service: which proxy serves it. With the value [`MANAGER`], Portolan's node agents
+/// do, and no other.
+pub const SERVICE_PROXY: &str = "service.kubernetes.io/service-proxy-name";
+/// Label of a Service that is the internal name of an http-only service.
+pub const INTERNAL: &str = "portolan.dev/internal";
+/// Value of [`INTERNAL`]: its addresses lead to the gateways.
+pub const INTERNAL_HTTP: &str = "http";
+/// Label of an EndpointSlice: who keeps it.
+pub const SLICE_MANAGED_BY: &str = "endpointslice.kubernetes.io/managed-by";
+/// Value of [`SLICE_MANAGED_BY`] on ours.
+pub const SLICE_MANAGER: &str = "portolan.dev";
+/// Label of an EndpointSlice: the Service whose endpoints it lists.
+pub const SLICE_SERVICE: &str = "kubernetes.io/service-name";
