@@ -47,7 +47,6 @@ mod simulation;
 mod status;
 #[cfg(test)]
 mod status_tests;
-mod sweep;
 mod view;
 mod wake;
 
@@ -58,6 +57,7 @@ use jiff::Timestamp;
 use k8s_openapi::api::coordination::v1::Lease;
 use kube::Resource;
 use portolan_api::{App, Claim, ClaimKind, Domain, Gateway, GatewayReport, Route};
+use portolan_claims::{Claims, Realm, sweep};
 use portolan_reconcile::{
     Cache, Context, Controller, Events, Next, ObjectKey, Pass, Reconciler, RunError, StatusWrite,
     Target, Watch, Writer,
@@ -76,8 +76,9 @@ const BY_INTEREST: &str = "interest";
 const BY_APP: &str = "app";
 /// Routes by `namespace/name` of the Secret with their certificate.
 const BY_SECRET: &str = "secret";
-/// Claims on hosts by `namespace/name` of their holder.
-const BY_HOLDER: &str = "holder";
+
+/// What Routes claim.
+const REALM: Realm = Realm { kind: ClaimKind::Host, holder: "Route" };
 
 /// What the controller must know of the installation.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -97,7 +98,8 @@ pub fn run(
     ctx: &Context,
     settings: Settings,
 ) -> impl Future<Output = Result<(), RunError>> + Send + use<> {
-    let (routes, claims, domains) = (run_routes(ctx, settings), sweep::run(ctx), domain::run(ctx));
+    let (routes, claims, domains) =
+        (run_routes(ctx, settings), sweep::<Route>(ctx, "claim", REALM), domain::run(ctx));
     async move { try_join!(routes, claims, domains).map(|((), (), ())| ()) }
 }
 
@@ -117,10 +119,8 @@ fn run_routes(
             }),
     );
     let known = routes.clone();
-    let claims: Cache<Claim> = controller
-        .watch(Watch::new().prune().index(BY_HOLDER, holder_of), move |change| {
-            wake::by_claim(change, &known)
-        });
+    let claims: Cache<Claim> =
+        controller.watch(REALM.watch(), move |change| wake::by_claim(change, &known));
     let known = routes.clone();
     let domains = controller.watch(Watch::<Domain>::new().project(DomainRule::of), move |change| {
         wake::by_domain(change, &known)
@@ -141,6 +141,7 @@ fn run_routes(
         move |change| wake::by_lease(change, &known),
     );
     let (writer, events) = (controller.writer(), controller.events());
+    let claims = Claims::new(REALM, writer.clone(), claims);
     controller.run(RouteReconciler {
         writer,
         events,
@@ -159,7 +160,7 @@ struct RouteReconciler {
     writer: Writer,
     events: Events,
     routes: Cache<Route>,
-    claims: Cache<Claim>,
+    claims: Claims,
     domains: Cache<Domain, DomainRule>,
     apps: Cache<App, AppServices>,
     reports: Cache<GatewayReport, CertificateProblems>,
@@ -198,12 +199,6 @@ fn interests(route: &Route) -> Vec<String> {
     let mut hosts = host::above(host);
     hosts.push(host.clone());
     hosts
-}
-
-/// `namespace/name` of the Route that holds a Claim on a host.
-fn holder_of(claim: &Claim) -> Option<String> {
-    let is_route = claim.spec.kind == ClaimKind::Host && observe::is_route(&claim.spec.holder.kind);
-    is_route.then(|| observe::holder_key(claim).to_string())
 }
 
 /// `namespace/name` of something that a Route names in its own namespace.

@@ -4,13 +4,13 @@
 use std::sync::Arc;
 
 use jiff::Timestamp;
-use portolan_api::{CertificateReport, Claim, ClaimKind, GatewayPhase, Route, names};
+use portolan_api::{CertificateReport, Claim, GatewayPhase, Route};
+use portolan_claims::{HolderState, holder_key};
 use portolan_reconcile::{ObjectKey, Observed, Pass};
-use serde::Serialize;
 
 use crate::policy::{self, DomainRule};
 use crate::view::AppServices;
-use crate::{BY_HOLDER, BY_HOST, RouteReconciler, host};
+use crate::{BY_HOST, REALM, RouteReconciler, host};
 
 /// Everything that a pass over one Route may know.
 #[derive(Clone, Debug)]
@@ -33,23 +33,6 @@ pub(crate) struct Situation {
     pub(crate) certificate: CertificateSightings,
 }
 
-/// What is known about the holder of the Claim on a Route's host.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub(crate) enum HolderState {
-    /// It is the Route itself.
-    Own,
-    /// It is another Route, and it asks for this host.
-    Asks,
-    /// It is another Route, and it asks for another host now.
-    Left,
-    /// It is a Route that does not exist any more.
-    Gone,
-    /// The Claim is not one of a Route on this host: somebody reserved the name by hand.
-    Reserved,
-    /// It could not be found out; the text says why.
-    Unknown(String),
-}
-
 /// What the live gateways say about one certificate. They report only what they cannot use.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct CertificateSightings {
@@ -67,7 +50,7 @@ impl RouteReconciler {
     pub(crate) async fn observe(&self, route: Arc<Route>, pass: &Pass) -> Situation {
         let key = pass.key();
         let wanted = route.spec.host.as_str();
-        let claim = match self.claims.get(&claim_key(wanted)) {
+        let claim = match self.claims.named(wanted) {
             Some(claim) => {
                 let holder = self.holder(&claim, &route).await;
                 Some((claim, holder))
@@ -80,7 +63,7 @@ impl RouteReconciler {
             domains: self.domains.list(),
             claim,
             above: host::above(wanted).iter().filter_map(|host| self.claim_on(host)).collect(),
-            own: self.own_claims(&route, key),
+            own: self.claims.held_by(route.as_ref()),
             app: self.apps.observed(&app),
             certificate: self.certificate(&route, key, pass.now()),
             route,
@@ -106,14 +89,8 @@ impl RouteReconciler {
         same
     }
 
-    fn own_claims(&self, route: &Route, key: &ObjectKey) -> Vec<Arc<Claim>> {
-        let mut own = self.claims.by_index(BY_HOLDER, &key.to_string());
-        own.retain(|claim| is_holder(route, claim));
-        own
-    }
-
     fn claim_on(&self, host: &str) -> Option<Arc<Claim>> {
-        self.claims.get(&claim_key(host)).filter(|claim| policy::is_claim_on(claim, host))
+        self.claims.named(host).filter(|claim| policy::is_claim_on(claim, host))
     }
 
     fn certificate(&self, route: &Route, key: &ObjectKey, now: Timestamp) -> CertificateSightings {
@@ -149,50 +126,15 @@ pub(crate) fn confirmed(
     route: &Route,
     cached: Option<&Route>,
 ) -> Option<HolderState> {
-    let holder = &claim.spec.holder;
-    if !policy::is_claim_on(claim, &route.spec.host) || !is_route(&holder.kind) {
-        return Some(HolderState::Reserved);
-    }
-    if route.metadata.uid.as_ref() == Some(&holder.uid) {
-        return Some(HolderState::Own);
-    }
-    cached.is_some_and(|cached| asks(cached, claim)).then_some(HolderState::Asks)
+    let host = route.spec.host.as_str();
+    portolan_claims::confirmed(REALM, (claim, host), route, cached, |cached| asks(cached, claim))
 }
 
 /// What the API server said about the holder of a Claim; `live` is the Route under its name.
 pub(crate) fn judged(claim: &Claim, live: Observed<&Route>) -> HolderState {
-    match live {
-        Observed::Absent => HolderState::Gone,
-        Observed::Present(live) if asks(live, claim) => HolderState::Asks,
-        Observed::Present(live) if is_holder(live, claim) => HolderState::Left,
-        Observed::Present(_) => HolderState::Gone,
-        Observed::Unknown(why) => HolderState::Unknown(why),
-    }
+    portolan_claims::judged(claim, live, |live| asks(live, claim))
 }
 
 fn asks(route: &Route, claim: &Claim) -> bool {
-    is_holder(route, claim) && route.spec.host == claim.spec.value
+    route.spec.host == claim.spec.value
 }
-
-/// An object of the same name with another UID does not hold the Claim.
-fn is_holder(route: &Route, claim: &Claim) -> bool {
-    route.metadata.uid.as_ref() == Some(&claim.spec.holder.uid)
-}
-
-/// The key of the object that holds a Claim.
-pub(crate) fn holder_key(claim: &Claim) -> ObjectKey {
-    ObjectKey::new(&*claim.spec.holder.namespace, &*claim.spec.holder.name)
-}
-
-/// The key of the Claim on a host.
-pub(crate) fn claim_key(host: &str) -> ObjectKey {
-    ObjectKey::cluster(names::claim(ClaimKind::Host, host))
-}
-
-/// Whether this kind of holder is ours to judge.
-pub(crate) fn is_route(kind: &str) -> bool {
-    kind == ROUTE
-}
-
-/// The kind of the holders that this controller writes.
-pub(crate) const ROUTE: &str = "Route";

@@ -4,10 +4,12 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use portolan_api::{Claim, Holder, Route};
+use portolan_claims::HolderState;
 use portolan_reconcile::Target;
 use serde::Serialize;
 
-use crate::observe::{HolderState, ROUTE, Situation};
+use crate::REALM;
+use crate::observe::Situation;
 use crate::policy::{self, Denial, DomainRule, Request};
 
 /// How long a Route leaves a free host to an older one of its namespace before it looks whether
@@ -105,7 +107,7 @@ pub(crate) enum Rival {
 impl Rival {
     /// The holder of a Claim, as a Route of `namespace` may see it.
     pub(crate) fn of(holder: &Holder, namespace: &str) -> Self {
-        if holder.kind != ROUTE {
+        if holder.kind != REALM.holder {
             Self::Reserved(holder.kind.clone())
         } else if holder.namespace == namespace {
             Self::Sibling(holder.name.clone())
@@ -218,10 +220,5 @@ fn namespace(route: &Route) -> &str {
 }
 
 fn holder(route: &Route) -> Holder {
-    Holder {
-        kind: ROUTE.into(),
-        namespace: namespace(route).into(),
-        name: route.metadata.name.clone().unwrap_or_default(),
-        uid: route.metadata.uid.clone().unwrap_or_default(),
-    }
+    REALM.holder(route)
 }

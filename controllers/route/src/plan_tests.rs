@@ -3,10 +3,11 @@
 use std::sync::Arc;
 
 use portolan_api::{Claim, Holder, Route};
+use portolan_claims::HolderState;
 use portolan_reconcile::{Observed, Target};
 
 use crate::fixtures::{claim, domain, route};
-use crate::observe::{CertificateSightings, HolderState, Situation};
+use crate::observe::{CertificateSightings, Situation};
 use crate::plan::{Hold, Plan, Reason, Rival, Step, plan};
 use crate::policy::{Denial, DomainRule};
 

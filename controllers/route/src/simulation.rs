@@ -6,14 +6,15 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use portolan_api::{Claim, Route};
+use portolan_claims::holder_key;
 use portolan_reconcile::{ObjectKey, Observed, Target};
 use proptest::prelude::*;
 
 use crate::fixtures::{claim, domain, route};
-use crate::host;
-use crate::observe::{CertificateSightings, Situation, claim_key, confirmed, holder_key, judged};
+use crate::observe::{CertificateSightings, Situation, confirmed, judged};
 use crate::plan::{Hold, Plan, Step, plan};
 use crate::policy::DomainRule;
+use crate::{REALM, host};
 
 const NAMESPACES: [&str; 3] = ["team-a", "team-b", "team-c"];
 const NAMES: [&str; 2] = ["alpha", "beta"];
@@ -136,7 +137,7 @@ impl World {
     /// What a pass over `route` sees: this world through the caches, and `live` where it asks.
     fn situation(&self, route: &Arc<Route>, live: &Self) -> Situation {
         let (wanted, own) = (route.spec.host.as_str(), ObjectKey::of(route.as_ref()));
-        let claim = self.claims.get(&claim_key(wanted)).map(|claim| {
+        let claim = self.claims.get(&REALM.key(wanted)).map(|claim| {
             let holder = holder_key(claim);
             let cached = self.routes.get(&holder).map(Arc::as_ref);
             let state = confirmed(claim, route, cached).unwrap_or_else(|| {
@@ -157,7 +158,7 @@ impl World {
             claim,
             above: above
                 .iter()
-                .filter_map(|host| self.claims.get(&claim_key(host)))
+                .filter_map(|host| self.claims.get(&REALM.key(host)))
                 .cloned()
                 .collect(),
             own: held
@@ -185,14 +186,14 @@ impl World {
                     Some(_) => return changed,
                 },
                 Step::Create { host, holder } => {
-                    if self.claims.contains_key(&claim_key(host)) {
+                    if self.claims.contains_key(&REALM.key(host)) {
                         return changed;
                     }
                     let tick = self.tick();
                     let mut new = claim(host, &holder.namespace, &holder.name, &holder.uid);
                     new.metadata.uid = Some(format!("claim-{tick}"));
                     new.metadata.resource_version = Some(tick.to_string());
-                    self.claims.insert(claim_key(host), Arc::new(new));
+                    self.claims.insert(REALM.key(host), Arc::new(new));
                     changed = true;
                 }
             }
@@ -292,7 +293,7 @@ fn run(events: &[Event]) -> World {
                 }
             }
             Event::Sweep { process, host } => {
-                world.sweep(&seen[*process], &claim_key(HOSTS[*host]));
+                world.sweep(&seen[*process], &REALM.key(HOSTS[*host]));
             }
             _ => {}
         }
@@ -322,7 +323,7 @@ proptest! {
         let winner = world.claims.values().next().unwrap().spec.holder.namespace.clone();
         world.settle();
         world.check_settled();
-        let holder = &world.claims[&claim_key(HOSTS[0])].spec.holder.namespace;
+        let holder = &world.claims[&REALM.key(HOSTS[0])].spec.holder.namespace;
         prop_assert_eq!(holder, &winner, "the winner stays");
     }
 }

@@ -97,7 +97,7 @@ fn created(created: Creation) -> Outcome {
 }
 
 fn failed() -> Outcome {
-    Outcome { created: None, failure: Some(Error::Stale) }
+    Outcome { created: None, failure: Some(Error::Claim(portolan_claims::Error::Stale)) }
 }
 
 fn run(situation: &Situation, plan: &Plan, outcome: &Outcome) -> Report {
@@ -329,7 +329,10 @@ fn a_first_pass_that_fails_does_not_guess() {
 
 #[test]
 fn a_release_that_fails_does_not_hide_that_the_host_is_held() {
-    let outcome = Outcome { created: Some(Creation::Won), failure: Some(Error::Stale) };
+    let outcome = Outcome {
+        created: Some(Creation::Won),
+        failure: Some(Error::Claim(portolan_claims::Error::Stale)),
+    };
     let report = run(&situation(), &claiming(), &outcome);
     check_condition(&report.status, conditions::HOST_CLAIMED, ("True", reason::CLAIMED, HOST));
 }

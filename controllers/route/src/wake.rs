@@ -5,19 +5,19 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use portolan_api::{CertificateReport, Claim, ClaimKind, Gateway, Route};
+use portolan_claims::holder_key;
 use portolan_reconcile::{Cache, Change, ObjectKey};
 
-use crate::observe::{holder_key, is_route};
 use crate::policy::DomainRule;
 use crate::view::{AppServices, CertificateProblems};
-use crate::{BY_APP, BY_INTEREST, BY_SECRET, host};
+use crate::{BY_APP, BY_INTEREST, BY_SECRET, REALM, host};
 
 /// A Claim concerns its holder, whoever asks for that host, and whoever asks for one below it.
 pub(crate) fn by_claim(change: &Change<'_, Claim>, routes: &Cache<Route>) -> BTreeSet<ObjectKey> {
     let claims = change.old.into_iter().chain(change.new);
     let mut woken = BTreeSet::new();
     for claim in claims.filter(|claim| claim.spec.kind == ClaimKind::Host) {
-        if is_route(&claim.spec.holder.kind) {
+        if REALM.has(claim) {
             woken.insert(holder_key(claim));
         }
         woken.extend(found(routes, BY_INTEREST, &claim.spec.value));

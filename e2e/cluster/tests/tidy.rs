@@ -6,16 +6,18 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Which crates of ours a crate may depend on; `CONTROLLERS` stands for each of them.
-const OURS: [(&str, &[&str]); 15] = [
+const OURS: [(&str, &[&str]); 17] = [
     ("src/api", &[]),
     ("src/process", &[]),
     ("src/reconcile", &["portolan-api", "portolan-process"]),
+    ("src/claims", &["portolan-api", "portolan-reconcile"]),
     ("src/nft", &[]),
     ("src/ingress", &["portolan-api", "portolan-process", "portolan-reconcile"]),
     ("controllers/app", CONTROLLER),
     ("controllers/version", CONTROLLER),
     ("controllers/pool", CONTROLLER),
-    ("controllers/route", CONTROLLER),
+    ("controllers/route", CLAIMANT),
+    ("controllers/service", CLAIMANT),
     (
         "src/portolan",
         &[
@@ -23,19 +25,26 @@ const OURS: [(&str, &[&str]); 15] = [
             "portolan-controller-app",
             "portolan-controller-pool",
             "portolan-controller-route",
+            "portolan-controller-service",
             "portolan-controller-version",
             "portolan-ingress",
             "portolan-process",
             "portolan-reconcile",
         ],
     ),
-    ("e2e/bench", &["portolan-api", "portolan-cluster", "portolan-ingress"]),
+    (
+        "e2e/bench",
+        &["portolan-api", "portolan-cluster", "portolan-hostile", "portolan-ingress"],
+    ),
     ("e2e/cluster", &[]),
     ("e2e/hostile", &[]),
     ("e2e/soak", &["portolan-cluster"]),
     ("docs/samples/echo", &[]),
 ];
 const CONTROLLER: &[&str] = &["portolan-api", "portolan-process", "portolan-reconcile"];
+/// A controller of objects that hold Claims.
+const CLAIMANT: &[&str] =
+    &["portolan-api", "portolan-claims", "portolan-process", "portolan-reconcile"];
 
 /// Crates of others that a crate must not see.
 const NEVER: [(&str, &[&str]); 4] = [
