@@ -204,6 +204,32 @@ async fn a_node_port_is_asked_for_once() -> anyhow::Result<()> {
 }
 
 #[tokio::test]
+async fn affinity_needs_a_port_that_routes_do_not_serve() -> anyhow::Result<()> {
+    const NEEDS: &str =
+        "spec.services[0] | ClientIP needs a port of type tcp or udp, or a nodePort";
+    let rows: Rows<'_> = &[
+        ("{sessionAffinity: ClientIP, ports: [{name: a, port: 1, type: tcp}]}", ACCEPTED),
+        ("{sessionAffinity: ClientIP, ports: [{name: a, port: 1, type: udp}]}", ACCEPTED),
+        ("{sessionAffinity: ClientIP, ports: [{name: a, port: 1, nodePort: 80}]}", ACCEPTED),
+        ("{sessionAffinity: ClientIP, port: 1, portType: udp}", ACCEPTED),
+        ("{sessionAffinity: None}", ACCEPTED),
+        ("{sessionAffinity: ClientIP}", NEEDS),
+        ("{sessionAffinity: ClientIP, port: 1}", NEEDS),
+        ("{sessionAffinity: ClientIP, port: 1, portType: http}", NEEDS),
+        ("{sessionAffinity: ClientIP, ports: [{name: a, port: 1}]}", NEEDS),
+        (
+            "{sessionAffinity: Cookie, port: 1, portType: tcp}",
+            "sessionAffinity: Unsupported value: \"Cookie\" | \"ClientIP\", \"None\"",
+        ),
+    ];
+    let named = |mut spec: Value| {
+        spec["name"] = json!("irc");
+        service(spec)
+    };
+    check(named, rows).await
+}
+
+#[tokio::test]
 async fn scale_says_what_fits_its_mode() -> anyhow::Result<()> {
     const SCALE: &str = "spec.services[0].scale";
     let refused = |text: &str| format!("{SCALE} | {text}");

@@ -7,10 +7,11 @@ use kube_derive::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::app_service::SessionAffinity;
 use crate::sandbox::{Port, PortType, SandboxTemplate};
 use crate::schema::{
     distinct_node_ports, distinct_node_ports_of_services, distinct_ports, env_name, env_port,
-    env_prefix, env_value, is_name, probe_handler, probe_port, rule,
+    env_prefix, env_value, is_name, probe_handler, probe_port, rule, session_affinity,
 };
 
 /// An application: one image or several, its services, and how they scale. Applying it makes an
@@ -117,6 +118,7 @@ fn default_progress_deadline() -> i32 {
 #[x_kube(validation = probe_port("readiness"))]
 #[x_kube(validation = probe_port("liveness"))]
 #[x_kube(validation = probe_port("startup"))]
+#[x_kube(validation = session_affinity())]
 pub struct ServiceSpec {
     /// Name, unique within the App: lower-case letters, digits and hyphens, at most 20.
     #[schemars(length(min = 1, max = 20))]
@@ -165,6 +167,11 @@ pub struct ServiceSpec {
     #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
     #[x_kube(validation = distinct_ports(), validation = distinct_node_ports())]
     pub ports: Vec<Port>,
+    /// How a client of a tcp or udp port, or of a node port, finds its sandbox again: `None`
+    /// (default: any sandbox) or `ClientIP` (by its address). Routes do not look at it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "SessionAffinity")]
+    pub session_affinity: Option<SessionAffinity>,
     /// How many sandboxes run. Absent: `web` is Auto (10 requests an instance, asleep after 15
     /// minutes), any other service is Fixed with 1.
     #[serde(default, skip_serializing_if = "Option::is_none")]

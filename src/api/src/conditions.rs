@@ -117,7 +117,27 @@ pub mod reason {
         ROUTES_READY = "RoutesReady";
         /// A Route of the App is not ready.
         ROUTE_NOT_READY = "RouteNotReady";
+        /// No sandbox takes connections.
+        NO_ENDPOINTS = "NoEndpoints";
+        /// Another AppService holds the node port.
+        NODE_PORT_CONFLICT = "NodePortConflict";
+        /// The installation does not let Apps have the node port.
+        NODE_PORT_RESERVED = "NodePortReserved";
+        /// A Kubernetes Service or a process of a node has the node port.
+        NODE_PORT_TAKEN = "NodePortTaken";
+        /// The cluster has no service address left.
+        ADDRESSES_EXHAUSTED = "AddressesExhausted";
+        /// The API server refused the Service or its EndpointSlices.
+        SERVICE_REFUSED = "ServiceRefused";
         /// A service has a port that is not http, or a node port, and so never sleeps.
         L4_PORTS = "L4Ports";
+        /// The node's kernel forwards what it should.
+        PROGRAMMED = "Programmed";
+        /// The node's kernel refuses a part of what it should forward.
+        PARTLY_PROGRAMMED = "PartlyProgrammed";
+        /// The node's kernel cannot be programmed, or not any more.
+        UNPROGRAMMABLE = "Unprogrammable";
+        /// The node has a table of Portolan's name that Portolan did not make.
+        FOREIGN_TABLE = "ForeignTable";
     }
 }

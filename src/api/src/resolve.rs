@@ -8,6 +8,7 @@ use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use serde_json::{Value, json};
 
 use crate::app::{AppSpec, ScaleMode, ScaleSpec, ServiceSpec};
+use crate::app_service::SessionAffinity;
 use crate::names;
 use crate::pool::PoolScale;
 use crate::sandbox::{Port, PortType, SandboxPort, SandboxSpec};
@@ -104,6 +105,9 @@ fn canonical_service(service: &mut Value) {
                 service.remove(field);
             }
         }
+        if service.get("sessionAffinity").is_some_and(|affinity| affinity == "None") {
+            service.remove("sessionAffinity");
+        }
     }
 }
 
@@ -141,6 +145,9 @@ fn resolve_service(app: &AppSpec, service: &ServiceSpec) -> VersionService {
         sandbox,
         scale: resolve_scale(&service.name, service.scale.as_ref()),
         ports,
+        session_affinity: service
+            .session_affinity
+            .filter(|affinity| *affinity != SessionAffinity::None),
     }
 }
 

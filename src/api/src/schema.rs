@@ -90,6 +90,17 @@ pub(crate) fn distinct_node_ports_of_services() -> Rule {
     )
 }
 
+/// Gateways divide requests by load, so only what goes around them can be bound to an address.
+pub(crate) fn session_affinity() -> Rule {
+    rule(
+        "!has(self.sessionAffinity) || self.sessionAffinity == 'None' || \
+         (has(self.portType) && self.portType != 'http') || \
+         (has(self.ports) && self.ports.exists(p, p.type != 'http' || has(p.nodePort)))",
+        "sessionAffinity: ClientIP needs a port of type tcp or udp, or a nodePort; requests of \
+         routes are divided by load",
+    )
+}
+
 /// The transport of a port `p`, in words of an error message.
 const TRANSPORT: &str = "p.type == 'udp' ? 'udp' : 'tcp'";
 

@@ -4,6 +4,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube_derive::{CustomResource, KubeSchema};
 use serde::{Deserialize, Serialize};
 
+use crate::app_service::SessionAffinity;
 use crate::pool::PoolScale;
 use crate::sandbox::{Port, PortType, SandboxSpec};
 
@@ -60,6 +61,10 @@ pub struct VersionService {
     #[schemars(length(max = 16))]
     #[x_kube(merge_strategy = ListMerge::Atomic)]
     pub ports: Vec<Port>,
+    /// How a client that comes other than through routes finds its sandbox again. Absent: `None`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "SessionAffinity")]
+    pub session_affinity: Option<SessionAffinity>,
 }
 
 impl VersionService {

@@ -52,6 +52,18 @@ const CHANGES: &[(&str, &str, &str, Common)] = &[
           template: {labels: {}, volumes: []}, ports: []}]}",
         Common::Version,
     ),
+    (
+        "the affinity that is the default, written out",
+        "{image: a, services: [{name: irc, port: 1, portType: tcp}]}",
+        "{image: a, services: [{name: irc, port: 1, portType: tcp, sessionAffinity: None}]}",
+        Common::Version,
+    ),
+    (
+        "affinity",
+        "{image: a, services: [{name: irc, port: 1, portType: tcp}]}",
+        "{image: a, services: [{name: irc, port: 1, portType: tcp, sessionAffinity: ClientIP}]}",
+        Common::Pools,
+    ),
     ("scale", WEB, "{image: a, services: [{name: web, scale: {max: 3}}]}", Common::Pools),
     (
         "a default of Portolan, written out",

@@ -77,7 +77,10 @@ fn every_kind_with_a_status_has_conditions_by_type_and_shows_whether_it_is_ready
         let version = &crd["spec"]["versions"][0];
         let status = &version["schema"]["openAPIV3Schema"]["properties"]["status"];
         if status.is_null() {
-            assert!(["Claim", "GatewayReport", "NodeReport"].contains(&kind), "{kind} has no status");
+            assert!(
+                ["Claim", "GatewayReport", "NodeReport"].contains(&kind),
+                "{kind} has no status"
+            );
             continue;
         }
         let fields = &status["properties"];
