@@ -111,15 +111,19 @@ test: lint deps ## Every test, on a real cluster.
 BENCH := $(TARGET)/release/portolan-bench
 
 .PHONY: bench
-bench: bench-ingress bench-wake bench-routes bench-apps ## Every benchmark, beside its peers; writes docs/benchmarks.md.
+bench: bench-ingress bench-hostile bench-wake bench-routes bench-apps ## Every benchmark, beside its peers; writes docs/benchmarks.md.
 
 .PHONY: bench-build
 bench-build: packages
-	cargo build --release --locked -p portolan-bench -p portolan
+	cargo build --release --locked -p portolan-bench -p portolan -p portolan-sample-echo
 
 .PHONY: bench-ingress
 bench-ingress: bench-build ## The gateway against nginx and HAProxy.
 	$(BENCH) ingress
+
+.PHONY: bench-hostile
+bench-hostile: bench-build ## A neighbour's latency while others are attacked, beside a decoy.
+	$(BENCH) hostile
 
 .PHONY: bench-wake
 bench-wake: bench-build ## Waking sleeping Apps, with a stub for the kubelet.

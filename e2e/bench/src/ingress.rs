@@ -93,14 +93,14 @@ async fn measure(
 }
 
 /// Starts this program in another role; the first address is where it listens.
-async fn own(role: &[&str], addresses: &[SocketAddr]) -> anyhow::Result<Program> {
+pub(crate) async fn own(role: &[&str], addresses: &[SocketAddr]) -> anyhow::Result<Program> {
     let mut command = Command::new(env::current_exe().context("find this program")?);
     command.args(role).args(addresses.iter().map(ToString::to_string));
     Program::start(command, addresses[0]).await
 }
 
 /// A loopback port that nobody listens on.
-fn free() -> anyhow::Result<SocketAddr> {
+pub(crate) fn free() -> anyhow::Result<SocketAddr> {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("find a free port")?;
     listener.local_addr().context("read a free port")
 }

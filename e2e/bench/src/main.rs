@@ -5,6 +5,7 @@
 //! table to `docs/benchmarks.md`.
 
 mod figures;
+mod hostile;
 mod ingress;
 mod load;
 mod paced;
@@ -29,6 +30,8 @@ struct Args {
 enum Command {
     /// The gateway against nginx and HAProxy: throughput, CPU per request, added latency.
     Ingress(ingress::IngressArgs),
+    /// A neighbour's latency while others are attacked through the same gateway.
+    Hostile(hostile::HostileArgs),
     /// Waking sleeping Apps, one after the other and a hundred at once.
     Wake(stub::WakeArgs),
     /// A Route applied beside thousands of others, until its host answers.
@@ -41,13 +44,21 @@ enum Command {
         /// Where it listens.
         address: SocketAddr,
     },
-    /// The gateway's data plane with one App; started by the benchmarks.
+    /// The gateway's data plane with a few Apps; started by the benchmarks.
     #[command(hide = true)]
     Gateway {
         /// Where it listens.
         address: SocketAddr,
-        /// Its one sandbox.
+        /// The one sandbox of all of them.
         sandbox: SocketAddr,
+    },
+    /// Clients who mean harm; started by the benchmarks.
+    #[command(hide = true)]
+    Attackers {
+        /// What they do.
+        attack: String,
+        /// Whom they attack.
+        address: SocketAddr,
     },
 }
 
@@ -56,10 +67,12 @@ fn main() -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     match command {
         Command::Ingress(args) => runtime.block_on(args.run()),
+        Command::Hostile(args) => runtime.block_on(args.run()),
         Command::Wake(args) => runtime.block_on(args.run()),
         Command::Routes(args) => runtime.block_on(args.run()),
         Command::Apps(args) => runtime.block_on(args.run()),
         Command::Backend { address } => roles::backend(address),
+        Command::Attackers { attack, address } => hostile::attackers(&attack, address),
         Command::Gateway { address, sandbox } => runtime.block_on(roles::gateway(address, sandbox)),
     }
 }

@@ -23,6 +23,12 @@ use tokio_util::sync::CancellationToken;
 
 /// The host that every proxy routes.
 pub(crate) const HOST: &str = "bench.test";
+/// The host of an App that is attacked.
+pub(crate) const VICTIM: &str = "victim.test";
+/// The host of an App that serves one request at a time.
+pub(crate) const SLOW: &str = "slow.test";
+/// Bytes that a request for the victim may have.
+const BODY: u64 = 1 << 20;
 /// What the program answers: small, so that the proxies' own work is what is measured.
 const ANSWER: Bytes = Bytes::from_static(b"Hello, world!");
 
@@ -43,12 +49,29 @@ pub(crate) fn backend(address: SocketAddr) -> anyhow::Result<()> {
     })
 }
 
-/// Serves one Route to one sandbox, which is always ready, without the access log: the peers
+/// One App of the gateway under measure.
+struct App {
+    name: &'static str,
+    host: &'static str,
+    slots: Slots,
+    request_body_max: Option<u64>,
+}
+
+const APPS: [App; 3] = [
+    App { name: "bench", host: HOST, slots: Slots::Unlimited, request_body_max: None },
+    App { name: "victim", host: VICTIM, slots: Slots::Unlimited, request_body_max: Some(BODY) },
+    App { name: "slow", host: SLOW, slots: Slots::Limited(1), request_body_max: None },
+];
+
+/// Serves each Route to one sandbox, which is always ready, without the access log: the peers
 /// write none either.
 pub(crate) async fn gateway(address: SocketAddr, sandbox: SocketAddr) -> anyhow::Result<()> {
     let settings = Settings { access_log: AccessLog::Off, ..Settings::standard() };
     let ingress = Ingress::new(settings, Arc::new(Metrics::new()));
-    feed(&ingress, sandbox)?;
+    for app in &APPS {
+        feed(&ingress, app, sandbox)?;
+    }
+    ingress.mark_synced();
     let config = ListenerConfig {
         scheme: Scheme::Http { https_port: None },
         proxy_protocol: ProxyProtocol::Off,
@@ -57,12 +80,12 @@ pub(crate) async fn gateway(address: SocketAddr, sandbox: SocketAddr) -> anyhow:
     ingress.serve(vec![listener], CancellationToken::new()).await.context("serve")
 }
 
-fn feed(ingress: &Ingress, sandbox: SocketAddr) -> anyhow::Result<()> {
+fn feed(ingress: &Ingress, app: &App, sandbox: SocketAddr) -> anyhow::Result<()> {
     let namespace: Arc<str> = "bench".into();
     let service =
-        ServiceKey { namespace: namespace.clone(), app: "bench".into(), service: "web".into() };
-    let name = PoolName { namespace: namespace.clone(), name: "bench-web".into() };
-    let pool = PoolId { name: name.clone(), uid: "pool".into() };
+        ServiceKey { namespace: namespace.clone(), app: app.name.into(), service: "web".into() };
+    let name = PoolName { namespace: namespace.clone(), name: format!("{}-web", app.name).into() };
+    let pool = PoolId { name: name.clone(), uid: format!("{}-pool", app.name).into() };
     let config = PoolConfig {
         port: sandbox.port(),
         protocol: AppProtocol::Http1,
@@ -70,22 +93,22 @@ fn feed(ingress: &Ingress, sandbox: SocketAddr) -> anyhow::Result<()> {
         concurrency: Concurrency::Soft,
     };
     ingress.upsert_pool(&pool, config);
-    ingress.activate(&service, Activation { app_uid: "app".into(), epoch: 1, pool: name });
+    ingress.activate(&service, Activation { app_uid: app.name.into(), epoch: 1, pool: name });
+    let sandbox_name = format!("{}-web-0-1", app.name);
     let ready = SandboxConfig {
-        id: SandboxId { name: "bench-web-0-1".into(), uid: "sandbox".into() },
+        id: SandboxId { name: sandbox_name.as_str().into(), uid: sandbox_name.as_str().into() },
         address: Some(sandbox.ip()),
         phase: SandboxPhase::Ready,
-        slots: Slots::Unlimited,
+        slots: app.slots,
     };
     ingress.upsert_sandbox(&pool, &ready);
     let route = RouteConfig {
-        host: HostPattern::parse(HOST)?,
+        host: HostPattern::parse(app.host)?,
         service,
         timeouts: RouteTimeouts::standard(),
-        request_body_max: None,
+        request_body_max: app.request_body_max,
         plain_http: PlainHttp::Serve,
     };
-    ingress.upsert_route(RouteId { namespace, name: "bench".into() }, &route);
-    ingress.mark_synced();
+    ingress.upsert_route(RouteId { namespace, name: app.name.into() }, &route);
     Ok(())
 }

@@ -98,7 +98,7 @@ impl Attack {
     pub const fn title(self) -> &'static str {
         match self {
             Self::Unused => "1 000 connections never used",
-            Self::Crowd => "8 000 connections of one client",
+            Self::Crowd => "12 000 connections of one client",
             Self::SlowHeads => "500 heads, a field a second each",
             Self::SlowBodies => "500 bodies, a byte a second each",
             Self::Unread => "50 answers of a gigabyte, unread",
@@ -110,7 +110,7 @@ impl Attack {
             Self::Pings => "pings, 20 000 a second",
             Self::Continuation => "endless heads, 50 connections a second",
             Self::EmptyData => "empty data frames, 50 connections a second",
-            Self::SlowSandbox => "1 500 requests for a slow program",
+            Self::SlowSandbox => "3 000 requests for a slow program",
         }
     }
 
@@ -137,7 +137,7 @@ impl Attack {
         };
         match self {
             Self::Unused => Form { connections: 1_000, opens: 500, ..held },
-            Self::Crowd => Form { connections: 8_000, opens: 2_000, ..held },
+            Self::Crowd => Form { connections: 12_000, opens: 3_000, ..held },
             Self::SlowHeads => {
                 Form { opening: head, more: same(b"X-Field: value\r\n".to_vec()), ..held }
             }
@@ -178,7 +178,11 @@ impl Attack {
             _ => Form {
                 connections: 10,
                 opens: 20,
-                opening: target.with("POST", "/", "Transfer-Encoding: chunked\r\n\r\n"),
+                opening: target.with(
+                    "POST",
+                    "/slow?ms=30000",
+                    "Transfer-Encoding: chunked\r\n\r\n",
+                ),
                 more: same(format!("{CHUNK:x}\r\n{}\r\n", "x".repeat(CHUNK)).into_bytes()),
                 pause: Duration::from_millis(20),
                 ..once
@@ -219,7 +223,7 @@ impl Attack {
                 let flags = END_HEADERS | END_STREAM;
                 let ask = |index| frame(HEADERS, flags, stream(index), &slow);
                 Form {
-                    connections: 15,
+                    connections: 30,
                     opening: after((0..WAITING).flat_map(ask).collect()),
                     ..flood
                 }
