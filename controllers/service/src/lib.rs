@@ -1,5 +1,205 @@
 //! The service controller: the address, the node ports and the endpoints of `AppService`s.
+//!
+//! For each `AppService` it keeps a Service of that name, through which Kubernetes allocates the
+//! address; the Claims of its node ports; and the EndpointSlices with the sandboxes of its pool.
+//! Node agents read the status and the slices, and forward.
+//!
+//! It deliberately does not know versions or activation: which pool serves, and which ports there
+//! are, the `AppService` says. It does not forward anything and knows no kernel.
+//!
+//! Entry point: [`run`], which runs two small controllers with a Lease each:
+//!
+//! | name | key | does |
+//! |---|---|---|
+//! | `service` | AppService | keeps address, Claims and slices; writes the status |
+//! | `nodeport` | Claim | deletes Claims on node ports whose AppService is gone |
+//!
+//! A pass of `service` is observe → plan → apply, repeated while applying changed something, and
+//! then status.
+//!
+//! Invariants:
+//!
+//! - An address never changes while the AppService lives: its Service is created once and then
+//!   changed in place.
+//! - A Service, Claim or slice of somebody else is never written to, whatever its name.
+//! - A node port is reported as held only while its Claim names this AppService.
+//! - Endpoints are Pods that the pool controls by UID, of the service's own pool, never of a
+//!   preview. What cannot be seen at the moment leaves the slices as they are.
 
+mod address;
+mod apply;
+mod error;
+mod observe;
+mod plan;
 mod ports;
+mod slices;
+mod status;
+mod view;
+mod wake;
 
-pub use ports::{NodePort, ParsePortsError, PortPolicy, PortRanges};
+#[cfg(test)]
+mod tests;
+
+use std::future::Future;
+
+use futures::try_join;
+use k8s_openapi::api::core::v1::{Pod, Service};
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use portolan_api::{AppService, ClaimKind, NodeReport, SandboxPool, labels};
+use portolan_claims::{Claims, Realm, sweep};
+use portolan_reconcile::{
+    Cache, Context, Controller, Events, Next, Pass, Reconciler, RunError, StatusWrite, Target,
+    Watch,
+};
+
+pub use crate::error::Error;
+use crate::observe::{BY_NODE_PORT, BY_POOL, Sources};
+pub use crate::ports::{NodePort, ParsePortsError, PortPolicy, PortRanges};
+use crate::view::{Listeners, PoolView, Sandbox, ServiceView};
+
+/// What AppServices claim.
+const REALM: Realm = Realm { kind: ClaimKind::NodePort, holder: "AppService" };
+
+/// How often a pass looks again because its own writes changed something. Two are usual: one
+/// makes the Service, the next the slices for its address.
+const ROUNDS: usize = 4;
+
+/// What the controller must know of the installation.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Settings {
+    /// Which node ports Apps may have.
+    pub node_ports: PortPolicy,
+}
+
+/// Runs the controllers of AppServices and of the Claims on node ports until `ctx.shutdown` is
+/// cancelled.
+///
+/// # Errors
+///
+/// [`RunError`] when one of their own tasks ended unasked. A failed pass never ends a controller.
+pub fn run(
+    ctx: &Context,
+    settings: Settings,
+) -> impl Future<Output = Result<(), RunError>> + Send + use<> {
+    let (services, claims) =
+        (run_services(ctx, settings), sweep::<AppService>(ctx, "nodeport", REALM));
+    async move { try_join!(services, claims).map(|((), ())| ()) }
+}
+
+fn run_services(
+    ctx: &Context,
+    settings: Settings,
+) -> impl Future<Output = Result<(), RunError>> + Send + use<> {
+    let mut controller = Controller::new(ctx, "service");
+    let sources = watch(&mut controller);
+    let events = controller.events();
+    controller.run(ServiceReconciler { sources, events, settings })
+}
+
+fn watch(controller: &mut Controller) -> Sources {
+    let app_services: Cache<AppService> = controller
+        .primary(Watch::new().prune().index(BY_POOL, pool_of).index(BY_NODE_PORT, ports_of));
+    let known = app_services.clone();
+    let claims = controller.watch(REALM.watch(), move |change| wake::by_claim(change, &known));
+    let known = app_services.clone();
+    let services = controller.watch(
+        Watch::<Service>::new().project(ServiceView::of).distinct().index(BY_NODE_PORT, |view| {
+            view.node_ports.iter().map(|port| port.value()).collect::<Vec<_>>()
+        }),
+        move |change| wake::by_service(change, &known),
+    );
+    let ours = format!("{}={}", labels::SLICE_MANAGED_BY, labels::SLICE_MANAGER);
+    let slices =
+        controller.watch(Watch::<EndpointSlice>::new().prune().labels(&ours), wake::by_slice);
+    let known = app_services.clone();
+    let pods = controller.watch(
+        Watch::<Pod>::new()
+            .labels(labels::POOL)
+            .project(Sandbox::of)
+            .distinct()
+            .index(BY_POOL, |sandbox| [sandbox.pool.to_string()]),
+        move |change| wake::by_pools(change.each(|sandbox| [sandbox.pool.clone()]), &known),
+    );
+    let known = app_services.clone();
+    let pools = controller
+        .watch(Watch::<SandboxPool>::new().project(PoolView::of).distinct(), move |change| {
+            wake::by_pools([change.key.clone()], &known)
+        });
+    let known = app_services.clone();
+    let reports = controller.watch(
+        Watch::<NodeReport>::new().project(Listeners::of).distinct().index(BY_NODE_PORT, |view| {
+            view.ports.iter().map(|port| port.value()).collect::<Vec<_>>()
+        }),
+        move |change| wake::by_report(change, &known),
+    );
+    let writer = controller.writer();
+    let claims = Claims::new(REALM, writer.clone(), claims);
+    Sources { writer, claims, app_services, services, slices, pods, pools, reports }
+}
+
+/// `namespace/name` of the pool that an AppService leads to.
+fn pool_of(service: &AppService) -> Option<String> {
+    let namespace = service.metadata.namespace.as_deref().unwrap_or_default();
+    service.spec.pool.as_ref().map(|pool| format!("{namespace}/{pool}"))
+}
+
+/// The node ports that an AppService asks for.
+fn ports_of(service: &AppService) -> Vec<String> {
+    service.spec.ports.iter().filter_map(NodePort::asked).map(NodePort::value).collect()
+}
+
+/// Keeps what belongs to AppServices and writes their status.
+struct ServiceReconciler {
+    sources: Sources,
+    events: Events,
+    settings: Settings,
+}
+
+impl Reconciler for ServiceReconciler {
+    type Error = Error;
+
+    async fn reconcile(&self, pass: &Pass) -> Result<Next, Error> {
+        // What belongs to an AppService that is gone, or going, the garbage collector removes; its
+        // Claims are the sweep's.
+        let Some(service) = self.sources.app_services.get(pass.key()) else {
+            return Ok(Next::Settled);
+        };
+        pass.identify(service.as_ref());
+        if service.metadata.deletion_timestamp.is_some() {
+            return Ok(Next::Settled);
+        }
+        let mut rounds = 1;
+        let (situation, plan, outcome) = loop {
+            let situation = self.sources.observe(service.clone()).await;
+            let plan = plan::plan(&situation, &self.settings.node_ports);
+            let outcome = self.sources.apply(&plan, &service, pass).await;
+            if !outcome.changed || outcome.failure.is_some() {
+                break (situation, plan, outcome);
+            }
+            if rounds == ROUNDS {
+                break (
+                    situation,
+                    plan,
+                    apply::Outcome { failure: Some(Error::Restless), ..outcome },
+                );
+            }
+            rounds += 1;
+        };
+        let report = status::report(&situation, &plan, &outcome, pass.now());
+        let target = Target::of(service.as_ref());
+        let written = self
+            .sources
+            .writer
+            .apply_status::<AppService, _>(&target, &report.status, service.status.as_ref())
+            .await
+            .map_err(Error::Status)?;
+        if let StatusWrite::Written(live) = written {
+            self.sources.app_services.observe(*live, pass);
+            self.events.publish_transitions(service.as_ref(), "Reconcile", &report.transitions);
+        }
+        match outcome.failure.or_else(|| situation.unknown()) {
+            Some(failure) => Err(failure),
+            None => Ok(Next::Settled),
+        }
+    }
+}

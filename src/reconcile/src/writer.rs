@@ -311,6 +311,23 @@ impl Writer {
         }
     }
 
+    /// Replaces an object by what was read of it and changed since. Its UID and resource version
+    /// keep the write from reaching another object and from undoing another's write.
+    ///
+    /// For objects that must be created and never taken over: what creation has set, an apply
+    /// could not remove again, because server-side apply counts it as another writer's.
+    ///
+    /// # Errors
+    ///
+    /// [`WriteError`] for every answer but success, not found and conflict.
+    pub async fn replace<K: Writable>(&self, object: &K) -> Result<Precondition<K>, WriteError> {
+        let key = ObjectKey::of(object);
+        let params = PostParams { field_manager: Some(self.manager.clone()), dry_run: false };
+        let body = value(object).to_string().into_bytes();
+        let request = resource::<K>(&key).replace(&key.name, &params, body);
+        met(self.send::<K, K>("replace", &key, request).await)
+    }
+
     /// Deletes exactly the target; what it owns goes with it, in the background.
     ///
     /// # Errors

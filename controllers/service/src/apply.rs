@@ -1,0 +1,180 @@
+//! All writes of a pass but the status. Leaves no choice open: the plan has made them all.
+
+use k8s_openapi::api::core::v1::Service;
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use kube::Resource;
+use portolan_claims::Taken as ClaimTaken;
+use portolan_reconcile::{Created, Deleted, ObjectKey, Observed, Pass, Precondition};
+
+use crate::error::Error;
+use crate::observe::Sources;
+use crate::plan::{Plan, Step, Taken};
+use crate::view::Belongs;
+use portolan_api::AppService;
+
+/// What came of a plan.
+#[derive(Debug, Default)]
+pub(crate) struct Outcome {
+    /// Something is otherwise now than what the plan was made from, so another look is due.
+    pub(crate) changed: bool,
+    /// A name turned out to be somebody else's.
+    pub(crate) taken: Option<Taken>,
+    /// What failed first; the other steps were still taken.
+    pub(crate) failure: Option<Error>,
+}
+
+impl Sources {
+    /// Takes the plan's steps in their order.
+    ///
+    /// # Cancel safety
+    ///
+    /// What was sent stays; the next pass starts from there.
+    pub(crate) async fn apply(&self, plan: &Plan, of: &AppService, pass: &Pass) -> Outcome {
+        let Plan { steps, ports: _, taken: _ } = plan;
+        let mut outcome = Outcome::default();
+        for step in steps {
+            match self.take_step(step, of, pass).await {
+                Ok(Done::Changed) => outcome.changed = true,
+                Ok(Done::Reported) => {}
+                Ok(Done::Taken(taken)) => {
+                    outcome.taken.get_or_insert(taken);
+                }
+                Err(error) => {
+                    outcome.failure.get_or_insert(error);
+                }
+            }
+        }
+        outcome
+    }
+
+    async fn take_step(&self, step: &Step, of: &AppService, pass: &Pass) -> Result<Done, Error> {
+        match step {
+            Step::CreateService(service) => self.create_service(service, of, pass).await,
+            Step::ReplaceService(service) => {
+                let written = self.writer.replace::<Service>(service).await;
+                let live = met(written.map_err(Error::Service)?, "the service")?;
+                self.services.observe(live, pass);
+                Ok(Done::Changed)
+            }
+            Step::Release(claim, why) => {
+                self.claims.release(claim, why, pass).await?;
+                Ok(Done::Changed)
+            }
+            Step::Take(port, holder) => {
+                if let ClaimTaken::Lost(claim) =
+                    self.claims.take(&port.value(), holder, pass).await?
+                {
+                    self.claims.observe(*claim, pass);
+                }
+                Ok(Done::Changed)
+            }
+            Step::CreateSlice(slice) => self.create_slice(slice, of, pass).await,
+            Step::ReplaceSlice(slice) => {
+                let written = self.writer.replace::<EndpointSlice>(slice).await;
+                let live = met(written.map_err(Error::Slice)?, "the endpoints")?;
+                self.slices.observe(live, pass);
+                // What it says is in the situation already.
+                Ok(Done::Reported)
+            }
+            Step::DeleteSlice(slice) => {
+                let deleted = self.writer.delete::<EndpointSlice>(slice).await;
+                if deleted.map_err(Error::Slice)? == Deleted::Deleted {
+                    self.slices.observe_gone(slice, pass);
+                }
+                Ok(Done::Reported)
+            }
+        }
+    }
+
+    async fn create_service(
+        &self,
+        service: &Service,
+        of: &AppService,
+        pass: &Pass,
+    ) -> Result<Done, Error> {
+        match self.writer.create(service).await.map_err(Error::Service)? {
+            Created::Created(live) => {
+                tracing::info!("Address allocated");
+                self.services.observe(*live, pass);
+                Ok(Done::Changed)
+            }
+            Created::AlreadyExists => {
+                let there = self.writer.get::<Service>(&ObjectKey::of(service)).await;
+                let name = taken("Service", service);
+                let live = whose(there, of, name, "the service")?;
+                Ok(live.map_or_else(
+                    |done| done,
+                    |live| {
+                        self.services.observe(live, pass);
+                        Done::Changed
+                    },
+                ))
+            }
+        }
+    }
+
+    async fn create_slice(
+        &self,
+        slice: &EndpointSlice,
+        of: &AppService,
+        pass: &Pass,
+    ) -> Result<Done, Error> {
+        match self.writer.create(slice).await.map_err(Error::Slice)? {
+            Created::Created(live) => {
+                self.slices.observe(*live, pass);
+                Ok(Done::Reported)
+            }
+            Created::AlreadyExists => {
+                let there = self.writer.get::<EndpointSlice>(&ObjectKey::of(slice)).await;
+                let name = taken("EndpointSlice", slice);
+                let live = whose(there, of, name, "the endpoints")?;
+                Ok(live.map_or_else(
+                    |done| done,
+                    |live| {
+                        self.slices.observe(live, pass);
+                        Done::Changed
+                    },
+                ))
+            }
+        }
+    }
+}
+
+/// What came of a step.
+enum Done {
+    /// The next look sees something else.
+    Changed,
+    /// The situation says it already.
+    Reported,
+    /// Somebody else has the name.
+    Taken(Taken),
+}
+
+/// The object that has a name already, if it is ours; else what that means.
+fn whose<K: Resource>(
+    there: Observed<K>,
+    of: &AppService,
+    name: Taken,
+    what: &'static str,
+) -> Result<Result<K, Done>, Error> {
+    match there {
+        Observed::Present(live) => match Belongs::of(&live, of) {
+            Belongs::Here => Ok(Ok(live)),
+            Belongs::Former => Err(Error::Stale(what)),
+            Belongs::Elsewhere => Ok(Err(Done::Taken(name))),
+        },
+        Observed::Absent => Err(Error::Stale(what)),
+        Observed::Unknown(why) => Err(Error::Unknown { what, why }),
+    }
+}
+
+fn taken(kind: &'static str, object: &impl Resource) -> Taken {
+    Taken { kind, name: object.meta().name.clone().unwrap_or_default() }
+}
+
+fn met<K>(written: Precondition<K>, what: &'static str) -> Result<K, Error> {
+    match written {
+        Precondition::Met(live) => Ok(*live),
+        Precondition::Gone | Precondition::Conflict => Err(Error::Stale(what)),
+    }
+}

@@ -1,0 +1,208 @@
+//! Decides the address, the node ports and the endpoints. Pure: no IO, no clock.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+use k8s_openapi::api::core::v1::Service;
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use portolan_api::{Claim, Holder};
+use portolan_claims::HolderState;
+use portolan_reconcile::{Observed, Target};
+
+use crate::observe::{Asked, Situation, Slot};
+use crate::ports::{NodePort, PortPolicy};
+use crate::slices::Family;
+use crate::{REALM, address, slices};
+
+/// What a pass does. The steps do not depend on one another, except that a dead Claim is released
+/// before its port is taken; so one that fails does not hold the others up.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Plan {
+    /// The writes, in order.
+    pub(crate) steps: Vec<Step>,
+    /// How the AppService stands to each node port that it asks for, once the steps are taken.
+    pub(crate) ports: Vec<Standing>,
+    /// The first object of somebody else that has a name which is needed here.
+    pub(crate) taken: Option<Taken>,
+}
+
+/// One write.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Step {
+    /// Creates the Service, which allocates the address.
+    CreateService(Box<Service>),
+    /// Changes the Service and leaves its addresses.
+    ReplaceService(Box<Service>),
+    /// Deletes a Claim, if it is still exactly what was seen; the reason is for the log.
+    Release(Target, &'static str),
+    /// Takes a node port.
+    Take(NodePort, Holder),
+    /// Creates the slice of a family.
+    CreateSlice(Box<EndpointSlice>),
+    /// Changes a slice.
+    ReplaceSlice(Box<EndpointSlice>),
+    /// Deletes the slice of a family that the address no longer has.
+    DeleteSlice(Target),
+}
+
+/// A name that somebody else has: kind and name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Taken {
+    pub(crate) kind: &'static str,
+    pub(crate) name: String,
+}
+
+/// How an AppService stands to a node port.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Standing {
+    /// The name of the AppService's port.
+    pub(crate) name: String,
+    /// The node port.
+    pub(crate) port: NodePort,
+    /// Whether it has it.
+    pub(crate) hold: Hold,
+}
+
+/// Whether an AppService has a node port.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Hold {
+    /// It does.
+    Held,
+    /// It will, if it is not too late.
+    Taking,
+    /// Another AppService does.
+    Lost(Holder),
+    /// Somebody reserved it by a Claim for something of this kind.
+    Reserved(String),
+    /// The installation does not let Apps have it; these words follow its number.
+    Refused(String),
+    /// Something that is not Portolan's has it: what.
+    Occupied(String),
+    /// It could not be found out.
+    Unknown(String),
+}
+
+/// Decides what to do about an AppService.
+pub(crate) fn plan(situation: &Situation, policy: &PortPolicy) -> Plan {
+    let mut plan = Plan { steps: Vec::new(), ports: Vec::new(), taken: None };
+    plan_address(situation, &mut plan);
+    plan_ports(situation, policy, &mut plan);
+    plan_slices(situation, &mut plan);
+    plan
+}
+
+fn plan_address(situation: &Situation, plan: &mut Plan) {
+    let of = situation.service.as_ref();
+    match &situation.address {
+        Slot::Free => plan.steps.push(Step::CreateService(Box::new(address::new(of)))),
+        Slot::Ours(live) => {
+            let wanted = address::brought_up(live, of);
+            if wanted != **live {
+                plan.steps.push(Step::ReplaceService(Box::new(wanted)));
+            }
+        }
+        Slot::Taken => {
+            let name = of.metadata.name.clone().unwrap_or_default();
+            plan.taken = Some(Taken { kind: "Service", name });
+        }
+        Slot::Leaving | Slot::Unknown(_) => {}
+    }
+}
+
+// === node ports ===
+
+fn plan_ports(situation: &Situation, policy: &PortPolicy, plan: &mut Plan) {
+    let mut seen: BTreeSet<NodePort> = BTreeSet::new();
+    for asked in &situation.asked {
+        let hold = if seen.insert(asked.port) {
+            stand(situation, asked, policy, &mut plan.steps)
+        } else {
+            Hold::Occupied("another port of this AppService".into())
+        };
+        plan.ports.push(Standing { name: asked.name.clone(), port: asked.port, hold });
+    }
+    let asked: BTreeSet<_> = seen.iter().map(|port| port.value()).collect();
+    let dropped = situation.held.iter().filter(|claim| !asked.contains(&claim.spec.value));
+    plan.steps.extend(dropped.map(|claim| release(claim, "port is no longer asked for")));
+}
+
+fn stand(situation: &Situation, asked: &Asked, policy: &PortPolicy, steps: &mut Vec<Step>) -> Hold {
+    let claim = asked.claim.as_ref();
+    if let Some(why) = policy.refusal(asked.port) {
+        if let Some((claim, HolderState::Own)) = claim {
+            steps.push(release(claim, "port is reserved"));
+        }
+        return Hold::Refused(why);
+    }
+    let dead = match claim {
+        // What was free when it was taken stays ours, whoever begins to listen on it later.
+        Some((_, HolderState::Own)) => return Hold::Held,
+        Some((claim, HolderState::Asks)) => return Hold::Lost(claim.spec.holder.clone()),
+        Some((claim, HolderState::Reserved)) => {
+            return Hold::Reserved(claim.spec.holder.kind.clone());
+        }
+        Some((_, HolderState::Unknown(why))) => return Hold::Unknown(why.clone()),
+        Some((claim, HolderState::Gone)) => Some((claim, "holder is gone")),
+        Some((claim, HolderState::Left)) => Some((claim, "holder asks for another port")),
+        None => None,
+    };
+    if let Some(occupant) = occupant(asked) {
+        return Hold::Occupied(occupant);
+    }
+    steps.extend(dead.map(|(claim, why)| release(claim, why)));
+    steps.push(Step::Take(asked.port, REALM.holder(situation.service.as_ref())));
+    Hold::Taking
+}
+
+fn occupant(asked: &Asked) -> Option<String> {
+    if let Some(service) = asked.services.first() {
+        return Some(format!("Service {service}"));
+    }
+    let (first, others) = asked.nodes.split_first()?;
+    Some(match others.len() {
+        0 => format!("a process on node {first}"),
+        more => format!("processes on node {first} and {more} more"),
+    })
+}
+
+fn release(claim: &Claim, why: &'static str) -> Step {
+    Step::Release(Target::at(claim), why)
+}
+
+// === endpoints ===
+
+fn plan_slices(situation: &Situation, plan: &mut Plan) {
+    let Slot::Ours(live) = &situation.address else { return };
+    let sandboxes = match &situation.sandboxes {
+        Some(Observed::Present(sandboxes)) => sandboxes.as_slice(),
+        None | Some(Observed::Absent) => &[],
+        Some(Observed::Unknown(_)) => return,
+    };
+    let of = situation.service.as_ref();
+    let addresses = address::addresses(live);
+    let addresses = addresses.iter().filter_map(|address| address.parse::<IpAddr>().ok());
+    let families: BTreeSet<_> = addresses.map(Family::of).collect();
+    for (family, slot) in &situation.slices {
+        match slot {
+            Slot::Ours(live) if !families.contains(family) => {
+                plan.steps.push(Step::DeleteSlice(Target::of(live.as_ref())));
+            }
+            Slot::Ours(live) => {
+                let wanted = slices::brought_up(live, of, *family, sandboxes);
+                if !slices::is_same(live, &wanted) {
+                    plan.steps.push(Step::ReplaceSlice(Box::new(wanted)));
+                }
+            }
+            _ if !families.contains(family) => {}
+            Slot::Free => {
+                let wanted = slices::new(of, *family, sandboxes);
+                plan.steps.push(Step::CreateSlice(Box::new(wanted)));
+            }
+            Slot::Taken => {
+                let name = family.slice(of.metadata.name.as_deref().unwrap_or_default());
+                plan.taken.get_or_insert(Taken { kind: "EndpointSlice", name });
+            }
+            Slot::Leaving | Slot::Unknown(_) => {}
+        }
+    }
+}

@@ -1,0 +1,197 @@
+//! What an `AppService` reports. Pure: no IO, no clock.
+
+use jiff::Timestamp;
+use portolan_api::conditions::{READY, reason};
+use portolan_api::{AppServiceStatus, HeldNodePort, Holder};
+use portolan_reconcile::{Conditions, Observed, Transition, Verdict, WriteError};
+
+use crate::address;
+use crate::apply::Outcome;
+use crate::error::Error;
+use crate::observe::{Situation, Slot};
+use crate::plan::{Hold, Plan, Standing, Taken};
+
+/// What to write and to tell.
+#[derive(Debug, PartialEq)]
+pub(crate) struct Report {
+    /// The status.
+    pub(crate) status: AppServiceStatus,
+    /// The conditions that flipped.
+    pub(crate) transitions: Vec<Transition>,
+}
+
+/// The condition `Ready`, before it is dated.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Finding {
+    verdict: Verdict,
+    reason: &'static str,
+    message: String,
+}
+
+/// Says how the AppService is after this pass.
+pub(crate) fn report(
+    situation: &Situation,
+    plan: &Plan,
+    outcome: &Outcome,
+    now: Timestamp,
+) -> Report {
+    let service = situation.service.as_ref();
+    let generation = service.metadata.generation.unwrap_or_default();
+    let before = service.status.clone().unwrap_or_default();
+    let mut conditions = Conditions::new(&before.conditions, generation, now);
+    let finding = finding(situation, plan, outcome);
+    let observed_generation = match &finding {
+        Some(Finding { verdict, reason, message }) => {
+            conditions.set(READY, *verdict, reason, message.as_str());
+            Some(generation)
+        }
+        // A pass that could not find out does not speak of this generation.
+        None => {
+            conditions.keep(READY);
+            before.observed_generation
+        }
+    };
+    let (conditions, transitions) = conditions.finish();
+    let status = AppServiceStatus {
+        observed_generation,
+        cluster_ips: match &situation.address {
+            Slot::Ours(live) => address::addresses(live),
+            Slot::Unknown(_) => before.cluster_ips,
+            Slot::Free | Slot::Leaving | Slot::Taken => Vec::new(),
+        },
+        node_ports: plan.ports.iter().filter_map(|one| held(one, &before.node_ports)).collect(),
+        ready_endpoints: ready(situation).unwrap_or(before.ready_endpoints),
+        conditions,
+    };
+    Report { status, transitions }
+}
+
+/// A port that is held, or of which nothing new could be found out.
+fn held(standing: &Standing, before: &[HeldNodePort]) -> Option<HeldNodePort> {
+    let held = HeldNodePort { name: standing.name.clone(), port: standing.port.number };
+    match &standing.hold {
+        Hold::Held => Some(held),
+        Hold::Unknown(_) => before.contains(&held).then_some(held),
+        _ => None,
+    }
+}
+
+/// How many sandboxes take connections; `None`: not known.
+fn ready(situation: &Situation) -> Option<i32> {
+    let sandboxes = match &situation.sandboxes {
+        None | Some(Observed::Absent) => return Some(0),
+        Some(Observed::Unknown(_)) => return None,
+        Some(Observed::Present(sandboxes)) => sandboxes,
+    };
+    let ready = sandboxes.iter().filter(|one| one.serving && !one.leaving);
+    let ready = ready.filter(|one| !one.addresses.is_empty()).count();
+    Some(i32::try_from(ready).unwrap_or(i32::MAX))
+}
+
+/// What is wrong, in the order in which a user should look; `None`: not found out.
+fn finding(situation: &Situation, plan: &Plan, outcome: &Outcome) -> Option<Finding> {
+    if let Some(taken) = plan.taken.as_ref().or(outcome.taken.as_ref()) {
+        return Some(name_conflict(taken));
+    }
+    if let Some(Error::Service(source) | Error::Slice(source)) = &outcome.failure
+        && let Some(refused) = refusal(source)
+    {
+        return Some(refused);
+    }
+    if let Some(problem) = plan.ports.iter().find_map(port_problem) {
+        return Some(problem);
+    }
+    let is_open = outcome.failure.is_some()
+        || plan.ports.iter().any(|one| matches!(one.hold, Hold::Unknown(_) | Hold::Taking));
+    if is_open || matches!(situation.address, Slot::Unknown(_)) {
+        return None;
+    }
+    serving(situation)
+}
+
+fn serving(situation: &Situation) -> Option<Finding> {
+    let Slot::Ours(live) = &situation.address else {
+        let message = "waits for the Service of a former AppService of this name to go".into();
+        return Some(Finding { verdict: Verdict::False, reason: reason::STARTING, message });
+    };
+    let addresses = address::addresses(live).join(" and ");
+    let unready = |reason, message| Finding { verdict: Verdict::False, reason, message };
+    let Some(pool) = &situation.service.spec.pool else {
+        let message = format!("no version is active yet; {addresses} refuses connections");
+        return Some(unready(reason::NO_ACTIVE_VERSION, message));
+    };
+    Some(match ready(situation)? {
+        0 => unready(
+            reason::NO_ENDPOINTS,
+            format!(
+                "no sandbox of pool {pool} is ready, so {addresses} refuses connections; see the \
+                 pool's conditions"
+            ),
+        ),
+        count => Finding {
+            verdict: Verdict::True,
+            reason: reason::AVAILABLE,
+            message: match count {
+                1 => format!("1 sandbox behind {addresses}"),
+                many => format!("{many} sandboxes behind {addresses}"),
+            },
+        },
+    })
+}
+
+fn name_conflict(taken: &Taken) -> Finding {
+    let Taken { kind, name } = taken;
+    Finding {
+        verdict: Verdict::False,
+        reason: reason::NAME_CONFLICT,
+        message: format!(
+            "{kind} {name} exists and is not Portolan's; delete it, or rename the App or its service"
+        ),
+    }
+}
+
+/// What the API server did not accept; `None` if it did not answer.
+fn refusal(source: &WriteError) -> Option<Finding> {
+    let answer = source.answer()?;
+    // The API server has no reason of its own for this.
+    let is_full = answer.contains("failed to allocate a serviceIP");
+    let (reason, message) = if is_full {
+        let message = "the cluster has no service address left; an administrator can add a \
+                       ServiceCIDR, or Services that are not needed can be deleted";
+        (reason::ADDRESSES_EXHAUSTED, message.to_owned())
+    } else {
+        let message = format!("the API server refused the {}: {answer}", source.kind);
+        (reason::SERVICE_REFUSED, message)
+    };
+    Some(Finding { verdict: Verdict::False, reason, message })
+}
+
+fn port_problem(standing: &Standing) -> Option<Finding> {
+    let Standing { name, port, hold } = standing;
+    let port = format!("node port {port} (port {name})");
+    let (reason, message) = match hold {
+        Hold::Held | Hold::Taking | Hold::Unknown(_) => return None,
+        Hold::Lost(Holder { namespace, name, .. }) => (
+            reason::NODE_PORT_CONFLICT,
+            format!(
+                "{port} is held by AppService {namespace}/{name}; choose another, or have it \
+                 released there"
+            ),
+        ),
+        Hold::Reserved(kind) => (
+            reason::NODE_PORT_CONFLICT,
+            format!(
+                "{port} is reserved by a Claim for a {kind}; choose another, or ask an \
+                 administrator to delete the Claim"
+            ),
+        ),
+        Hold::Refused(why) => (
+            reason::NODE_PORT_RESERVED,
+            format!("{port} {why}; choose another, or ask an administrator to change nodePorts"),
+        ),
+        Hold::Occupied(by) => {
+            (reason::NODE_PORT_TAKEN, format!("{port} is taken by {by}; choose another"))
+        }
+    };
+    Some(Finding { verdict: Verdict::False, reason, message })
+}

@@ -1,0 +1,559 @@
+//! Tables of situations: what is planned, what is reported, and that a plan that was applied
+//! leaves nothing to plan.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::Service;
+use portolan_api::{AppService, Claim, Holder};
+use portolan_claims::HolderState;
+use portolan_reconcile::{ObjectKey, Observed, Target, WriteError};
+use serde_json::{Value, from_value, json};
+
+use crate::apply::Outcome;
+use crate::error::Error;
+use crate::observe::{Asked, Situation, Slot};
+use crate::plan::{Hold, Plan, Step, plan};
+use crate::ports::{NodePort, PortPolicy};
+use crate::slices::{self, Family};
+use crate::status::{Report, report};
+use crate::view::{Belongs, Sandbox};
+use crate::{REALM, address};
+
+const UID: &str = "uid-of-the-app-service";
+
+fn policy() -> PortPolicy {
+    PortPolicy { allowed: "1-29999".parse().unwrap(), reserved: "22,80".parse().unwrap() }
+}
+
+/// An AppService with an http, a tcp and a udp port; the tcp one asks for `node_port`.
+fn app_service(node_port: Option<i32>) -> AppService {
+    from_value(json!({
+        "metadata": { "name": "chat-irc", "namespace": "team-a", "uid": UID, "generation": 3 },
+        "spec": { "app": "chat", "service": "irc", "pool": "chat-irc-1", "ports": [
+            { "name": "site", "port": 8080, "type": "http", "targetPort": 8080 },
+            { "name": "irc", "port": 6667, "type": "tcp", "targetPort": 6667, "nodePort": node_port },
+            { "name": "voice", "port": 6667, "type": "udp", "targetPort": 6667 },
+        ] },
+    }))
+    .unwrap()
+}
+
+/// As a cluster with both families answers the creation.
+fn allocated(mut service: Service) -> Service {
+    service.metadata.uid = Some("uid-of-the-service".into());
+    service.metadata.resource_version = Some("7".into());
+    let spec = service.spec.as_mut().unwrap();
+    spec.cluster_ip = Some("10.96.0.7".into());
+    spec.cluster_ips = Some(vec!["10.96.0.7".into(), "fd00::7".into()]);
+    spec.ip_families = Some(vec!["IPv4".into(), "IPv6".into()]);
+    spec.internal_traffic_policy = Some("Cluster".into());
+    service
+}
+
+fn sandbox(name: &str, serving: bool, leaving: bool) -> Arc<Sandbox> {
+    let last = name.len();
+    Arc::new(Sandbox {
+        key: ObjectKey::new("team-a", name),
+        uid: format!("uid-of-{name}"),
+        pool: ObjectKey::new("team-a", "chat-irc-1"),
+        owner: Some("uid-of-the-pool".into()),
+        addresses: vec![
+            format!("10.0.0.{last}").parse().unwrap(),
+            format!("fd00:1::{last}").parse().unwrap(),
+        ],
+        node: Some("node-1".into()),
+        serving,
+        leaving,
+    })
+}
+
+/// What a first pass sees.
+fn fresh(service: AppService) -> Situation {
+    let mut asked = Vec::new();
+    for port in &service.spec.ports {
+        asked.extend(NodePort::asked(port).map(|node_port| Asked {
+            name: port.name.clone(),
+            port: node_port,
+            claim: None,
+            services: vec![],
+            nodes: vec![],
+        }));
+    }
+    Situation {
+        service: Arc::new(service),
+        address: Slot::Free,
+        asked,
+        held: vec![],
+        sandboxes: Some(Observed::Present(vec![sandbox("a", true, false)])),
+        slices: BTreeMap::from(Family::ALL.map(|family| (family, Slot::Free))),
+    }
+}
+
+/// Everything is as the AppService wants it.
+fn settled(service: AppService) -> Situation {
+    let mut situation = fresh(service);
+    for _ in 0..2 {
+        let plan = plan(&situation, &policy());
+        take(&mut situation, &plan);
+    }
+    situation
+}
+
+/// Takes the steps of a plan as an API server would.
+fn take(situation: &mut Situation, plan: &Plan) {
+    for step in &plan.steps {
+        match step {
+            Step::CreateService(service) => {
+                situation.address = Slot::Ours(Box::new(allocated((**service).clone())));
+            }
+            Step::ReplaceService(service) => situation.address = Slot::Ours(service.clone()),
+            Step::Release(claim, _) => {
+                situation.held.retain(|held| Target::at(held.as_ref()) != *claim);
+                for asked in &mut situation.asked {
+                    asked.claim.take_if(|(held, _)| Target::at(held.as_ref()) == *claim);
+                }
+            }
+            Step::Take(port, holder) => {
+                let claim = Arc::new(claim(*port, holder));
+                situation.held.push(claim.clone());
+                for asked in situation.asked.iter_mut().filter(|asked| asked.port == *port) {
+                    assert_eq!(asked.claim, None, "what is held cannot be created");
+                    asked.claim = Some((claim.clone(), HolderState::Own));
+                }
+            }
+            Step::CreateSlice(slice) | Step::ReplaceSlice(slice) => {
+                let family = family_of(slice.metadata.name.as_deref().unwrap());
+                situation.slices.insert(family, Slot::Ours(slice.clone()));
+            }
+            Step::DeleteSlice(slice) => {
+                situation.slices.insert(family_of(&slice.key.name), Slot::Free);
+            }
+        }
+    }
+}
+
+fn family_of(slice: &str) -> Family {
+    if slice.ends_with("-ipv4") { Family::V4 } else { Family::V6 }
+}
+
+fn claim(port: NodePort, holder: &Holder) -> Claim {
+    let mut claim = REALM.claim(&port.value(), holder);
+    claim.metadata.uid = Some(format!("uid-of-claim-{port}"));
+    claim.metadata.resource_version = Some("5".into());
+    claim
+}
+
+fn other() -> Holder {
+    Holder {
+        kind: "AppService".into(),
+        namespace: "team-b".into(),
+        name: "game-lobby".into(),
+        uid: "other".into(),
+    }
+}
+
+/// The settled situation, but another has, or had, the Claim on the node port.
+fn contended(holder: Holder, state: HolderState) -> Situation {
+    let mut situation = settled(app_service(None));
+    let service = app_service(Some(6697));
+    situation.asked = fresh(service.clone()).asked;
+    let asked = &mut situation.asked[0];
+    asked.claim = Some((Arc::new(claim(asked.port, &holder)), state));
+    situation.service = Arc::new(service);
+    situation
+}
+
+/// Kinds of the steps, in order.
+fn kinds(plan: &Plan) -> Vec<&'static str> {
+    let kind = |step: &Step| match step {
+        Step::CreateService(_) => "create service",
+        Step::ReplaceService(_) => "replace service",
+        Step::Release(..) => "release",
+        Step::Take(..) => "take",
+        Step::CreateSlice(_) => "create slice",
+        Step::ReplaceSlice(_) => "replace slice",
+        Step::DeleteSlice(_) => "delete slice",
+    };
+    plan.steps.iter().map(kind).collect()
+}
+
+#[track_caller]
+fn check_steps(situation: &Situation, expected: &[&str]) -> Plan {
+    let made = plan(situation, &policy());
+    assert_eq!(kinds(&made), expected, "{situation:#?}");
+    made
+}
+
+fn report_on(situation: &Situation, outcome: &Outcome) -> Report {
+    report(situation, &plan(situation, &policy()), outcome, Timestamp::UNIX_EPOCH)
+}
+
+#[track_caller]
+fn check_ready(situation: &Situation, outcome: &Outcome, reason: &str, message: &str) {
+    let Report { status, .. } = report_on(situation, outcome);
+    let ready = &status.conditions[0];
+    assert_eq!(ready.reason, reason, "{}", ready.message);
+    assert!(ready.message.contains(message), "{}", ready.message);
+    assert_eq!(ready.status == "True", reason == "Available");
+    assert_eq!(status.observed_generation, Some(3));
+}
+
+// === address ===
+
+#[test]
+fn a_new_app_service_gets_an_address_its_port_and_then_its_slices() {
+    let mut situation = fresh(app_service(Some(6697)));
+    let first = check_steps(&situation, &["create service", "take"]);
+    let Step::CreateService(service) = &first.steps[0] else { panic!("{first:?}") };
+    let expected = json!({
+        "apiVersion": "v1", "kind": "Service",
+        "metadata": {
+            "name": "chat-irc", "namespace": "team-a",
+            "labels": {
+                "app.kubernetes.io/managed-by": "portolan",
+                "portolan.dev/app": "chat", "portolan.dev/service": "irc",
+                "service.kubernetes.io/service-proxy-name": "portolan",
+            },
+            "ownerReferences": [{ "apiVersion": "portolan.dev/v1alpha1", "kind": "AppService",
+                "name": "chat-irc", "uid": UID, "controller": true }],
+        },
+        "spec": {
+            "type": "ClusterIP", "ipFamilyPolicy": "PreferDualStack", "sessionAffinity": "None",
+            "ports": [
+                { "name": "site", "port": 8080, "protocol": "TCP", "targetPort": 8080 },
+                { "name": "irc", "port": 6667, "protocol": "TCP", "targetPort": 6667 },
+                { "name": "voice", "port": 6667, "protocol": "UDP", "targetPort": 6667 },
+            ],
+        },
+    });
+    assert_eq!(serde_json::to_value(service).unwrap(), expected);
+    take(&mut situation, &first);
+    let second = check_steps(&situation, &["create slice", "create slice"]);
+    take(&mut situation, &second);
+    check_steps(&situation, &[]);
+    check_ready(
+        &situation,
+        &Outcome::default(),
+        "Available",
+        "1 sandbox behind 10.96.0.7 and fd00::7",
+    );
+}
+
+#[test]
+fn the_address_stays_when_ports_change() {
+    let mut situation = settled(app_service(None));
+    let mut service = app_service(None);
+    service.spec.ports.remove(1);
+    service.spec.ports[0].port = 81;
+    service.spec.session_affinity = Some(portolan_api::SessionAffinity::ClientIP);
+    situation.service = Arc::new(service);
+    let changed = check_steps(&situation, &["replace service", "replace slice", "replace slice"]);
+    let Step::ReplaceService(service) = &changed.steps[0] else { panic!("{changed:?}") };
+    assert_eq!(address::addresses(service), ["10.96.0.7", "fd00::7"]);
+    assert_eq!(service.metadata.resource_version.as_deref(), Some("7"), "as it was seen");
+    take(&mut situation, &changed);
+    check_steps(&situation, &[]);
+}
+
+#[test]
+fn what_somebody_did_to_the_service_is_undone() {
+    let mut situation = settled(app_service(None));
+    let Slot::Ours(service) = &mut situation.address else { panic!("it is settled") };
+    let spec = service.spec.as_mut().unwrap();
+    spec.selector = Some([("app".to_owned(), "theirs".to_owned())].into());
+    spec.type_ = Some("NodePort".into());
+    check_steps(&situation, &["replace service"]);
+}
+
+#[test]
+fn a_name_that_somebody_else_has_is_left_to_it() {
+    let mut situation = fresh(app_service(None));
+    situation.address = Slot::Taken;
+    check_steps(&situation, &[]);
+    check_ready(&situation, &Outcome::default(), "NameConflict", "Service chat-irc exists");
+    let mut situation = settled(app_service(None));
+    situation.slices.insert(Family::V6, Slot::Taken);
+    check_steps(&situation, &[]);
+    check_ready(&situation, &Outcome::default(), "NameConflict", "EndpointSlice chat-irc-ipv6");
+}
+
+#[test]
+fn what_a_former_app_service_left_is_waited_for() {
+    let mut situation = fresh(app_service(None));
+    situation.address = Slot::Leaving;
+    check_steps(&situation, &[]);
+    check_ready(&situation, &Outcome::default(), "Starting", "former AppService");
+}
+
+#[track_caller]
+fn check_belongs(owner: Value, expected: Belongs) {
+    let service: Service = from_value(json!({
+        "metadata": { "name": "chat-irc", "namespace": "team-a", "ownerReferences": owner },
+    }))
+    .unwrap();
+    assert_eq!(Belongs::of(&service, &app_service(None)), expected);
+}
+
+#[test]
+fn ownership_is_by_uid() {
+    let owner = |kind: &str, name: &str, uid: &str, controller: bool| {
+        json!([{ "apiVersion": "portolan.dev/v1alpha1", "kind": kind, "name": name, "uid": uid,
+            "controller": controller }])
+    };
+    check_belongs(json!([]), Belongs::Elsewhere);
+    check_belongs(owner("AppService", "chat-irc", UID, true), Belongs::Here);
+    check_belongs(owner("AppService", "chat-irc", UID, false), Belongs::Elsewhere);
+    check_belongs(owner("AppService", "chat-irc", "former", true), Belongs::Former);
+    check_belongs(owner("App", "chat-irc", "other", true), Belongs::Elsewhere);
+    check_belongs(owner("AppService", "other", "other", true), Belongs::Elsewhere);
+}
+
+fn refused(code: u16, message: &str) -> Outcome {
+    let status = json!({ "status": "Failure", "code": code, "message": message, "reason": "" });
+    let error = WriteError {
+        verb: "create",
+        kind: "Service".into(),
+        key: ObjectKey::new("team-a", "chat-irc"),
+        source: kube::Error::Api(from_value(status).unwrap()).into(),
+    };
+    Outcome { failure: Some(Error::Service(error)), ..Outcome::default() }
+}
+
+#[test]
+fn what_the_api_server_refuses_is_told() {
+    let situation = fresh(app_service(None));
+    let full = "Internal error occurred: failed to allocate a serviceIP for Service \"chat-irc\": \
+                range is full";
+    check_ready(&situation, &refused(500, full), "AddressesExhausted", "ServiceCIDR");
+    let quota = "exceeded quota: services";
+    check_ready(&situation, &refused(403, quota), "ServiceRefused", quota);
+}
+
+#[test]
+fn a_pass_that_found_nothing_out_says_nothing_new() {
+    let before = report_on(&settled(app_service(Some(6697))), &Outcome::default()).status;
+    let mut service = app_service(Some(6697));
+    service.metadata.generation = Some(4);
+    service.status = Some(before.clone());
+    let mut situation = settled(service);
+    situation.sandboxes = Some(Observed::Unknown("not listed yet".into()));
+    situation.address = Slot::Unknown("malformed".into());
+    let holder = situation.asked[0].claim.clone().unwrap().0;
+    situation.asked[0].claim = Some((holder, HolderState::Unknown("refused".into())));
+    check_steps(&situation, &[]);
+    assert_eq!(report_on(&situation, &Outcome::default()).status, before);
+    assert!(situation.unknown().is_some(), "it is tried again");
+}
+
+// === node ports ===
+
+#[test]
+fn a_node_port_is_reported_only_while_it_is_held() {
+    let held = report_on(&settled(app_service(Some(6697))), &Outcome::default()).status;
+    let ports: Vec<_> = held.node_ports.iter().map(|one| (one.name.as_str(), one.port)).collect();
+    assert_eq!(ports, [("irc", 6697)]);
+    let lost = contended(other(), HolderState::Asks);
+    assert_eq!(report_on(&lost, &Outcome::default()).status.node_ports, []);
+}
+
+#[test]
+fn the_loser_names_the_holder_and_waits() {
+    let situation = contended(other(), HolderState::Asks);
+    check_steps(&situation, &[]);
+    let expected = "node port 6697/TCP (port irc) is held by AppService team-b/game-lobby";
+    check_ready(&situation, &Outcome::default(), "NodePortConflict", expected);
+}
+
+#[test]
+fn a_dead_claim_is_released_before_the_port_is_taken() {
+    for state in [HolderState::Gone, HolderState::Left] {
+        let mut situation = contended(other(), state);
+        let made = check_steps(&situation, &["release", "take"]);
+        let Step::Release(target, _) = &made.steps[0] else { panic!("{made:?}") };
+        assert_eq!(target.resource_version.as_deref(), Some("5"), "exactly what was seen");
+        take(&mut situation, &made);
+        check_steps(&situation, &[]);
+    }
+}
+
+#[test]
+fn a_holder_that_cannot_be_read_keeps_its_claim() {
+    let situation = contended(other(), HolderState::Unknown("timeout".into()));
+    let made = check_steps(&situation, &[]);
+    assert_eq!(made.ports[0].hold, Hold::Unknown("timeout".into()));
+}
+
+#[test]
+fn a_claim_made_by_hand_reserves_the_port() {
+    let situation = contended(Holder { kind: "Ops".into(), ..other() }, HolderState::Reserved);
+    check_steps(&situation, &[]);
+    check_ready(&situation, &Outcome::default(), "NodePortConflict", "a Claim for a Ops");
+}
+
+#[test]
+fn reserved_ports_are_refused_and_given_back() {
+    let situation = settled(app_service(Some(22)));
+    assert_eq!(situation.held, []);
+    check_ready(
+        &situation,
+        &Outcome::default(),
+        "NodePortReserved",
+        "22/TCP (port irc) is reserved",
+    );
+    let outside = settled(app_service(Some(30000)));
+    check_ready(&outside, &Outcome::default(), "NodePortReserved", "not among those");
+    let held = settled(app_service(Some(6697)));
+    let stricter = PortPolicy { reserved: "6000-7000".parse().unwrap(), ..policy() };
+    assert_eq!(kinds(&plan(&held, &stricter)), ["release"]);
+}
+
+#[test]
+fn ports_in_use_are_refused_but_a_held_one_stays() {
+    let occupied = |services: &[&str], nodes: &[&str]| {
+        let mut situation = fresh(app_service(Some(6697)));
+        let asked = &mut situation.asked[0];
+        asked.services = services.iter().map(|name| ObjectKey::new("kube-system", *name)).collect();
+        asked.nodes = nodes.iter().map(|name| (*name).to_owned()).collect();
+        take(&mut situation, &plan(&fresh(app_service(None)), &policy()));
+        situation
+    };
+    let check = |situation: &Situation, message| {
+        check_steps(situation, &["create slice", "create slice"]);
+        check_ready(situation, &Outcome::default(), "NodePortTaken", message);
+    };
+    check(&occupied(&["dns"], &["node-1"]), "is taken by Service kube-system/dns");
+    check(&occupied(&[], &["node-1"]), "is taken by a process on node node-1");
+    check(&occupied(&[], &["node-1", "node-2"]), "is taken by processes on node node-1 and 1 more");
+    let mut held = settled(app_service(Some(6697)));
+    held.asked[0].nodes = vec!["node-1".into()];
+    check_steps(&held, &[]);
+    check_ready(&held, &Outcome::default(), "Available", "1 sandbox");
+}
+
+#[test]
+fn a_port_that_is_no_longer_asked_for_is_released() {
+    let mut situation = settled(app_service(Some(6697)));
+    situation.service = Arc::new(app_service(Some(6698)));
+    situation.asked = fresh(app_service(Some(6698))).asked;
+    let made = check_steps(&situation, &["take", "release"]);
+    take(&mut situation, &made);
+    check_steps(&situation, &[]);
+    assert_eq!(situation.held.len(), 1);
+}
+
+#[test]
+fn two_ports_cannot_have_one_node_port() {
+    let mut service = app_service(Some(6697));
+    service.spec.ports[0].node_port = Some(6697);
+    let situation = settled(service);
+    assert_eq!(situation.held.len(), 1);
+    check_ready(
+        &situation,
+        &Outcome::default(),
+        "NodePortTaken",
+        "another port of this AppService",
+    );
+}
+
+// === endpoints ===
+
+/// `name ready/serving/terminating` of each endpoint of the IPv4 slice.
+fn endpoints(situation: &Situation) -> Vec<String> {
+    let Slot::Ours(slice) = &situation.slices[&Family::V4] else { panic!("it is settled") };
+    let shown = slice.endpoints.iter().flatten().map(|endpoint| {
+        let conditions = endpoint.conditions.clone().unwrap();
+        let said = [conditions.ready, conditions.serving, conditions.terminating];
+        let said = said.map(|one| if one.unwrap() { "y" } else { "n" }).join("");
+        format!("{} {said}", endpoint.target_ref.clone().unwrap().name.unwrap())
+    });
+    shown.collect()
+}
+
+fn with_sandboxes(sandboxes: Vec<Arc<Sandbox>>) -> Situation {
+    let mut situation = settled(app_service(None));
+    situation.sandboxes = Some(Observed::Present(sandboxes));
+    let made = plan(&situation, &policy());
+    take(&mut situation, &made);
+    check_steps(&situation, &[]);
+    situation
+}
+
+#[test]
+fn endpoints_say_what_connections_may_do() {
+    let situation = with_sandboxes(vec![
+        sandbox("starting", false, false),
+        sandbox("drains", true, true),
+        sandbox("ready", true, false),
+        sandbox("dies", false, true),
+    ]);
+    assert_eq!(endpoints(&situation), ["dies nny", "drains nyy", "ready yyn", "starting nnn"]);
+    assert_eq!(report_on(&situation, &Outcome::default()).status.ready_endpoints, 1);
+}
+
+#[test]
+fn the_order_in_which_pods_are_read_changes_nothing() {
+    let mut situation = with_sandboxes(vec![sandbox("b", true, false), sandbox("a", true, false)]);
+    let swapped = vec![sandbox("a", true, false), sandbox("b", true, false)];
+    situation.sandboxes = Some(Observed::Present(swapped));
+    check_steps(&situation, &[]);
+}
+
+#[test]
+fn without_sandboxes_the_slices_stay_and_are_empty() {
+    let situation = with_sandboxes(vec![]);
+    assert_eq!(endpoints(&situation), [""; 0]);
+    check_ready(&situation, &Outcome::default(), "NoEndpoints", "no sandbox of pool chat-irc-1");
+    let mut inactive = situation;
+    let mut service = app_service(None);
+    service.spec.pool = None;
+    inactive.service = Arc::new(service);
+    inactive.sandboxes = None;
+    check_steps(&inactive, &[]);
+    check_ready(&inactive, &Outcome::default(), "NoActiveVersion", "10.96.0.7");
+}
+
+#[test]
+fn sandboxes_that_cannot_be_seen_are_not_forgotten() {
+    let mut situation = settled(app_service(None));
+    situation.sandboxes = Some(Observed::Unknown("the watch of Pods is interrupted".into()));
+    check_steps(&situation, &[]);
+    assert_eq!(endpoints(&situation), ["a yyn"]);
+}
+
+#[test]
+fn the_slice_of_a_family_that_went_goes() {
+    let mut situation = settled(app_service(None));
+    let Slot::Ours(service) = &mut situation.address else { panic!("it is settled") };
+    service.spec.as_mut().unwrap().cluster_ips = Some(vec!["10.96.0.7".into()]);
+    let made = check_steps(&situation, &["delete slice"]);
+    take(&mut situation, &made);
+    check_steps(&situation, &[]);
+}
+
+#[test]
+fn of_more_sandboxes_than_a_slice_holds_the_draining_are_left_out() {
+    let mut sandboxes: Vec<_> =
+        (0..1000).map(|n| sandbox(&format!("s{n:04}"), true, false)).collect();
+    sandboxes.insert(0, sandbox("a-drains", true, true));
+    let slice = slices::new(&app_service(None), Family::V4, &[]);
+    let filled = slices::brought_up(&slice, &app_service(None), Family::V4, &sandboxes);
+    let endpoints = filled.endpoints.unwrap();
+    assert_eq!(endpoints.len(), 1000);
+    let first = endpoints[0].target_ref.clone().unwrap();
+    assert_eq!(first.name.as_deref(), Some("s0000"));
+}
+
+#[test]
+fn a_second_report_says_nothing_new() {
+    let situation = settled(app_service(Some(6697)));
+    let first = report_on(&situation, &Outcome::default());
+    assert_eq!(first.transitions.len(), 1);
+    let mut again = situation;
+    let mut service = app_service(Some(6697));
+    service.status = Some(first.status.clone());
+    again.service = Arc::new(service);
+    let second = report_on(&again, &Outcome::default());
+    assert_eq!(second, Report { status: first.status, transitions: vec![] });
+}

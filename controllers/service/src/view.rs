@@ -1,0 +1,225 @@
+//! What is kept of objects that others own: small, and only what a decision needs. Pure.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+use k8s_openapi::api::core::v1::{Pod, Service};
+use kube::Resource;
+use portolan_api::{AppService, NodeReport, SandboxPool, Transport, labels};
+use portolan_reconcile::ObjectKey;
+use serde::Serialize;
+
+use crate::ports::NodePort;
+
+/// Whose an object is that has a name which is wanted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub(crate) enum Belongs {
+    /// To this AppService.
+    Here,
+    /// To an AppService of this name that is gone, or it is going itself: the name becomes free.
+    Former,
+    /// To somebody else.
+    Elsewhere,
+}
+
+impl Belongs {
+    /// Ownership is by UID; the kind and name of the owner only tell what will go by itself.
+    pub(crate) fn of(object: &impl Resource, to: &AppService) -> Self {
+        let meta = object.meta();
+        let mut owners = meta.owner_references.iter().flatten();
+        let Some(owner) = owners.find(|owner| owner.controller == Some(true)) else {
+            return Self::Elsewhere;
+        };
+        let is_here = to.metadata.uid.as_ref() == Some(&owner.uid);
+        let is_namesake = owner.kind == AppService::kind(&())
+            && to.metadata.name.as_deref() == Some(owner.name.as_str());
+        match (is_here, is_namesake) {
+            (true, _) if meta.deletion_timestamp.is_none() => Self::Here,
+            (true, _) | (_, true) => Self::Former,
+            (false, false) => Self::Elsewhere,
+        }
+    }
+}
+
+/// A Service, whoever made it.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct ServiceView {
+    /// Its name.
+    pub(crate) key: ObjectKey,
+    /// The ports that it has on every node.
+    pub(crate) node_ports: BTreeSet<NodePort>,
+    /// All of it, if Portolan's proxy serves it; others are not ours whatever is in them.
+    pub(crate) ours: Option<Box<Service>>,
+}
+
+impl ServiceView {
+    pub(crate) fn of(mut service: Service) -> Option<Self> {
+        let key = ObjectKey::of(&service);
+        service.metadata.managed_fields = None;
+        let node_ports = node_ports(&service);
+        let proxy = service.metadata.labels.as_ref().and_then(|all| all.get(labels::SERVICE_PROXY));
+        let is_ours = proxy.is_some_and(|proxy| proxy == labels::MANAGER);
+        Some(Self { key, node_ports, ours: is_ours.then(|| Box::new(service)) })
+    }
+}
+
+fn node_ports(service: &Service) -> BTreeSet<NodePort> {
+    let Some(spec) = &service.spec else { return BTreeSet::new() };
+    let ports = spec.ports.iter().flatten().filter_map(|port| {
+        let transport = match port.protocol.as_deref() {
+            None | Some("TCP") => Transport::Tcp,
+            Some("UDP") => Transport::Udp,
+            // No App can ask for another transport.
+            Some(_) => return None,
+        };
+        Some(NodePort { number: port.node_port?, transport })
+    });
+    let health = spec.health_check_node_port.into_iter();
+    let health = health.map(|number| NodePort { number, transport: Transport::Tcp });
+    ports.chain(health).filter(|port| port.number > 0).collect()
+}
+
+/// A Pod with the pool label, whoever made it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Sandbox {
+    /// Its name.
+    pub(crate) key: ObjectKey,
+    /// Its UID.
+    pub(crate) uid: String,
+    /// The pool that the label names. An index only: whose it is, `owner` says.
+    pub(crate) pool: ObjectKey,
+    /// UID of the controller reference.
+    pub(crate) owner: Option<String>,
+    /// At most one of each family; empty before its network is set up.
+    pub(crate) addresses: Vec<IpAddr>,
+    /// Where it runs.
+    pub(crate) node: Option<String>,
+    /// The kubelet says that it serves.
+    pub(crate) serving: bool,
+    /// It is to get nothing new: it drains, or somebody deleted it.
+    pub(crate) leaving: bool,
+}
+
+impl Sandbox {
+    /// `None` for a Pod without the label, and for one in which nothing runs any more.
+    pub(crate) fn of(pod: Pod) -> Option<Self> {
+        let key = ObjectKey::of(&pod);
+        let meta = pod.metadata;
+        let pool = meta.labels.as_ref()?.get(labels::POOL)?;
+        let status = pod.status.unwrap_or_default();
+        if matches!(status.phase.as_deref(), Some("Failed" | "Succeeded")) {
+            return None;
+        }
+        let mut owners = meta.owner_references.iter().flatten();
+        let owner = owners.find(|owner| owner.controller == Some(true));
+        let is_marked = meta.annotations.is_some_and(|all| all.contains_key(labels::DRAIN));
+        let mut conditions = status.conditions.iter().flatten();
+        // Older kubelets say only `podIP`.
+        let primary = status.pod_ip.filter(|_| status.pod_ips.iter().flatten().count() == 0);
+        let addresses = status.pod_ips.into_iter().flatten().map(|address| address.ip);
+        let addresses = addresses.chain(primary).filter_map(|address| address.parse().ok());
+        Some(Self {
+            pool: ObjectKey::new(key.namespace.clone(), pool.clone()),
+            uid: meta.uid.unwrap_or_default(),
+            owner: owner.map(|owner| owner.uid.clone()),
+            addresses: addresses.collect(),
+            node: pod.spec.and_then(|spec| spec.node_name),
+            serving: conditions.any(|one| one.type_ == "Ready" && one.status == "True"),
+            leaving: is_marked || meta.deletion_timestamp.is_some(),
+            key,
+        })
+    }
+}
+
+/// A pool: enough to know whether a service may use it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct PoolView {
+    /// Its UID, by which it owns its Pods.
+    pub(crate) uid: String,
+    /// The App and the service that it belongs to.
+    pub(crate) of: (String, String),
+    /// It runs a preview, which no production address leads to.
+    pub(crate) is_preview: bool,
+}
+
+impl PoolView {
+    pub(crate) fn of(pool: SandboxPool) -> Option<Self> {
+        let labels = pool.metadata.labels.unwrap_or_default();
+        Some(Self {
+            uid: pool.metadata.uid?,
+            of: (pool.spec.app, pool.spec.service),
+            is_preview: labels.contains_key(labels::EPHEMERAL),
+        })
+    }
+}
+
+/// What processes of one node listen on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Listeners {
+    /// The node.
+    pub(crate) node: String,
+    /// The ports.
+    pub(crate) ports: BTreeSet<NodePort>,
+}
+
+impl Listeners {
+    pub(crate) fn of(report: NodeReport) -> Option<Self> {
+        let ports = report.spec.listening.into_iter().map(NodePort::from).collect();
+        Some(Self { node: report.metadata.name?, ports })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, from_value, json};
+
+    use super::*;
+
+    fn tcp(number: i32) -> NodePort {
+        NodePort { number, transport: Transport::Tcp }
+    }
+
+    #[test]
+    fn the_node_ports_of_a_service_are_all_it_opens() {
+        let service = from_value(json!({
+            "metadata": { "name": "lb", "namespace": "team-a" },
+            "spec": { "healthCheckNodePort": 31000, "ports": [
+                { "port": 80, "nodePort": 30080, "protocol": "TCP" },
+                { "port": 53, "nodePort": 30053, "protocol": "UDP" },
+                { "port": 99, "nodePort": 30099, "protocol": "SCTP" },
+                { "port": 81, "protocol": "TCP" },
+            ] },
+        }));
+        let view = ServiceView::of(service.unwrap()).unwrap();
+        let udp = NodePort { number: 30053, transport: Transport::Udp };
+        assert_eq!(view.node_ports, [udp, tcp(30080), tcp(31000)].into());
+        assert_eq!(view.ours, None);
+    }
+
+    #[track_caller]
+    fn check_sandbox(change: Value, expected: impl Fn(&Sandbox) -> bool) {
+        let mut pod = json!({
+            "metadata": { "name": "p", "namespace": "team-a", "uid": "1",
+                "labels": { labels::POOL: "shop-irc" } },
+            "spec": { "containers": [], "nodeName": "node-1" },
+            "status": { "phase": "Running", "podIPs": [{ "ip": "10.0.0.7" }, { "ip": "fd00::7" }],
+                "conditions": [{ "type": "Ready", "status": "True" }] },
+        });
+        for (path, value) in change.as_object().into_iter().flatten() {
+            *pod.pointer_mut(path).unwrap() = value.clone();
+        }
+        let sandbox = Sandbox::of(from_value(pod).unwrap());
+        assert!(sandbox.as_ref().is_some_and(expected), "{change}: {sandbox:?}");
+    }
+
+    #[test]
+    fn a_sandbox_is_what_the_kubelet_and_the_pool_controller_say() {
+        check_sandbox(json!({}), |one| one.serving && !one.leaving && one.addresses.len() == 2);
+        check_sandbox(json!({ "/status": { "podIP": "10.0.0.7" } }), |one| {
+            !one.serving && one.addresses == ["10.0.0.7".parse::<IpAddr>().unwrap()]
+        });
+        let marked = json!({ "name": "p", "labels": { labels::POOL: "shop-irc" },
+            "annotations": { labels::DRAIN: "7" } });
+        check_sandbox(json!({ "/metadata": marked }), |one| one.serving && one.leaving);
+    }
+}

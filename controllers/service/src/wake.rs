@@ -1,0 +1,85 @@
+//! Which AppServices a change concerns. Pure look-ups in the cache of AppServices; a change that
+//! says nothing new wakes nobody.
+
+use std::collections::BTreeSet;
+
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use portolan_api::{AppService, Claim, labels};
+use portolan_claims::holder_key;
+use portolan_reconcile::{Cache, Change, ObjectKey};
+
+use crate::REALM;
+use crate::observe::{BY_NODE_PORT, BY_POOL};
+use crate::ports::NodePort;
+use crate::view::{Listeners, ServiceView};
+
+/// A Claim concerns its holder and whoever asks for that port.
+pub(crate) fn by_claim(
+    change: &Change<'_, Claim>,
+    known: &Cache<AppService>,
+) -> BTreeSet<ObjectKey> {
+    let claims = change.old.into_iter().chain(change.new);
+    let mut woken = BTreeSet::new();
+    for claim in claims.filter(|claim| claim.spec.kind == REALM.kind) {
+        if REALM.has(claim) {
+            woken.insert(holder_key(claim));
+        }
+        woken.extend(found(known, BY_NODE_PORT, &claim.spec.value));
+    }
+    woken
+}
+
+/// A Service concerns the AppService of its name, and whoever asks for a node port that it took
+/// or gave up.
+pub(crate) fn by_service(
+    change: &Change<'_, ServiceView>,
+    known: &Cache<AppService>,
+) -> BTreeSet<ObjectKey> {
+    let ports = |side: Option<&ServiceView>| side.map(|one| one.node_ports.clone());
+    let (old, new) = (ports(change.old.map(AsRef::as_ref)), ports(change.new.map(AsRef::as_ref)));
+    let mut woken = by_ports(&old.unwrap_or_default(), &new.unwrap_or_default(), known);
+    // Most Services of a cluster are nobody's here.
+    woken.extend(known.get(change.key).map(|_| change.key.clone()));
+    woken
+}
+
+/// A node's report concerns whoever asks for a port that a process opened or closed there.
+pub(crate) fn by_report(
+    change: &Change<'_, Listeners>,
+    known: &Cache<AppService>,
+) -> BTreeSet<ObjectKey> {
+    let ports = |side: Option<&Listeners>| side.map(|one| one.ports.clone());
+    let (old, new) = (ports(change.old.map(AsRef::as_ref)), ports(change.new.map(AsRef::as_ref)));
+    by_ports(&old.unwrap_or_default(), &new.unwrap_or_default(), known)
+}
+
+/// A slice concerns the AppService that it says it is of.
+pub(crate) fn by_slice(change: &Change<'_, EndpointSlice>) -> Vec<ObjectKey> {
+    change.each(|slice| {
+        let of = slice.metadata.labels.as_ref().and_then(|all| all.get(labels::SLICE_SERVICE));
+        let namespace = slice.metadata.namespace.clone().unwrap_or_default();
+        of.map(|name| ObjectKey::new(namespace, name))
+    })
+}
+
+/// A pool, or one of its Pods, concerns the AppServices that lead to it.
+pub(crate) fn by_pools(
+    pools: impl IntoIterator<Item = ObjectKey>,
+    known: &Cache<AppService>,
+) -> BTreeSet<ObjectKey> {
+    pools.into_iter().flat_map(|pool| found(known, BY_POOL, &pool.to_string())).collect()
+}
+
+fn by_ports(
+    old: &BTreeSet<NodePort>,
+    new: &BTreeSet<NodePort>,
+    known: &Cache<AppService>,
+) -> BTreeSet<ObjectKey> {
+    let changed = old.symmetric_difference(new);
+    changed.flat_map(|port| found(known, BY_NODE_PORT, &port.value())).collect()
+}
+
+fn found(known: &Cache<AppService>, index: &str, value: &str) -> BTreeSet<ObjectKey> {
+    let found = known.by_index(index, value);
+    found.iter().map(|service| ObjectKey::of(service.as_ref())).collect()
+}
