@@ -6,7 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Which crates of ours a crate may depend on; `CONTROLLERS` stands for each of them.
-const OURS: [(&str, &[&str]); 17] = [
+const OURS: [(&str, &[&str]); 19] = [
     ("src/api", &[]),
     ("src/process", &[]),
     ("src/reconcile", &["portolan-api", "portolan-process"]),
@@ -14,6 +14,10 @@ const OURS: [(&str, &[&str]); 17] = [
     ("src/nft", &[]),
     ("src/ingress", &["portolan-api", "portolan-process", "portolan-reconcile"]),
     ("controllers/app", CONTROLLER),
+    (
+        "controllers/node",
+        &["portolan-api", "portolan-nft", "portolan-process", "portolan-reconcile"],
+    ),
     ("controllers/version", CONTROLLER),
     ("controllers/pool", CONTROLLER),
     ("controllers/route", CLAIMANT),
@@ -55,7 +59,7 @@ const NEVER: [(&str, &[&str]); 4] = [
 ];
 
 /// Modules of controllers that decide or report, and so may do neither IO nor look at a clock.
-const PURE: [&str; 9] = [
+const PURE: [&str; 10] = [
     "plan.rs",
     "status.rs",
     "policy.rs",
@@ -65,6 +69,7 @@ const PURE: [&str; 9] = [
     "pod.rs",
     "hosts.rs",
     "book.rs",
+    "index.rs",
 ];
 /// What gives a pure module away: clients, clocks, entropy, the environment, unordered iteration.
 const IMPURE: [&str; 16] = [

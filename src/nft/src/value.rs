@@ -157,6 +157,13 @@ impl Protocol {
 // === impl Range ===
 
 impl Range {
+    /// Whether an address is in the range.
+    pub fn contains(self, address: IpAddr) -> bool {
+        let other = Self { address, length: u8::MAX };
+        let ((first, last), (at, _)) = (self.bounds(), other.bounds());
+        Family::of(self.address) == Family::of(address) && (first..=last).contains(&at)
+    }
+
     /// The first and the last address, as numbers: comparable within a family only.
     pub(crate) fn bounds(self) -> (u128, u128) {
         let (bits, value) = match self.address {
@@ -166,5 +173,22 @@ impl Range {
         let host = bits - u32::from(self.length).min(bits);
         let mask = 1_u128.checked_shl(host).map_or(u128::MAX, |size| size - 1);
         (value & !mask, value | mask)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_range_contains_what_shares_its_first_bits() {
+        let ip = |text: &str| -> IpAddr { text.parse().expect("an address") };
+        let range = Range { address: ip("10.8.1.77"), length: 24 };
+        assert!(["10.8.1.0", "10.8.1.255"].map(ip).into_iter().all(|at| range.contains(at)));
+        assert!(
+            !["10.8.0.255", "10.8.2.0", "::a08:101"].map(ip).iter().any(|at| range.contains(*at))
+        );
+        let range = Range { address: ip("fd08::"), length: 0 };
+        assert!(range.contains(ip("ffff::1")) && !range.contains(ip("10.8.1.1")));
     }
 }

@@ -7,13 +7,12 @@ use std::time::Duration;
 use clap::ValueEnum;
 use jiff::SignedDuration;
 use portolan_process::{AdminServer, Metrics, Readiness, Signals, Tasks};
-use portolan_reconcile::{Context, ContextParts, LeaseSettings, Settings, system_clock};
+use portolan_reconcile::{Context, ContextParts, LeaseSettings, Settings, connect, system_clock};
 use {
     portolan_controller_app as app, portolan_controller_pool as pool,
     portolan_controller_route as route, portolan_controller_version as version,
 };
 
-use crate::kubernetes;
 
 /// How long passes may run on after a signal.
 const SHUTDOWN_GRACE: Duration = Duration::from_secs(10);
@@ -68,7 +67,7 @@ impl ControllerArgs {
             verifying_limit,
             drain_seconds,
         } = self;
-        let client = kubernetes::client().await?;
+        let client = connect().await?;
         let (metrics, readiness) = (Metrics::new("portolan"), Readiness::new());
         let mut tasks = Tasks::new();
         let lease = Some(LeaseSettings::standard(&system_namespace));

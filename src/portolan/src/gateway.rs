@@ -13,12 +13,11 @@ use portolan_ingress::{
     AccessLog, Cidr, Ingress, Listener, ListenerConfig, ProxyProtocol, Scheme, Settings,
 };
 use portolan_process::{AdminServer, Gate, Metrics, Readiness, Signals, Tasks};
-use portolan_reconcile::{Context, ContextParts, ObjectKey, RunError, system_clock};
+use portolan_reconcile::{Context, ContextParts, ObjectKey, RunError, connect, system_clock};
 use tokio::net::TcpListener;
 use tokio::time::{interval, timeout};
 use tokio_util::sync::CancellationToken;
 
-use crate::kubernetes;
 
 /// How long after the drain limit the process may take to end.
 const SHUTDOWN_MARGIN: Duration = Duration::from_secs(5);
@@ -85,7 +84,7 @@ impl GatewayArgs {
         let listeners = self.listeners()?;
         let settings = self.settings();
         let drain = settings.drain;
-        let client = kubernetes::client().await?;
+        let client = connect().await?;
         let (metrics, readiness) = (Metrics::new("portolan"), Readiness::new());
         let mut tasks = Tasks::new();
         let ctx = Context::new(

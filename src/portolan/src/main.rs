@@ -4,7 +4,6 @@ mod args;
 mod controller;
 mod crds;
 mod gateway;
-mod kubernetes;
 
 use std::process::ExitCode;
 

@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-use anyhow::Context as _;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
 use kube::client::retry::RetryPolicy;
 use kube::client::{Body, ConfigExt as _};
+use kube::config::InferConfigError;
 use kube::{Client, Config};
 use tower::retry::RetryLayer;
 use tower::{BoxError, ServiceBuilder};
@@ -32,17 +32,31 @@ const RETRY_MIN: Duration = Duration::from_millis(50);
 const RETRY_MAX: Duration = Duration::from_secs(2);
 const RETRIES: u32 = 5;
 
+/// Why there is no client.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectError {
+    /// Neither a service account nor a kubeconfig says where the API server is.
+    #[error("find the API server")]
+    Config(#[source] Box<InferConfigError>),
+    /// What they say cannot be used.
+    #[error("prepare the connection to the API server")]
+    Client(#[source] Box<kube::Error>),
+}
+
 /// A client from the Pod's service account, else from the kubeconfig.
 ///
 /// Kube's own would wait half a minute for a connection and for ever on one that is dead.
-pub(crate) async fn client() -> anyhow::Result<Client> {
+///
+/// # Errors
+/// Any of [`ConnectError`]. That the API server does not answer is none.
+pub async fn connect() -> Result<Client, ConnectError> {
     // One provider for the whole process, chosen before anything makes a connection.
     let _already_chosen = rustls::crypto::aws_lc_rs::default_provider().install_default();
-    let config = Config::infer().await.context("find the API server")?;
-    connect(config).context("prepare the connection to the API server")
+    let config = Config::infer().await.map_err(|error| ConnectError::Config(Box::new(error)))?;
+    client(config).map_err(|error| ConnectError::Client(Box::new(error)))
 }
 
-fn connect(config: Config) -> anyhow::Result<Client> {
+fn client(config: Config) -> Result<Client, kube::Error> {
     let mut tcp = HttpConnector::new();
     tcp.enforce_http(false);
     tcp.set_nodelay(true);
@@ -53,7 +67,8 @@ fn connect(config: Config) -> anyhow::Result<Client> {
     tcp.set_tcp_user_timeout(Some(UNACKNOWLEDGED_MAX));
     let tls = config.rustls_https_connector_with_connector(tcp)?;
     let http = hyper_util::client::legacy::Client::builder(TokioExecutor::new()).build(tls);
-    let retry = RetryPolicy::new(RETRY_MIN, RETRY_MAX, RETRIES, true)?;
+    let retry = RetryPolicy::new(RETRY_MIN, RETRY_MAX, RETRIES, true);
+    let retry = retry.expect("the least delay is above zero and below the greatest");
     let service = ServiceBuilder::new()
         .layer(config.base_uri_layer())
         .layer(RetryLayer::new(retry))

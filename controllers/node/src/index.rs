@@ -1,0 +1,319 @@
+//! Where AppServices, their slices, internal names and the gateways' slices meet. Pure.
+//!
+//! Every change names the services that it touches; [`Index::take_changes`] works out what these
+//! forward now, and nothing else. What it gives is what a new index with the same objects would
+//! give: neither the order in which objects came nor those that have gone matter.
+//!
+//! Two services can claim one port only when what the API says contradicts itself. Then the first
+//! by key has it, on every node the same.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use portolan_nft::{Affinity, Backends, Endpoint, Family, NodePort, Protocol, ServicePort};
+use portolan_reconcile::ObjectKey;
+
+use crate::facts::{EndpointFacts, InternalFacts, ServiceFacts, SliceFacts};
+
+#[cfg(test)]
+mod tests;
+
+/// What a port leads to, or `None` if it is nobody's any more.
+pub(crate) type Changed<P> = BTreeMap<P, Option<Backends>>;
+
+/// What changed since the last look.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Changes {
+    pub(crate) services: Changed<ServicePort>,
+    pub(crate) node_ports: Changed<NodePort>,
+    /// Addresses of sandboxes that were going and are gone.
+    pub(crate) gone: BTreeSet<IpAddr>,
+}
+
+/// All that is forwarded, by who asks for it.
+#[derive(Debug, Default)]
+pub(crate) struct Index {
+    services: BTreeMap<ObjectKey, Front>,
+    internal: BTreeMap<ObjectKey, Arc<InternalFacts>>,
+    /// The port of a gateway's slice for calls from inside.
+    gateways: BTreeMap<ObjectKey, Arc<SliceFacts>>,
+    claims: BTreeSet<(Port, Source)>,
+    claimed: BTreeMap<Source, BTreeSet<Port>>,
+    touched: BTreeSet<Source>,
+    /// How often an address occurs in slices of ours.
+    sandboxes: BTreeMap<IpAddr, usize>,
+    gone: BTreeSet<IpAddr>,
+}
+
+/// The name of the gateways' port for calls from inside the cluster.
+const INTERNAL_PORT: &str = "internal";
+
+/// An AppService with its slices, either of which may come first.
+#[derive(Debug, Default)]
+struct Front {
+    facts: Option<Arc<ServiceFacts>>,
+    slices: BTreeMap<String, Arc<SliceFacts>>,
+}
+
+/// Who asks for ports.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Source {
+    Service(ObjectKey),
+    Internal(ObjectKey),
+}
+
+/// A port that can be somebody's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Port {
+    Service(ServicePort),
+    Node(NodePort),
+}
+
+impl Index {
+    /// Takes in an AppService, or that there is none of this name.
+    pub(crate) fn service(&mut self, key: &ObjectKey, facts: Option<Arc<ServiceFacts>>) {
+        self.front(key, |front| front.facts = facts);
+    }
+
+    /// Takes in a slice of ours, or that there is none of this name.
+    pub(crate) fn slice(
+        &mut self,
+        key: &ObjectKey,
+        old: Option<&Arc<SliceFacts>>,
+        new: Option<&Arc<SliceFacts>>,
+    ) {
+        // Counted first, so that who only moved is not gone.
+        if let Some(new) = new {
+            self.count(new);
+        }
+        if let Some(old) = old {
+            self.discount(&key.namespace, old);
+            let service = ObjectKey::new(&*key.namespace, &*old.service);
+            self.front(&service, |front| drop(front.slices.remove(&key.name)));
+        }
+        if let Some(new) = new {
+            let service = ObjectKey::new(&*key.namespace, &*new.service);
+            let (name, new) = (key.name.clone(), new.clone());
+            self.front(&service, |front| drop(front.slices.insert(name, new)));
+        }
+    }
+
+    /// Takes in an internal name, or that there is none of this name.
+    pub(crate) fn internal(&mut self, key: &ObjectKey, facts: Option<Arc<InternalFacts>>) {
+        match facts {
+            Some(facts) => drop(self.internal.insert(key.clone(), facts)),
+            None => drop(self.internal.remove(key)),
+        }
+        self.touched.insert(Source::Internal(key.clone()));
+    }
+
+    /// Takes in a slice of the gateways, or that there is none of this name.
+    pub(crate) fn gateways(&mut self, key: &ObjectKey, facts: Option<Arc<SliceFacts>>) {
+        match facts {
+            Some(facts) => drop(self.gateways.insert(key.clone(), facts)),
+            None => drop(self.gateways.remove(key)),
+        }
+        self.touched.extend(self.internal.keys().cloned().map(Source::Internal));
+    }
+
+    /// Whether there may be changes.
+    pub(crate) fn is_touched(&self) -> bool {
+        !self.touched.is_empty() || !self.gone.is_empty()
+    }
+
+    /// How many AppServices and internal names there are.
+    pub(crate) fn services_count(&self) -> usize {
+        let known = self.services.values().filter(|front| front.facts.is_some()).count();
+        known + self.internal.len()
+    }
+
+    /// How many addresses of sandboxes there are.
+    pub(crate) fn sandboxes_count(&self) -> usize {
+        self.sandboxes.len()
+    }
+
+    /// What the services that were touched forward now; once.
+    pub(crate) fn take_changes(&mut self) -> Changes {
+        let mut unsettled = BTreeSet::new();
+        for source in std::mem::take(&mut self.touched) {
+            self.renew_claims(&source, &mut unsettled);
+        }
+        let mut changes = Changes { gone: std::mem::take(&mut self.gone), ..Changes::default() };
+        // Who comes back before anybody was told is not gone.
+        changes.gone.retain(|address| !self.sandboxes.contains_key(address));
+        for port in unsettled {
+            let backends = self.holder(port).map(|source| self.backends(source, port));
+            match port {
+                Port::Service(port) => drop(changes.services.insert(port, backends)),
+                Port::Node(port) => drop(changes.node_ports.insert(port, backends)),
+            }
+        }
+        changes
+    }
+
+    /// Brings the claims of a service up to date, and names all ports that this concerns.
+    fn renew_claims(&mut self, source: &Source, unsettled: &mut BTreeSet<Port>) {
+        let wanted = self.wanted(source);
+        let had = match wanted.is_empty() {
+            true => self.claimed.remove(source),
+            false => self.claimed.insert(source.clone(), wanted.clone()),
+        };
+        let had = had.unwrap_or_default();
+        for port in had.difference(&wanted) {
+            self.claims.remove(&(*port, source.clone()));
+        }
+        for port in wanted.difference(&had) {
+            self.claims.insert((*port, source.clone()));
+        }
+        unsettled.extend(had.union(&wanted));
+    }
+
+    /// The first of those who claim a port.
+    fn holder(&self, port: Port) -> Option<&Source> {
+        // Sources of services come before others, and an empty key before all.
+        let least = (port, Source::Service(ObjectKey::default()));
+        let (claimed, source) = self.claims.range(least..).next()?;
+        (*claimed == port).then_some(source)
+    }
+
+    fn wanted(&self, source: &Source) -> BTreeSet<Port> {
+        let service_port = |address: &IpAddr, protocol, port| {
+            Port::Service(ServicePort { address: *address, protocol, port })
+        };
+        match source {
+            Source::Service(key) => {
+                let facts = self.services.get(key).and_then(|front| front.facts.as_ref());
+                let Some(facts) = facts else { return BTreeSet::new() };
+                let ports = facts.ports.iter().flat_map(|port| {
+                    let node_port = port.node_port;
+                    let node_port = node_port
+                        .map(|number| NodePort { protocol: port.protocol, port: number })
+                        .map(Port::Node);
+                    let addresses = facts.addresses.iter();
+                    let virtual_ports =
+                        addresses.map(|address| service_port(address, port.protocol, port.port));
+                    virtual_ports.chain(node_port)
+                });
+                ports.collect()
+            }
+            Source::Internal(key) => {
+                let Some(facts) = self.internal.get(key) else { return BTreeSet::new() };
+                let addresses = facts.addresses.iter().flat_map(|address| {
+                    let ports = facts.ports.iter();
+                    ports.map(|(protocol, port)| service_port(address, *protocol, *port))
+                });
+                addresses.collect()
+            }
+        }
+    }
+
+    /// What a port of a service leads to.
+    fn backends(&self, source: &Source, port: Port) -> Backends {
+        let families: &[Family] = match port {
+            Port::Service(port) => &[Family::of(port.address)],
+            Port::Node(_) => &Family::ALL,
+        };
+        match source {
+            Source::Service(key) => {
+                let Some(front) = self.services.get(key) else { return Backends::default() };
+                front.backends(port, families)
+            }
+            Source::Internal(_) => {
+                let slices = self.gateways.values().map(|slice| &**slice);
+                let endpoints = chosen(slices, (INTERNAL_PORT, Protocol::Tcp), families);
+                Backends { affinity: Affinity::None, endpoints }
+            }
+        }
+    }
+
+    fn front(&mut self, key: &ObjectKey, change: impl FnOnce(&mut Front)) {
+        let front = self.services.entry(key.clone()).or_default();
+        change(front);
+        if front.facts.is_none() && front.slices.is_empty() {
+            self.services.remove(key);
+        }
+        self.touched.insert(Source::Service(key.clone()));
+    }
+
+    fn count(&mut self, slice: &SliceFacts) {
+        for endpoint in &slice.endpoints {
+            *self.sandboxes.entry(endpoint.address).or_default() += 1;
+        }
+    }
+
+    /// A sandbox that was going and is in no slice any more does not exist. One that was not going
+    /// may only have left this service, and what it has open is none of ours.
+    fn discount(&mut self, namespace: &str, slice: &SliceFacts) {
+        let service = ObjectKey::new(namespace, &*slice.service);
+        let front = self.services.get(&service);
+        let is_ours = front.is_some_and(|front| front.owns(slice));
+        for endpoint in &slice.endpoints {
+            let Some(count) = self.sandboxes.get_mut(&endpoint.address) else { continue };
+            *count -= 1;
+            if *count == 0 {
+                self.sandboxes.remove(&endpoint.address);
+                if endpoint.terminating && is_ours {
+                    self.gone.insert(endpoint.address);
+                }
+            }
+        }
+    }
+}
+
+impl Front {
+    /// Ownership is by UID: a slice that only has the label is somebody else's.
+    fn owns(&self, slice: &SliceFacts) -> bool {
+        let facts = self.facts.as_ref();
+        facts.is_some_and(|facts| slice.controller.as_deref() == Some(&*facts.uid))
+    }
+
+    fn backends(&self, port: Port, families: &[Family]) -> Backends {
+        let Some(facts) = &self.facts else { return Backends::default() };
+        let is_it = |candidate: &&crate::facts::PortFacts| match port {
+            Port::Service(port) => {
+                (candidate.protocol, candidate.port) == (port.protocol, port.port)
+            }
+            Port::Node(port) => {
+                (candidate.protocol, candidate.node_port) == (port.protocol, Some(port.port))
+            }
+        };
+        let Some(named) = facts.ports.iter().find(is_it) else { return Backends::default() };
+        let slices = self.slices.values().map(|slice| &**slice).filter(|slice| self.owns(slice));
+        let endpoints = chosen(slices, (&named.name, named.protocol), families);
+        Backends { affinity: facts.affinity, endpoints }
+    }
+}
+
+/// Endpoints of a port: those that are ready, and in a family where none is, those that go but
+/// still answer, as Kubernetes has it.
+fn chosen<'a>(
+    slices: impl Iterator<Item = &'a SliceFacts>,
+    port: (&str, Protocol),
+    families: &[Family],
+) -> BTreeSet<Endpoint> {
+    let mut all = Vec::new();
+    for slice in slices {
+        let is_it = |(name, protocol, _): &&(Box<str>, Protocol, u16)| (&**name, *protocol) == port;
+        let Some((_, _, number)) = slice.ports.iter().find(is_it) else { continue };
+        all.extend(slice.endpoints.iter().map(|endpoint| (endpoint, *number)));
+    }
+    let mut chosen = BTreeSet::new();
+    for family in families {
+        let of_family = all.iter().filter(|(end, _)| Family::of(end.address) == *family);
+        let pick = |wanted: fn(&EndpointFacts) -> bool| {
+            let wanted = of_family.clone().filter(move |(end, _)| wanted(end));
+            wanted.map(|(end, port)| Endpoint {
+                address: end.address,
+                port: *port,
+                local: end.local,
+            })
+        };
+        let ready: Vec<_> = pick(|end| end.ready).collect();
+        match ready.is_empty() {
+            true => chosen.extend(pick(|end| end.last_resort)),
+            false => chosen.extend(ready),
+        }
+    }
+    chosen
+}

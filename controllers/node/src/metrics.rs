@@ -1,0 +1,109 @@
+//! What the agent counts. Labels are closed sets, never a name.
+
+use std::sync::atomic::AtomicU64;
+
+use portolan_nft::{Change, ForwardError};
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::registry::{Registry, Unit};
+
+/// The agent's metrics. Cheap to clone; all clones are the same.
+#[derive(Clone, Debug)]
+pub struct Metrics {
+    commits: Counter,
+    added: Counter,
+    deleted: Counter,
+    replaced: Counter,
+    resyncs: Counter,
+    errors: Family<ErrorLabel, Counter>,
+    services: Gauge,
+    sandboxes: Gauge,
+    pub(crate) verified: Counter,
+    pub(crate) elements: Gauge,
+    pub(crate) latency: Histogram,
+    pub(crate) first: Gauge<f64, AtomicU64>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ErrorLabel {
+    reason: &'static str,
+}
+
+/// From one commit of one element to a node that cannot keep up.
+const LATENCY_BUCKETS: [f64; 12] =
+    [0.0001, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 1.0, 5.0];
+
+impl Metrics {
+    /// Registers all of it under the prefix `node`; call once per registry.
+    pub fn register(registry: &mut Registry) -> Self {
+        let registry = registry.sub_registry_with_prefix("node");
+        let metrics = Self {
+            commits: Counter::default(),
+            added: Counter::default(),
+            deleted: Counter::default(),
+            replaced: Counter::default(),
+            resyncs: Counter::default(),
+            errors: Family::default(),
+            services: Gauge::default(),
+            sandboxes: Gauge::default(),
+            verified: Counter::default(),
+            elements: Gauge::default(),
+            latency: Histogram::new(LATENCY_BUCKETS),
+            first: Gauge::default(),
+        };
+        registry.register("commits", "Batches committed to nf_tables", metrics.commits.clone());
+        let help = "Elements added to the table";
+        registry.register("elements_added", help, metrics.added.clone());
+        let help = "Elements deleted from the table";
+        registry.register("elements_deleted", help, metrics.deleted.clone());
+        let help = "Times the whole table was made anew";
+        registry.register("tables_replaced", help, metrics.replaced.clone());
+        let help = "Times the table was not what it was thought to be, and was read";
+        registry.register("resyncs", help, metrics.resyncs.clone());
+        let help = "Rounds that ended without the desired state in the kernel";
+        registry.register("errors", help, metrics.errors.clone());
+        let help = "Times the table was read to be compared";
+        registry.register("verifications", help, metrics.verified.clone());
+        registry.register("elements", "Elements in the table", metrics.elements.clone());
+        let help = "AppServices and internal names";
+        registry.register("services", help, metrics.services.clone());
+        let help = "Addresses of sandboxes in EndpointSlices";
+        registry.register("sandboxes", help, metrics.sandboxes.clone());
+        let help = "From the first change of a round as the watch gave it to its commit";
+        let latency = metrics.latency.clone();
+        registry.register_with_unit("event_to_kernel", help, Unit::Seconds, latency);
+        let help = "How long the first programming took";
+        registry.register_with_unit(
+            "first_programming",
+            help,
+            Unit::Seconds,
+            metrics.first.clone(),
+        );
+        metrics
+    }
+
+    pub(crate) fn count(&self, change: &Change) {
+        let Change { commits, added, deleted, replaced, resyncs } = *change;
+        self.commits.inc_by(commits as u64);
+        self.added.inc_by(added as u64);
+        self.deleted.inc_by(deleted as u64);
+        self.replaced.inc_by(replaced.into());
+        self.resyncs.inc_by(resyncs as u64);
+    }
+
+    pub(crate) fn size(&self, (services, sandboxes): (usize, usize)) {
+        self.services.set(i64::try_from(services).unwrap_or(i64::MAX));
+        self.sandboxes.set(i64::try_from(sandboxes).unwrap_or(i64::MAX));
+    }
+
+    pub(crate) fn fail(&self, error: &ForwardError) {
+        let reason = match error {
+            ForwardError::Foreign(_) => "Foreign",
+            ForwardError::Kernel(error) => error.category(),
+        };
+        self.errors.get_or_create_owned(&ErrorLabel { reason }).inc();
+    }
+}

@@ -1,0 +1,226 @@
+//! The NodeReport of this node: what its kernel can do, what is in the way, whether it forwards.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::Path;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, OwnerReference};
+use kube::core::ObjectMeta;
+use portolan_api::{ListeningPort, NodeReport, NodeReportSpec, conditions, labels};
+use portolan_nft::Family;
+use portolan_process::ErrorChain;
+use portolan_reconcile::{Conditions, Context, ObjectKey, Observed, RunError, Writer as ApiWriter};
+use tokio::sync::watch;
+use tokio::time::{MissedTickBehavior, interval, sleep};
+
+use crate::COMPONENT;
+use crate::facts::NodeFacts;
+use crate::listening::{LISTENING_MAX, listening};
+use crate::machine::Machine;
+use crate::writer::{Opened, State};
+
+/// Writes the report of one node.
+pub(crate) struct Reporter {
+    pub(crate) ctx: Context,
+    pub(crate) node_name: String,
+    pub(crate) node: watch::Receiver<Option<NodeFacts>>,
+    pub(crate) machine: watch::Receiver<Option<Machine>>,
+    pub(crate) opened: watch::Receiver<Option<Opened>>,
+    pub(crate) state: watch::Receiver<State>,
+}
+
+/// How often the ports of the host are looked at: /proc tells of no change.
+const LOOK_EVERY: Duration = Duration::from_secs(10);
+/// What changes together is written together, and what flaps is not written each time.
+const SETTLE: Duration = Duration::from_millis(200);
+/// Pause after a report that could not be written.
+const PAUSE: Duration = Duration::from_secs(5);
+
+/// What a report is made of.
+#[derive(Clone, Debug, Default)]
+struct Facts {
+    kernel: String,
+    machine: Machine,
+    opened: Option<Opened>,
+    listening: BTreeSet<ListeningPort>,
+    state: State,
+}
+
+impl Reporter {
+    /// Writes until the context shuts down.
+    ///
+    /// # Errors
+    ///
+    /// None: what cannot be written is logged and tried again.
+    pub(crate) async fn run(mut self) -> Result<(), RunError> {
+        let shutdown = self.ctx.shutdown();
+        tokio::select! {
+            () = shutdown.cancelled() => {}
+            () = self.report() => {}
+        }
+        Ok(())
+    }
+
+    async fn report(&mut self) {
+        let writer = self.ctx.writer(COMPONENT);
+        // An agent that starts anew goes on with what the one before said, and since when.
+        let mut written = self.read(&writer).await;
+        let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+        let kernel = kernel.trim().to_owned();
+        let mut looks = interval(LOOK_EVERY);
+        looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut found = BTreeSet::new();
+        loop {
+            let is_time = tokio::select! {
+                _ = looks.tick() => true,
+                Ok(()) = self.node.changed() => false,
+                Ok(()) = self.machine.changed() => false,
+                Ok(()) = self.opened.changed() => false,
+                Ok(()) = self.state.changed() => false,
+            };
+            match is_time {
+                true => found = look(found),
+                false => sleep(SETTLE).await,
+            }
+            let node = self.node.borrow_and_update().clone();
+            let machine = self.machine.borrow_and_update().clone();
+            // Who has no Node yet has nothing that would own the report.
+            let (Some(node), Some(machine)) = (node, machine) else { continue };
+            let facts = Facts {
+                kernel: kernel.clone(),
+                machine,
+                opened: *self.opened.borrow_and_update(),
+                listening: found.clone(),
+                state: self.state.borrow_and_update().clone(),
+            };
+            let observed = written.as_ref().map(|spec| spec.conditions.as_slice());
+            let spec = spec(facts, observed.unwrap_or_default(), self.ctx.now());
+            if written.as_ref() == Some(&spec) {
+                continue;
+            }
+            let report = NodeReport { metadata: self.metadata(&node), spec: spec.clone() };
+            while let Err(error) = writer.apply(&report).await {
+                tracing::warn!(error = %ErrorChain(&error), "Report not written");
+                sleep(PAUSE).await;
+            }
+            written = Some(spec);
+        }
+    }
+
+    async fn read(&self, writer: &ApiWriter) -> Option<NodeReportSpec> {
+        loop {
+            match writer.get::<NodeReport>(&ObjectKey::cluster(&*self.node_name)).await {
+                Observed::Present(report) => return Some(report.spec),
+                Observed::Absent => return None,
+                Observed::Unknown(why) => tracing::warn!(why, "Report not read"),
+            }
+            sleep(PAUSE).await;
+        }
+    }
+
+    fn metadata(&self, node: &NodeFacts) -> ObjectMeta {
+        let owner = OwnerReference {
+            api_version: "v1".into(),
+            kind: "Node".into(),
+            name: self.node_name.clone(),
+            uid: node.uid.clone(),
+            ..OwnerReference::default()
+        };
+        let manager = (labels::MANAGED_BY.to_owned(), labels::MANAGER.to_owned());
+        ObjectMeta {
+            name: Some(self.node_name.clone()),
+            labels: Some([manager].into()),
+            owner_references: Some(vec![owner]),
+            ..ObjectMeta::default()
+        }
+    }
+}
+
+/// What listens now, or what did if that cannot be told.
+fn look(before: BTreeSet<ListeningPort>) -> BTreeSet<ListeningPort> {
+    listening(Path::new("/proc")).unwrap_or_else(|error| {
+        tracing::warn!(%error, "Ports of the host not read");
+        before
+    })
+}
+
+fn spec(facts: Facts, observed: &[Condition], now: Timestamp) -> NodeReportSpec {
+    let Facts { kernel, machine, opened, listening, state } = facts;
+    let mut conditions = Conditions::new(observed, 0, now);
+    let (holds, reason, message) = ready(&state, &machine);
+    conditions.set(conditions::READY, holds, reason, message);
+    let (conditions, _) = conditions.finish();
+    // A report has no generation to speak of: it is its own spec.
+    let conditions = conditions
+        .into_iter()
+        .map(|condition| Condition { observed_generation: None, ..condition })
+        .collect();
+    NodeReportSpec {
+        kernel,
+        features: features(opened.as_ref(), &machine),
+        addresses: machine.ground.addresses.iter().map(ToString::to_string).collect(),
+        listening: listening.into_iter().take(LISTENING_MAX).collect(),
+        conditions,
+    }
+}
+
+/// Names of what the kernel and the machine can do, sorted.
+fn features(opened: Option<&Opened>, machine: &Machine) -> Vec<String> {
+    let kernel = opened.map(|opened| opened.features).unwrap_or_default();
+    let filters = opened.and_then(|opened| opened.filters);
+    let features = [
+        ("BridgedPods", !machine.ground.bridged.is_empty()),
+        ("ConntrackFilters", filters == Some(true)),
+        ("Conntrack", filters.is_some()),
+        ("CountedElements", kernel.counts_elements),
+        ("DefaultRouteIPv4", machine.default_routes.contains(&Family::V4)),
+        ("DefaultRouteIPv6", machine.default_routes.contains(&Family::V6)),
+        ("OwnedTables", kernel.owned_tables),
+        ("ProvenCommits", kernel.proves_commits),
+    ];
+    let names = features.into_iter().filter(|(_, has)| *has).map(|(name, _)| name.to_owned());
+    BTreeSet::from_iter(names).into_iter().collect()
+}
+
+fn ready(state: &State, machine: &Machine) -> (bool, &'static str, String) {
+    use conditions::reason;
+    match state {
+        State::Starting => {
+            (false, reason::STARTING, "services are read; nothing is programmed yet".into())
+        }
+        State::Programmed if machine.ground.addresses.is_empty() => (
+            true,
+            reason::PROGRAMMED,
+            "services are forwarded; none of the Node's InternalIPs and ExternalIPs is on this \
+             machine, so node ports do not answer here"
+                .into(),
+        ),
+        State::Programmed if machine.default_routes.is_empty() => (
+            true,
+            reason::PROGRAMMED,
+            "services are forwarded; this node has no default route, so its own processes reach \
+             virtual addresses only if another route covers them"
+                .into(),
+        ),
+        State::Programmed => {
+            (true, reason::PROGRAMMED, "services are forwarded as they should be".into())
+        }
+        State::Refused { count, example } => (
+            false,
+            reason::PARTLY_PROGRAMMED,
+            format!("the kernel refuses {count} of the ports and addresses, such as {example}"),
+        ),
+        State::Foreign(why) => (
+            false,
+            reason::FOREIGN_TABLE,
+            format!("{why}; see who made it (nft list table inet portolan), and delete it"),
+        ),
+        State::Failed(why) => (
+            false,
+            reason::UNPROGRAMMABLE,
+            format!("{why}; connections that were forwarded before still are"),
+        ),
+    }
+}

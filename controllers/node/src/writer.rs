@@ -1,0 +1,288 @@
+//! The one thread that talks to the kernel: netlink is synchronous, and a round may take some
+//! milliseconds in which the watches must not wait.
+//!
+//! What comes first is programmed at once, what comes within the next 10 ms together. New things
+//! go before old ones leave; connections end after both. The table stays when the thread ends.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use portolan_nft::{
+    Change, Conntrack, Error, Features, Flows, ForwardError, Forwarder, Kernel, Ruleset,
+};
+use portolan_process::ErrorChain;
+use tokio::sync::watch;
+
+use crate::inbox::{Inbox, Wake, Work};
+use crate::index::Changes;
+use crate::metrics::Metrics;
+
+/// How the kernel and the desired state stand to each other.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) enum State {
+    /// Nothing was programmed by this process yet.
+    #[default]
+    Starting,
+    /// The kernel has what it should.
+    Programmed,
+    /// It has, but for what it refuses.
+    Refused {
+        /// How many ports and addresses.
+        count: usize,
+        /// One of them.
+        example: String,
+    },
+    /// There is a table of our name that is not ours.
+    Foreign(String),
+    /// The kernel cannot be programmed, or not any more.
+    Failed(String),
+}
+
+/// What was opened, for who listens to others' changes and for the report.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Opened {
+    /// The number of the socket that writes.
+    pub(crate) port: u32,
+    pub(crate) features: Features,
+    /// Whether connections can be ended by a filter; `None` without connection tracking.
+    pub(crate) filters: Option<bool>,
+}
+
+/// Opens the kernel; another in tests.
+pub(crate) type Open = Box<dyn Fn() -> Result<Kernel, Error> + Send>;
+
+/// The writer. [`Writer::run`] is its thread.
+pub(crate) struct Writer {
+    pub(crate) inbox: Arc<Inbox>,
+    pub(crate) open: Open,
+    pub(crate) metrics: Metrics,
+    pub(crate) state: watch::Sender<State>,
+    pub(crate) opened: watch::Sender<Option<Opened>>,
+}
+
+/// Least time between the beginnings of two rounds. A round costs little, but with less, a burst
+/// of a hundred changes would be a hundred rounds.
+const ROUND: Duration = Duration::from_millis(10);
+/// How often the table is read although nobody is known to have changed it.
+const VERIFY_EVERY: Duration = Duration::from_secs(300);
+/// Rests after failures in a row.
+const REST_MIN: Duration = Duration::from_millis(100);
+const REST_MAX: Duration = Duration::from_secs(30);
+
+/// What runs once the first programming is done.
+struct Running {
+    forwarder: Forwarder,
+    conntrack: Option<Conntrack>,
+    /// Sandboxes that are gone and whose connections are still to be ended.
+    gone: BTreeSet<IpAddr>,
+    rest: Duration,
+}
+
+impl Writer {
+    /// Programs until the inbox says stop. Everything must be in the inbox before: what is in the
+    /// kernel and not there is deleted.
+    pub(crate) fn run(self) {
+        let Some(mut running) = self.begin() else { return };
+        self.note(&mut running, Ok(Change::default()));
+        let mut earliest = Instant::now();
+        let mut deadline = earliest + VERIFY_EVERY;
+        loop {
+            let work = match self.inbox.wait(earliest, deadline) {
+                Wake::Stop => return,
+                Wake::Work(work) => work,
+                Wake::Deadline => Work { verify: true, ..Work::default() },
+            };
+            let begun = Instant::now();
+            earliest = begun + ROUND;
+            let verified = work.verify;
+            let outcome = self.round(&mut running, work);
+            let is_done = outcome.is_ok();
+            self.note(&mut running, outcome);
+            if !is_done {
+                running.rest = (running.rest * 2).clamp(REST_MIN, REST_MAX);
+                earliest = begun + running.rest;
+                deadline = earliest;
+            } else if verified || !running.rest.is_zero() {
+                running.rest = Duration::ZERO;
+                deadline = begun + VERIFY_EVERY;
+            }
+        }
+    }
+
+    /// The first programming, tried until it succeeds; `None` if it is to end before.
+    fn begin(&self) -> Option<Running> {
+        let mut desired = Ruleset::default();
+        let (mut earliest, mut rest) = (Instant::now(), Duration::ZERO);
+        loop {
+            match self.inbox.wait(earliest, earliest) {
+                Wake::Stop => return None,
+                Wake::Work(work) => self.take_in(&mut desired, work),
+                Wake::Deadline => {}
+            }
+            let begun = Instant::now();
+            let started = (self.open)().map_err(ForwardError::from).and_then(|kernel| {
+                let (port, features) = (kernel.port(), kernel.features());
+                let (forwarder, change) = Forwarder::start(kernel, desired.clone())?;
+                Ok((forwarder, change, port, features))
+            });
+            match started {
+                Ok((forwarder, change, port, features)) => {
+                    self.metrics.first.set(begun.elapsed().as_secs_f64());
+                    self.metrics.count(&change);
+                    tracing::info!(?change, elapsed = ?begun.elapsed(), "Programmed");
+                    let conntrack = open_conntrack(&desired);
+                    let filters = conntrack.as_ref().map(Conntrack::filters);
+                    self.opened.send_replace(Some(Opened { port, features, filters }));
+                    let (gone, rest) = (BTreeSet::new(), Duration::ZERO);
+                    return Some(Running { forwarder, conntrack, gone, rest });
+                }
+                Err(error) => {
+                    self.fail(&error);
+                    rest = (rest * 2).clamp(REST_MIN, REST_MAX);
+                    earliest = begun + rest;
+                }
+            }
+        }
+    }
+
+    fn take_in(&self, desired: &mut Ruleset, work: Work) {
+        let Work { changes, ground, verify: _, since: _, sizes } = work;
+        self.metrics.size(sizes);
+        let Changes { services, node_ports, gone: _ } = changes;
+        for (port, backends) in services {
+            match backends {
+                Some(backends) => drop(desired.services.insert(port, backends)),
+                None => drop(desired.services.remove(&port)),
+            }
+        }
+        for (port, backends) in node_ports {
+            match backends {
+                Some(backends) => drop(desired.node_ports.insert(port, backends)),
+                None => drop(desired.node_ports.remove(&port)),
+            }
+        }
+        if let Some(ground) = ground {
+            desired.node_addresses = ground.addresses;
+            desired.bridged = ground.bridged;
+        }
+    }
+
+    fn round(&self, running: &mut Running, work: Work) -> Result<Change, ForwardError> {
+        let Work { changes, ground, verify, since, sizes } = work;
+        let forwarder = &mut running.forwarder;
+        let table = forwarder.table();
+        if let Some(ground) = ground {
+            table.set_node_addresses(ground.addresses);
+            table.set_bridged(ground.bridged);
+        }
+        let Changes { services, node_ports, gone } = changes;
+        for (port, backends) in services {
+            match backends {
+                Some(backends) => table.set_service(port, backends),
+                None => table.remove_service(port),
+            };
+        }
+        for (port, backends) in node_ports {
+            match backends {
+                Some(backends) => table.set_node_port(port, backends),
+                None => table.remove_node_port(port),
+            };
+        }
+        running.gone.extend(gone);
+        // After a failure nothing is known for sure, so all is read again.
+        if verify || !running.rest.is_zero() {
+            let change = forwarder.verify()?;
+            self.metrics.verified.inc();
+            running.end_connections();
+            return Ok(change);
+        }
+        let made = forwarder.advance()?;
+        if let Some(since) = since {
+            self.metrics.latency.observe(since.elapsed().as_secs_f64());
+        }
+        self.metrics.size(sizes);
+        let settled = forwarder.flush()?;
+        running.end_connections();
+        Ok(sum(made, settled))
+    }
+
+    fn note(&self, running: &mut Running, outcome: Result<Change, ForwardError>) {
+        match outcome {
+            Ok(change) => {
+                self.metrics.count(&change);
+                self.metrics.elements.set(count(running.forwarder.table().len()));
+                let refused = running.forwarder.refused();
+                let state = match refused.first() {
+                    None => State::Programmed,
+                    Some(owner) => {
+                        State::Refused { count: refused.len(), example: format!("{owner:?}") }
+                    }
+                };
+                self.publish(state);
+            }
+            Err(error) => self.fail(&error),
+        }
+    }
+
+    fn fail(&self, error: &ForwardError) {
+        self.metrics.fail(error);
+        tracing::warn!(error = %ErrorChain(error), "Not programmed");
+        self.publish(match error {
+            ForwardError::Foreign(_) => State::Foreign(ErrorChain(error).to_string()),
+            ForwardError::Kernel(_) => State::Failed(ErrorChain(error).to_string()),
+        });
+    }
+
+    fn publish(&self, state: State) {
+        self.state.send_if_modified(|current| {
+            let is_new = *current != state;
+            *current = state;
+            is_new
+        });
+    }
+}
+
+impl Running {
+    /// Lets the kernel forget connections that lead nowhere any more. What cannot be ended is not
+    /// tried again: TCP ends by itself, and what UDP is left the next start finds.
+    fn end_connections(&mut self) {
+        let mut flows = self.forwarder.table().take_stale();
+        flows.extend(std::mem::take(&mut self.gone).into_iter().map(Flows::Sandbox));
+        let Some(conntrack) = self.conntrack.as_mut().filter(|_| !flows.is_empty()) else { return };
+        if let Err(error) = conntrack.end(&flows) {
+            tracing::warn!(error = %ErrorChain(&error), "Connections not ended");
+        }
+    }
+}
+
+/// Connection tracking, swept of what ended while no agent ran.
+fn open_conntrack(desired: &Ruleset) -> Option<Conntrack> {
+    let opened = Conntrack::open().and_then(|mut conntrack| {
+        let ended = conntrack.sweep(desired)?;
+        tracing::info!(ended, "Swept connections");
+        Ok(conntrack)
+    });
+    match opened {
+        Ok(conntrack) => Some(conntrack),
+        Err(error) => {
+            tracing::error!(error = %ErrorChain(&error), "No connection tracking");
+            None
+        }
+    }
+}
+
+fn sum(a: Change, b: Change) -> Change {
+    Change {
+        commits: a.commits + b.commits,
+        added: a.added + b.added,
+        deleted: a.deleted + b.deleted,
+        replaced: a.replaced || b.replaced,
+        resyncs: a.resyncs + b.resyncs,
+    }
+}
+
+fn count(count: usize) -> i64 {
+    i64::try_from(count).unwrap_or(i64::MAX)
+}
