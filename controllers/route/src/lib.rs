@@ -98,8 +98,11 @@ pub fn run(
     ctx: &Context,
     settings: Settings,
 ) -> impl Future<Output = Result<(), RunError>> + Send + use<> {
-    let (routes, claims, domains) =
-        (run_routes(ctx, settings), sweep::<Route>(ctx, "claim", REALM), domain::run(ctx));
+    let (routes, claims, domains) = (
+        run_routes(ctx, settings),
+        sweep::<Route>(Controller::new(ctx, "claim"), REALM),
+        domain::run(ctx),
+    );
     async move { try_join!(routes, claims, domains).map(|((), (), ())| ()) }
 }
 

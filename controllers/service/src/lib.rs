@@ -82,7 +82,7 @@ pub fn run(
     settings: Settings,
 ) -> impl Future<Output = Result<(), RunError>> + Send + use<> {
     let (services, claims) =
-        (run_services(ctx, settings), sweep::<AppService>(ctx, "nodeport", REALM));
+        (run_services(ctx, settings), sweep::<AppService>(Controller::new(ctx, "nodeport"), REALM));
     async move { try_join!(services, claims).map(|((), ())| ()) }
 }
 

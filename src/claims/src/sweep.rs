@@ -12,8 +12,8 @@ use kube::Resource;
 use kube::core::PartialObjectMeta;
 use portolan_api::Claim;
 use portolan_reconcile::{
-    Cache, Change, Context, Controller, Next, ObjectKey, Observed, Pass, Reconciler, RunError,
-    Target, Watch, Writer,
+    Cache, Change, Controller, Next, ObjectKey, Observed, Pass, Reconciler, RunError, Target,
+    Watch, Writer,
 };
 
 use crate::{BY_HOLDER, Claims, Error, Realm, holder_key};
@@ -26,21 +26,19 @@ struct Sweep<K> {
     holders: Cache<PartialObjectMeta<K>, String>,
 }
 
-/// Runs a controller of this name that sweeps the Claims of a realm, until `ctx.shutdown` is
-/// cancelled. `K` is the kind of the holders.
+/// Runs a controller without watches as one that sweeps the Claims of a realm, until its process
+/// shall stop. `K` is the kind of the holders.
 ///
 /// # Errors
 ///
 /// [`RunError`] when one of the controller's own tasks ended unasked.
 pub fn sweep<K>(
-    ctx: &Context,
-    name: &'static str,
+    mut controller: Controller,
     realm: Realm,
 ) -> impl Future<Output = Result<(), RunError>> + Send + use<K>
 where
     K: Resource<DynamicType = ()> + Clone + Debug + Send + Sync + 'static,
 {
-    let mut controller = Controller::new(ctx, name);
     let cache = controller.primary(realm.watch());
     let held = cache.clone();
     // Of a holder only its UID matters here.

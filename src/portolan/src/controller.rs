@@ -10,9 +10,9 @@ use portolan_process::{AdminServer, Metrics, Readiness, Signals, Tasks};
 use portolan_reconcile::{Context, ContextParts, LeaseSettings, Settings, connect, system_clock};
 use {
     portolan_controller_app as app, portolan_controller_pool as pool,
-    portolan_controller_route as route, portolan_controller_version as version,
+    portolan_controller_route as route, portolan_controller_service as service,
+    portolan_controller_version as version,
 };
-
 
 /// How long passes may run on after a signal.
 const SHUTDOWN_GRACE: Duration = Duration::from_secs(10);
@@ -41,6 +41,16 @@ pub(crate) struct ControllerArgs {
     /// Seconds that a sandbox may finish what runs on it before it is stopped.
     #[arg(long, env = "PORTOLAN_DRAIN_SECONDS", default_value_t = 30)]
     drain_seconds: u32,
+    /// Node ports that Apps may have: ports and ranges, separated by commas.
+    #[arg(long, env = "PORTOLAN_NODE_PORTS_ALLOWED", default_value = "1-65535")]
+    node_ports_allowed: service::PortRanges,
+    /// Node ports that no App gets, even if allowed: what nodes and their cluster use.
+    #[arg(
+        long,
+        env = "PORTOLAN_NODE_PORTS_RESERVED",
+        default_value = "22,80,443,2379-2380,6443,8443,10250-10259,30000-32767"
+    )]
+    node_ports_reserved: service::PortRanges,
 }
 
 /// A controller.
@@ -54,6 +64,8 @@ enum Kind {
     Pool,
     /// Routes, Claims of hosts, and Domains.
     Route,
+    /// Addresses, node ports and endpoints of services that are not only http.
+    Service,
 }
 
 impl ControllerArgs {
@@ -66,7 +78,11 @@ impl ControllerArgs {
             pod_name,
             verifying_limit,
             drain_seconds,
+            node_ports_allowed,
+            node_ports_reserved,
         } = self;
+        let node_ports =
+            service::PortPolicy { allowed: node_ports_allowed, reserved: node_ports_reserved };
         let client = connect().await?;
         let (metrics, readiness) = (Metrics::new("portolan"), Readiness::new());
         let mut tasks = Tasks::new();
@@ -104,6 +120,10 @@ impl ControllerArgs {
                     let gateway_service_account = gateway_service_account.clone();
                     let settings = route::Settings { system_namespace, gateway_service_account };
                     tasks.spawn("route", route::run(&ctx, settings));
+                }
+                Kind::Service => {
+                    let settings = service::Settings { node_ports: node_ports.clone() };
+                    tasks.spawn("service", service::run(&ctx, settings));
                 }
             }
         }

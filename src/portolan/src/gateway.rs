@@ -18,7 +18,6 @@ use tokio::net::TcpListener;
 use tokio::time::{interval, timeout};
 use tokio_util::sync::CancellationToken;
 
-
 /// How long after the drain limit the process may take to end.
 const SHUTDOWN_MARGIN: Duration = Duration::from_secs(5);
 /// Pause between looks at whether everything has ended.
