@@ -15,8 +15,8 @@
 //! # }
 //! ```
 
-pub mod gateways;
 pub mod ingress;
+pub mod pods;
 pub mod space;
 pub mod visitor;
 

@@ -7,7 +7,7 @@ use anyhow::{Context, ensure};
 use portolan_cluster::cluster::Cluster;
 use portolan_cluster::network::CONTROL;
 use portolan_cluster::{addresses, command, platform, wait};
-use portolan_e2e::gateways::{self, Gateway};
+use portolan_e2e::pods::{self, Running};
 use portolan_hostile::{Attack, Tally, Target, press};
 use portolan_soak::inside::Inside;
 use portolan_soak::load::{Load, Visitors};
@@ -83,7 +83,7 @@ spec: { host: slow.portolan.test, app: slow }
 
 pub(crate) struct Scene {
     cluster: Cluster,
-    pub(crate) gateways: Vec<Gateway>,
+    pub(crate) gateways: Vec<Running>,
 }
 
 /// What an attack came to, for those who made it and for the others.
@@ -94,12 +94,16 @@ pub(crate) struct Outcome {
     pub(crate) memory: u64,
     /// Connections of all gateways at the end of the attack.
     pub(crate) connections: f64,
+    /// Requests that wait for a slot in all gateways at the end of the attack.
+    pub(crate) queued: f64,
+    /// Requests that found no room to wait, ever.
+    pub(crate) turned_away: f64,
 }
 
 impl Scene {
     pub(crate) async fn set(cluster: Cluster) -> anyhow::Result<Self> {
         tokio::task::block_in_place(|| platform::install(&cluster, &VALUES))?;
-        let scene = Self { gateways: gateways::of(&cluster)?, cluster };
+        let scene = Self { gateways: pods::gateways(&cluster)?, cluster };
         ensure!(scene.gateways.len() == 2, "{:?}", scene.gateways);
         command::feed(scene.cluster.program("kubectl").args(["apply", "-f", "-"]), APPS)?;
         let mut kubectl = scene.cluster.program("kubectl");
@@ -109,7 +113,7 @@ impl Scene {
         wait::until("all Routes to be known", Duration::from_secs(30), async || {
             for gateway in &scene.gateways {
                 let routes = gateway.metric("portolan_routes")?;
-                ensure!(routes >= 3.0, "{} knows {routes}", gateway.pod);
+                ensure!(routes >= 3.0, "{} knows {routes}", gateway.name);
             }
             anyhow::Ok(())
         })
@@ -128,13 +132,16 @@ impl Scene {
             Inside::start(&self.cluster, CONTROL, move |stop| press(attack, target, stop))?;
         tokio::time::sleep(time).await;
         let connections = self.connections();
+        let queued = self.sum("portolan_requests_queued");
         let attackers = attackers.end().await.context("the attackers")?;
         let neighbours = visitors.end().await.context("the visitors")?;
         let mut memory = 0;
         for gateway in &self.gateways {
             memory = memory.max(gateway.memory()?.peak);
         }
-        Ok(Outcome { attackers, neighbours, memory, connections: connections? })
+        let turned_away = self.sum("portolan_errors_total{code=\"queue_full\"}")?;
+        let (connections, queued) = (connections?, queued?);
+        Ok(Outcome { attackers, neighbours, memory, connections, queued, turned_away })
     }
 
     /// The neighbour's visitors for a while, and nobody else.
@@ -150,7 +157,7 @@ impl Scene {
     }
 
     /// The sum of a metric of all gateways.
-    pub(crate) fn sum(&self, metric: &str) -> anyhow::Result<f64> {
+    fn sum(&self, metric: &str) -> anyhow::Result<f64> {
         self.gateways.iter().map(|gateway| gateway.metric(metric)).sum()
     }
 

@@ -1,4 +1,5 @@
-//! The gateways of a cluster, looked at without the API server: their metrics, and their processes.
+//! The Pods of Portolan and of its Apps, looked at without the API server: their metrics, and
+//! their processes.
 
 use std::fs;
 use std::net::IpAddr;
@@ -11,16 +12,21 @@ use portolan_cluster::platform::NAMESPACE;
 use portolan_cluster::{command, network};
 use serde_json::Value;
 
-/// One gateway that runs.
+/// A Pod of one container that runs.
 #[derive(Debug, Clone)]
-pub struct Gateway {
-    /// The name of its Pod.
-    pub pod: String,
-    /// The address of its Pod.
+pub struct Running {
+    /// Its name.
+    pub name: String,
+    /// Its address.
     pub address: IpAddr,
+    /// The node that it runs on.
+    pub node: String,
+    uid: String,
     container: String,
-    /// The network of a node.
-    node: String,
+    /// The network of a node, from which Pods are reached by their address.
+    network: PathBuf,
+    /// Where the node's containerd listens.
+    containerd: PathBuf,
 }
 
 /// The memory that one process holds, in bytes.
@@ -35,31 +41,51 @@ pub struct Memory {
 /// The gateways that are not on their way out.
 ///
 /// # Errors
+/// As [`running`].
+pub fn gateways(cluster: &Cluster) -> anyhow::Result<Vec<Running>> {
+    running(cluster, NAMESPACE, "app.kubernetes.io/component=gateway")
+}
+
+/// The Pods that a label selector matches and that are not on their way out, in the order of their
+/// names.
+///
+/// # Errors
 /// When the API server does not say, or one of them does not run yet.
-pub fn of(cluster: &Cluster) -> anyhow::Result<Vec<Gateway>> {
+pub fn running(cluster: &Cluster, namespace: &str, selector: &str) -> anyhow::Result<Vec<Running>> {
     let mut kubectl = cluster.program("kubectl");
-    kubectl.args(["--namespace", NAMESPACE, "get", "pods", "-o", "json"]);
-    kubectl.args(["-l", "app.kubernetes.io/component=gateway"]);
+    kubectl.args(["--namespace", namespace, "get", "pods", "-o", "json", "-l", selector]);
     let list = tokio::task::block_in_place(|| command::output(&mut kubectl))?;
     let list: Value = serde_json::from_str(&list).context("a list of Pods")?;
     let pods = list["items"].as_array().into_iter().flatten();
     let staying = pods.filter(|pod| pod["metadata"]["deletionTimestamp"].is_null());
-    staying.map(|pod| Gateway::of(cluster, pod).context("a gateway that runs")).collect()
+    staying.map(|pod| Running::of(cluster, pod).context("a Pod that runs")).collect()
 }
 
-impl Gateway {
+impl Running {
     fn of(cluster: &Cluster, pod: &Value) -> Option<Self> {
-        let status = &pod["status"];
+        let (metadata, status) = (&pod["metadata"], &pod["status"]);
+        let node = pod["spec"]["nodeName"].as_str()?;
         let container = status["containerStatuses"][0]["containerID"].as_str()?;
+        let nodes = cluster.nodes();
+        let first = cluster.files().namespace(&network::node_name(1));
         Some(Self {
-            pod: pod["metadata"]["name"].as_str()?.to_owned(),
+            name: metadata["name"].as_str()?.to_owned(),
             address: status["podIP"].as_str()?.parse().ok()?,
+            node: node.to_owned(),
+            uid: metadata["uid"].as_str()?.to_owned(),
             container: container.strip_prefix("containerd://")?.to_owned(),
-            node: cluster.files().namespace(&network::node_name(1)),
+            network: network::namespace_file(&first),
+            containerd: nodes.iter().find(|known| known.name() == node)?.containerd_socket(),
         })
     }
 
-    /// The sum of the samples of one metric.
+    /// What tells it from any other Pod.
+    #[must_use]
+    pub fn uid(&self) -> &str {
+        &self.uid
+    }
+
+    /// The sum of the samples of one metric, which may be named with all its labels.
     ///
     /// # Errors
     /// When it does not answer, or a sample is no number.
@@ -75,22 +101,23 @@ impl Gateway {
     }
 
     /// All its metrics, as they are scraped.
+    fn metrics(&self) -> anyhow::Result<String> {
+        let mut curl = Command::new("nsenter");
+        curl.arg(format!("--net={}", self.network.display()))
+            .args(["curl", "-sS", "-f", "-m", "5"]);
+        curl.arg(format!("http://{}:9090/metrics", self.address));
+        tokio::task::block_in_place(|| command::output(&mut curl))
+    }
+
+    /// Ends its process as by `kill -9`; the Pod stays, and its container is started again.
     ///
     /// # Errors
-    /// When it does not answer.
-    pub fn metrics(&self) -> anyhow::Result<String> {
-        // Pods are reached by their address from a node, and not from this machine.
-        let mut curl = Command::new("nsenter");
-        curl.arg(format!("--net={}", network::namespace_file(&self.node).display()));
-        curl.args([
-            "curl",
-            "-sS",
-            "-f",
-            "-m",
-            "5",
-            &format!("http://{}:9090/metrics", self.address),
-        ]);
-        tokio::task::block_in_place(|| command::output(&mut curl))
+    /// When it does not run any more.
+    pub fn kill(&self) -> anyhow::Result<()> {
+        let mut ctr = Command::new("ctr");
+        ctr.arg("--address").arg(&self.containerd).args(["--namespace", "k8s.io"]);
+        ctr.args(["tasks", "kill", "--signal", "SIGKILL", &self.container]);
+        tokio::task::block_in_place(|| command::output(&mut ctr)).map(drop)
     }
 
     /// The memory that its process holds.
@@ -117,18 +144,18 @@ impl Gateway {
         fs::write(self.process()?.join("clear_refs"), "5").context("forget its greatest memory")
     }
 
-    /// Where the kernel tells of its process. The machine's own /proc knows it too, by another
-    /// number than the node does.
+    /// Where the kernel tells of its process. This machine knows it by another number than the
+    /// node does, so it is found by its control group.
     fn process(&self) -> anyhow::Result<PathBuf> {
         let mut found = Vec::new();
         for entry in fs::read_dir("/proc").context("list processes")? {
             let process = entry.context("list processes")?.path();
-            let cgroups = fs::read_to_string(process.join("cgroup")).unwrap_or_default();
-            if cgroups.contains(&self.container) {
+            let groups = fs::read_to_string(process.join("cgroup")).unwrap_or_default();
+            if groups.contains(&self.container) {
                 found.push(process);
             }
         }
-        ensure!(found.len() == 1, "{} has {} processes", self.pod, found.len());
+        ensure!(found.len() == 1, "{} has {} processes", self.name, found.len());
         found.pop().context("one process")
     }
 }
