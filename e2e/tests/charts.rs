@@ -36,7 +36,9 @@ fn no_object_is_rendered_twice_and_each_says_whose_it_is() {
 #[test]
 fn pods_meet_the_restricted_level_and_write_nowhere() {
     for values in value_files() {
-        let pods = pods(&render(&values));
+        let mut pods = pods(&render(&values));
+        // The agent alone needs more; what it needs has a test of its own.
+        pods.remove("portolan-node");
         assert_eq!(pods.len(), 2);
         for (name, pod) in pods {
             let security = &pod["securityContext"];
@@ -60,6 +62,42 @@ fn pods_meet_the_restricted_level_and_write_nowhere() {
                 assert!(container["resources"]["limits"]["memory"].is_string(), "{name}");
             }
         }
+    }
+}
+
+#[test]
+fn the_agent_has_the_network_of_its_node_and_no_more() {
+    for values in value_files() {
+        let rendered = render(&values);
+        let is_namespace = |object: &&Value| object["kind"] == "Namespace";
+        let namespaces: Vec<_> = rendered.iter().filter(is_namespace).collect();
+        let pods = pods(&rendered);
+        let Some(pod) = pods.get("portolan-node") else {
+            assert_eq!(namespaces.len(), 0, "{}", values.display());
+            continue;
+        };
+        let [namespace] = namespaces[..] else { panic!("{namespaces:?}") };
+        let labels = &namespace["metadata"]["labels"];
+        assert_eq!(labels["pod-security.kubernetes.io/enforce"], "privileged");
+        let is_in_it =
+            |object: &&Value| object["metadata"]["namespace"] == namespace["metadata"]["name"];
+        let inside: BTreeSet<_> = rendered
+            .iter()
+            .filter(is_in_it)
+            .map(|object| object["kind"].as_str().unwrap())
+            .collect();
+        assert_eq!(inside, BTreeSet::from(["DaemonSet", "ServiceAccount"]));
+        for absent in ["hostPID", "hostIPC", "volumes"] {
+            assert!(pod[absent].is_null(), "{absent}");
+        }
+        let [container] = &pod["containers"].as_array().unwrap()[..] else { panic!("{pod}") };
+        let security = json!({
+            "allowPrivilegeEscalation": false,
+            "readOnlyRootFilesystem": true,
+            "capabilities": { "drop": ["ALL"], "add": ["NET_ADMIN"] },
+        });
+        assert_eq!(container["securityContext"], security);
+        assert!(container["resources"]["limits"]["memory"].is_string());
     }
 }
 
@@ -145,8 +183,16 @@ fn only_gateways_reach_the_port_for_gateways() {
 fn roles_hold_the_table_of_permissions_and_nothing_else() {
     for values in value_files() {
         let rendered = render(&values);
+        let with_agent = pods(&rendered).contains_key("portolan-node");
         for (component, scopes) in permissions() {
+            if component == "node" && !with_agent {
+                continue;
+            }
             let name = format!("portolan-{component}");
+            let namespace = match component == "node" {
+                true => format!("{NAMESPACE}-node"),
+                false => NAMESPACE.to_owned(),
+            };
             let role = |kind| {
                 let of_name = |object: &&Value| {
                     object["kind"] == kind && object["metadata"]["name"] == name.as_str()
@@ -154,11 +200,15 @@ fn roles_hold_the_table_of_permissions_and_nothing_else() {
                 rendered.iter().find(of_name).unwrap_or_else(|| panic!("no {kind} {name}"))
             };
             assert_eq!(role("ClusterRole")["rules"], rules(&scopes["cluster"]), "{name}");
-            assert_eq!(role("Role")["rules"], rules(&scopes["namespace"]), "{name}");
-            for kind in ["ClusterRoleBinding", "RoleBinding"] {
+            let mut bindings = vec!["ClusterRoleBinding"];
+            if scopes["namespace"] != json!([]) {
+                assert_eq!(role("Role")["rules"], rules(&scopes["namespace"]), "{name}");
+                bindings.push("RoleBinding");
+            }
+            for kind in bindings {
                 let binding = role(kind);
                 let subject =
-                    json!([{ "kind": "ServiceAccount", "name": name, "namespace": NAMESPACE }]);
+                    json!([{ "kind": "ServiceAccount", "name": name, "namespace": namespace }]);
                 assert_eq!(binding["subjects"], subject, "{kind} {name}");
                 assert_eq!(binding["roleRef"]["name"], name.as_str(), "{kind} {name}");
             }
@@ -182,13 +232,17 @@ fn no_permission_is_wider_than_its_reason() {
                 let never =
                     ["*", "secrets", "escalate", "bind", "impersonate", "nodes", "pods/exec"];
                 for word in never {
-                    assert!(!words.contains(&word), "{place}: {word}");
+                    let is_own_node = word == "nodes" && component == "node";
+                    assert!(!words.contains(&word) || is_own_node, "{place}: {word}");
                 }
                 let reads = ["get", "list", "watch"];
                 let verbs = rule["verbs"].as_array().unwrap();
                 let only_reads = verbs.iter().all(|verb| reads.contains(&verb.as_str().unwrap()));
                 let is_gateway = component == "gateway" && scope == "cluster";
                 assert!(only_reads || !is_gateway, "{place}: a gateway writes in the cluster");
+                let is_report = words.contains(&"nodereports");
+                let is_agent = component == "node";
+                assert!(only_reads || !is_agent || is_report, "{place}: an agent writes");
             }
         }
     }
@@ -269,6 +323,8 @@ fn wrong_values_are_refused_by_name() {
     check("gateway.tls.namespaces.Team={a}", "Team");
     check("gateway.tls.namespaces.team={}", "/gateway/tls/namespaces/team");
     check("image.pullPolicy=Sometimes", "/image/pullPolicy");
+    check("node.admin.listen=Everywhere", "/node/admin/listen");
+    check("node.maxUnavailable=half", "/node/maxUnavailable");
     check("image.digest=abc", "/image/digest");
     check("metrics.serviceMonitor.interval=30", "/metrics/serviceMonitor/interval");
 }
@@ -326,9 +382,11 @@ fn render(values: &Path) -> Vec<Value> {
     objects.into_iter().filter(|object| !object.is_null()).collect()
 }
 
-/// The Pod specifications of all Deployments, by name.
+/// The Pod specifications of all Deployments and DaemonSets, by name.
 fn pods(objects: &[Value]) -> BTreeMap<String, Value> {
-    let deployments = objects.iter().filter(|object| object["kind"] == "Deployment");
+    let kinds = ["Deployment", "DaemonSet"];
+    let deployments =
+        objects.iter().filter(|object| kinds.iter().any(|kind| object["kind"] == *kind));
     let pods = deployments.map(|deployment| {
         let name = deployment["metadata"]["name"].as_str().unwrap().to_owned();
         (name, deployment["spec"]["template"]["spec"].clone())

@@ -105,3 +105,34 @@ topologySpreadConstraints:
   verbs: {{ toJson .verbs }}
 {{- end }}
 {{- end }}
+
+{{/* The namespace of the node agents, which the Pod Security level of the others forbids. */}}
+{{- define "portolan.nodeNamespace" -}}
+{{ .Release.Namespace }}-node
+{{- end }}
+
+{{- define "portolan.nodeImage" -}}
+{{- with .Values.node.image -}}
+{{- if .digest -}}
+{{ .repository }}@{{ .digest }}
+{{- else -}}
+{{ .repository }}:{{ $.Values.image.tag | default $.Chart.AppVersion }}
+{{- end -}}
+{{- end -}}
+{{- end }}
+
+{{/* Where an agent answers /metrics and probes. The kubelet puts the node's address in. */}}
+{{- define "portolan.nodeAdmin" -}}
+{{- with .Values.node.admin -}}
+{{ ternary "$(PORTOLAN_HOST_IP)" "127.0.0.1" (eq .listen "Node") }}:{{ .port }}
+{{- end -}}
+{{- end }}
+
+{{/* The namespace of a component's Pods. Argument: dict "root" $ "component" ... */}}
+{{- define "portolan.namespace" -}}
+{{- if eq .component "node" -}}
+{{ include "portolan.nodeNamespace" .root }}
+{{- else -}}
+{{ .root.Release.Namespace }}
+{{- end -}}
+{{- end }}

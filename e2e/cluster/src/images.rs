@@ -25,6 +25,8 @@ pub enum Known {
     CoreDns,
     /// The `portolan` program.
     Portolan,
+    /// The node agent.
+    PortolanNode,
     /// The multi-port sample.
     SampleEcho,
     /// nginx from Debian.
@@ -35,7 +37,8 @@ impl Known {
     /// What a cluster cannot start without.
     pub const CLUSTER: [Self; 2] = [Self::Pause, Self::CoreDns];
     /// What the platform and its samples need.
-    pub const PLATFORM: [Self; 3] = [Self::Portolan, Self::SampleEcho, Self::SampleNginx];
+    pub const PLATFORM: [Self; 4] =
+        [Self::Portolan, Self::PortolanNode, Self::SampleEcho, Self::SampleNginx];
 
     /// The image's short name.
     #[must_use]
@@ -44,6 +47,7 @@ impl Known {
             Self::Pause => "pause",
             Self::CoreDns => "coredns",
             Self::Portolan => "portolan",
+            Self::PortolanNode => "portolan-node",
             Self::SampleEcho => "sample-echo",
             Self::SampleNginx => "sample-nginx",
         }
@@ -80,6 +84,7 @@ impl Known {
                 vec![program.context("find coredns; `portolan-cluster deps` builds it")?]
             }
             Self::Portolan => vec![cargo("portolan")],
+            Self::PortolanNode => vec![cargo("portolan-node")],
             Self::SampleEcho => vec![cargo("portolan-sample-echo")],
             Self::SampleNginx => {
                 let sample = paths.repository.join("docs/samples/nginx");
@@ -103,7 +108,8 @@ impl Known {
                 image.copy(source, "/coredns", 0o755);
                 image.entrypoint(&["/coredns"]);
             }
-            Self::Portolan | Self::SampleEcho => {
+            // The agent loads libnftnl and libmnl, which come with the other libraries.
+            Self::Portolan | Self::PortolanNode | Self::SampleEcho => {
                 let program = format!("/{}", self.name());
                 let stripped = paths.images().join(format!("{}.stripped", self.name()));
                 strip(source, &stripped)?;

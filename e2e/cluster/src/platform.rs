@@ -26,17 +26,17 @@ const HELM_LIMIT: &str = "120s";
 /// When a program was not built, or Helm does not succeed in time.
 pub fn install(cluster: &Cluster, values: &[&str]) -> anyhow::Result<()> {
     let paths = Paths::discover();
-    let mut portolan = None;
+    let mut ours = Vec::new();
     for image in Known::PLATFORM {
         let title = format!("build and load the image {}", image.name());
         let described = step(&title, || cluster.load(&image.ensure(&paths)?))?;
-        if image == Known::Portolan {
-            portolan = Some(described);
+        if matches!(image, Known::Portolan | Known::PortolanNode) {
+            ours.push(described);
         }
     }
-    let portolan = portolan.expect("the platform's images hold its own");
+    let [portolan, node] = <[_; 2]>::try_from(ours).expect("the platform's images hold its own");
     let stamp = cluster.files().run.join("platform");
-    let wanted = fingerprint(&paths, &portolan, values)?;
+    let wanted = fingerprint(&paths, [&portolan, &node], values)?;
     if fs::read_to_string(&stamp).is_ok_and(|have| have == wanted) {
         return Ok(());
     }
@@ -48,8 +48,9 @@ pub fn install(cluster: &Cluster, values: &[&str]) -> anyhow::Result<()> {
         let mut release = helm(cluster, "portolan", &charts.join("portolan"));
         // A tag that stays the same moves no Deployment: the digest in the annotation does.
         let image = ["image.tag=dev", "image.pullPolicy=Never"].map(ToOwned::to_owned);
-        let changed = ["controller", "gateway"].map(|component| {
-            format!("{component}.podAnnotations.image-digest={}", portolan.digest)
+        let images = [("controller", &portolan), ("gateway", &portolan), ("node", &node)];
+        let changed = images.map(|(component, image)| {
+            format!("{component}.podAnnotations.image-digest={}", image.digest)
         });
         for value in image.iter().chain(&changed).map(String::as_str).chain(values.iter().copied())
         {
@@ -108,10 +109,14 @@ fn helm(cluster: &Cluster, release: &str, chart: &Path) -> Command {
     helm
 }
 
-/// Changes with the charts, the image and the values.
-fn fingerprint(paths: &Paths, image: &Described, values: &[&str]) -> anyhow::Result<String> {
+/// Changes with the charts, the images and the values.
+fn fingerprint(
+    paths: &Paths,
+    images: [&Described; 2],
+    values: &[&str],
+) -> anyhow::Result<String> {
     let mut hash = Sha256::new();
-    hash.update(&image.digest);
+    images.iter().for_each(|image| hash.update(&image.digest));
     hash.update(values.join("\n"));
     add_folder(&mut hash, &paths.repository.join("charts"))?;
     Ok(data_encoding::HEXLOWER.encode(&hash.finalize()))

@@ -37,6 +37,10 @@ const OURS: [(&str, &[&str]); 19] = [
         ],
     ),
     (
+        "src/portolan-node",
+        &["portolan-controller-node", "portolan-process", "portolan-reconcile"],
+    ),
+    (
         "e2e/bench",
         &["portolan-api", "portolan-cluster", "portolan-hostile", "portolan-ingress"],
     ),

@@ -1,6 +1,6 @@
 //! The command line. Every option can also be set by its environment variable.
 
-use std::net::SocketAddr;
+use std::net::{AddrParseError, IpAddr, SocketAddr};
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -33,7 +33,8 @@ pub(crate) struct Args {
     #[arg(long, env = "PORTOLAN_GATEWAY_SERVICE", default_value = "portolan-gateway-internal")]
     gateway_service: String,
     /// Where /metrics, /healthz and /readyz answer: on the node itself, so by default not to others.
-    #[arg(long, env = "PORTOLAN_ADMIN_ADDRESS", default_value = "127.0.0.1:9462")]
+    #[arg(long, env = "PORTOLAN_ADMIN_ADDRESS", default_value = "127.0.0.1:9462",
+        value_parser = socket_address)]
     admin_address: SocketAddr,
     /// Remove what this program left in the kernel, and end.
     #[arg(long)]
@@ -81,5 +82,28 @@ impl Args {
         tasks.spawn_last("admin", |stop| admin.serve(stop));
         tasks.run(Signals::listen()?.received(), SHUTDOWN).await?;
         Ok(())
+    }
+}
+
+/// An address and a port, also where a chart has put them together for IPv6 without brackets.
+fn socket_address(text: &str) -> Result<SocketAddr, AddrParseError> {
+    let parsed = text.parse();
+    let Some((address, port)) = text.rsplit_once(':') else { return parsed };
+    let joined = address.parse::<IpAddr>().ok().zip(port.parse().ok());
+    joined.map_or(parsed, |(address, port)| Ok(SocketAddr::new(address, port)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_need_no_brackets() {
+        for text in ["[2001:db8::10]:9462", "2001:db8::10:9462"] {
+            let expected = SocketAddr::new("2001:db8::10".parse().expect("an address"), 9462);
+            assert_eq!(socket_address(text), Ok(expected), "{text}");
+        }
+        assert_eq!(socket_address("192.0.2.1:80").map(|at| at.port()), Ok(80));
+        assert!(socket_address("192.0.2.1").is_err() && socket_address("x:80").is_err());
     }
 }
