@@ -1,0 +1,103 @@
+//! The endpoints of an AppService.
+
+use std::time::Duration;
+
+use kube::api::{DeleteParams, Patch, PatchParams};
+use portolan_api::conditions::reason;
+use serde_json::json;
+use tokio::time::sleep;
+
+use crate::stage::{Stage, alone, until, with_controller};
+
+const PORTS: [(&str, i32, &str, Option<i32>); 1] = [("irc", 6667, "tcp", None)];
+
+#[tokio::test]
+async fn the_slices_hold_the_sandboxes_of_the_pool_and_no_others() -> anyhow::Result<()> {
+    with_controller(async |stage: Stage| {
+        let first = stage.pool("irc-1", "irc", false).await;
+        let second = stage.pool("irc-2", "irc", false).await;
+        let sibling = stage.pool("web-1", "web", false).await;
+        stage.sandbox(&first, "irc-1", "irc-1-0-1", "10.1.0.1").await;
+        stage.sandbox(&first, "irc-1", "irc-1-1-1", "10.1.0.2").await;
+        stage.sandbox(&second, "irc-2", "irc-2-0-1", "10.1.0.3").await;
+        // Labels can be anything; ownership cannot.
+        stage.sandbox(&sibling, "irc-1", "impostor", "10.1.0.4").await;
+        stage.apply(&stage.ours, "irc", Some("irc-1"), &PORTS).await;
+        stage.until_endpoints("irc", &["10.1.0.1 yyn", "10.1.0.2 yyn"]).await;
+        let message = stage.until_says(&stage.ours, "irc", reason::AVAILABLE).await;
+        assert!(message.starts_with("2 sandboxes behind "), "{message}");
+
+        stage.apply(&stage.ours, "irc", Some("irc-2"), &PORTS).await;
+        stage.until_endpoints("irc", &["10.1.0.3 yyn"]).await;
+        stage.sandbox(&second, "irc-2", "irc-2-1-1", "10.1.0.5").await;
+        stage.until_endpoints("irc", &["10.1.0.3 yyn", "10.1.0.5 yyn"]).await;
+    })
+    .await
+}
+
+#[tokio::test]
+async fn pools_of_previews_and_of_other_services_are_refused() -> anyhow::Result<()> {
+    with_controller(async |stage: Stage| {
+        let preview = stage.pool("irc-pr-7", "irc", true).await;
+        let sibling = stage.pool("web-1", "web", false).await;
+        stage.sandbox(&preview, "irc-pr-7", "irc-pr-7-0-1", "10.1.0.1").await;
+        stage.sandbox(&sibling, "web-1", "web-1-0-1", "10.1.0.2").await;
+        for pool in ["irc-pr-7", "web-1", "missing"] {
+            stage.apply(&stage.ours, "irc", Some(pool), &PORTS).await;
+            let message = stage.until_says(&stage.ours, "irc", reason::NO_ENDPOINTS).await;
+            assert!(message.contains(pool), "{message}");
+            assert_eq!(stage.endpoints("irc").await, [""; 0], "{pool}");
+        }
+    })
+    .await
+}
+
+#[tokio::test]
+async fn endpoints_follow_what_the_sandboxes_do() -> anyhow::Result<()> {
+    with_controller(async |stage: Stage| {
+        let pool = stage.pool("irc-1", "irc", false).await;
+        stage.apply(&stage.ours, "irc", Some("irc-1"), &PORTS).await;
+        stage.until_says(&stage.ours, "irc", reason::NO_ENDPOINTS).await;
+        stage.sandbox(&pool, "irc-1", "a", "10.1.0.1").await;
+        stage.sandbox(&pool, "irc-1", "b", "10.1.0.2").await;
+        stage.until_endpoints("irc", &["10.1.0.1 yyn", "10.1.0.2 yyn"]).await;
+        stage.say("a", "10.1.0.1", false).await;
+        stage.drain("b").await;
+        stage.until_endpoints("irc", &["10.1.0.1 nnn", "10.1.0.2 nyy"]).await;
+        stage.until_says(&stage.ours, "irc", reason::NO_ENDPOINTS).await;
+        stage.say("a", "10.1.0.1", true).await;
+        stage.pods().delete("b", &DeleteParams::default().grace_period(0)).await.unwrap();
+        stage.until_endpoints("irc", &["10.1.0.1 yyn"]).await;
+        stage.pods().delete("a", &DeleteParams::default().grace_period(0)).await.unwrap();
+        stage.until_endpoints("irc", &[]).await;
+        let empty = stage.slices().get("irc-ipv4").await.unwrap();
+        assert_eq!(empty.ports.map(|ports| ports.len()), Some(1), "the slice stays");
+    })
+    .await
+}
+
+#[tokio::test]
+async fn a_heartbeat_writes_nothing() -> anyhow::Result<()> {
+    alone(async |stage: Stage| {
+        let pool = stage.pool("irc-1", "irc", false).await;
+        stage.sandbox(&pool, "irc-1", "a", "10.1.0.1").await;
+        stage.apply(&stage.ours, "irc", Some("irc-1"), &PORTS).await;
+        let running = stage.start(stage.client.clone());
+        stage.until_says(&stage.ours, "irc", reason::AVAILABLE).await;
+        let before = running.writes();
+        for beat in 0..5 {
+            let status = json!({ "status": { "message": format!("beat {beat}") } });
+            let params = PatchParams::default();
+            stage.pods().patch_status("a", &params, &Patch::Merge(&status)).await.unwrap();
+        }
+        // A change that does count comes after the others, so they have been looked at by then.
+        stage.say("a", "10.1.0.9", true).await;
+        stage.until_endpoints("irc", &["10.1.0.9 yyn"]).await;
+        let written = || async { running.writes() - before };
+        until("one write", written, |writes| *writes >= 1).await;
+        sleep(Duration::from_millis(200)).await;
+        assert_eq!(written().await, 1, "one slice, once");
+        running.stop().await;
+    })
+    .await
+}
