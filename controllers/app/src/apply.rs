@@ -1,13 +1,14 @@
-//! All writes but the status: the new version, the NetworkPolicy, the versions that go.
+//! All writes but the status: the new version, the NetworkPolicy, the AppServices, what goes.
 
 use std::sync::Arc;
 
 use k8s_openapi::api::networking::v1::NetworkPolicy;
-use portolan_api::AppVersion;
-use portolan_reconcile::{Applied, Created, Deleted, ObjectKey, Pass, Target};
+use portolan_api::{AppService, AppVersion};
+use portolan_reconcile::{Applied, Created, Deleted, ObjectKey, Pass, Precondition, Target};
 
 use crate::AppReconciler;
 use crate::error::Error;
+use crate::l4::Addresses;
 use crate::observe::Seen;
 use crate::plan::Plan;
 
@@ -18,6 +19,7 @@ impl AppReconciler {
             create,
             policy,
             prune,
+            addresses,
             wanted: _,
             activation: _,
             settled_epoch: _,
@@ -28,8 +30,14 @@ impl AppReconciler {
             self.create_version(pass, version).await?;
         }
         self.apply_policy(pass, policy, seen.policy.as_ref()).await?;
+        let Addresses { create, replace, delete, is_followed: _ } = addresses;
+        let is_whole = self.write_services(pass, create, replace).await?;
         for (name, uid) in prune {
             self.delete_version(pass, name, uid).await?;
+        }
+        // Last, so that no address goes in a pass in which anything came out otherwise.
+        for target in delete.iter().filter(|_| is_whole) {
+            self.delete_service(pass, target).await?;
         }
         Ok(())
     }
@@ -54,6 +62,41 @@ impl AppReconciler {
         match applied.map_err(Error::ApplyPolicy)? {
             Applied::Written(live) => self.policies.observe(*live, pass),
             Applied::Unchanged => {}
+        }
+        Ok(())
+    }
+
+    /// Makes and changes AppServices. One that fails does not hold up the others. Says whether
+    /// all came out as planned: where not, the watch shows what came between.
+    async fn write_services(
+        &self,
+        pass: &Pass,
+        create: &[AppService],
+        replace: &[AppService],
+    ) -> Result<bool, Error> {
+        let (mut is_whole, mut failed) = (true, None);
+        for service in create {
+            match self.writer.create(service).await {
+                Ok(Created::Created(live)) => self.services.observe(*live, pass),
+                Ok(Created::AlreadyExists) => is_whole = false,
+                Err(error) => _ = failed.get_or_insert(error),
+            }
+        }
+        for service in replace {
+            match self.writer.replace(service).await {
+                Ok(Precondition::Met(live)) => self.services.observe(*live, pass),
+                Ok(Precondition::Gone | Precondition::Conflict) => is_whole = false,
+                Err(error) => _ = failed.get_or_insert(error),
+            }
+        }
+        failed.map_or(Ok(is_whole), |error| Err(Error::WriteService(error)))
+    }
+
+    async fn delete_service(&self, pass: &Pass, target: &Target) -> Result<(), Error> {
+        match self.writer.delete::<AppService>(target).await.map_err(Error::DeleteService)? {
+            Deleted::Terminating(live) => self.services.observe(*live, pass),
+            Deleted::Deleted | Deleted::Gone => self.services.observe_gone(target, pass),
+            Deleted::Conflict => {}
         }
         Ok(())
     }

@@ -11,6 +11,12 @@ pub enum Error {
     /// The NetworkPolicy could not be applied.
     #[error("apply network policy")]
     ApplyPolicy(#[source] WriteError),
+    /// An AppService could not be made or changed.
+    #[error("write app service")]
+    WriteService(#[source] WriteError),
+    /// An AppService that is not needed any more could not be deleted.
+    #[error("delete app service")]
+    DeleteService(#[source] WriteError),
     /// A version beyond the history limit could not be deleted.
     #[error("prune version")]
     PruneVersion(#[source] WriteError),
@@ -24,6 +30,8 @@ impl Error {
         match self {
             Self::CreateVersion(source)
             | Self::ApplyPolicy(source)
+            | Self::WriteService(source)
+            | Self::DeleteService(source)
             | Self::PruneVersion(source)
             | Self::WriteStatus(source) => source,
         }

@@ -9,17 +9,22 @@
 //! that only grows; nothing of the version that serves is touched while another is on its way.
 
 use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
 
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::networking::v1::NetworkPolicy;
-use portolan_api::{App, AppVersion, Gateway, GatewayReport, Route, SandboxPool, labels};
+use portolan_api::{
+    App, AppService, AppVersion, Gateway, GatewayReport, Route, SandboxPool, labels,
+};
 use portolan_reconcile::{
-    Cache, Context, Controller, Events, Next, ObjectKey, Pass, Reconciler, RunError, StatusWrite,
-    Target, Watch, Writer,
+    Cache, Change, Context, Controller, Events, Next, ObjectKey, Pass, Reconciler, RunError,
+    StatusWrite, Target, Watch, Writer,
 };
 
 mod apply;
 mod error;
+mod l4;
 mod observe;
 mod plan;
 mod policy;
@@ -67,6 +72,11 @@ pub fn run(
             .prune(),
         |change| change.each(app_of_policy),
     );
+    let named = apps.clone();
+    let services = controller.watch(
+        Watch::new().prune().index(BY_APP, |service: &AppService| index(app_of_service(service))),
+        move |change| apps_of_service(change, &named),
+    );
     let reports = controller.watch(
         Watch::new().in_namespace(&settings.system_namespace).project(EpochFacts::of),
         |change| changed_epochs(change.old.map(AsRef::as_ref), change.new.map(AsRef::as_ref)),
@@ -93,6 +103,7 @@ pub fn run(
         pools,
         routes,
         policies,
+        services,
         reports,
         gateways,
         settings,
@@ -107,6 +118,7 @@ struct AppReconciler {
     pools: Cache<SandboxPool>,
     routes: Cache<Route, RouteFacts>,
     policies: Cache<NetworkPolicy>,
+    services: Cache<AppService>,
     reports: Cache<GatewayReport, EpochFacts>,
     gateways: Cache<Lease, Gateway>,
     settings: Settings,
@@ -121,21 +133,26 @@ impl Reconciler for AppReconciler {
             return Ok(Next::Settled);
         };
         let outcome = self.apply(pass, &seen, &plan).await;
-        self.report(pass, &seen, &plan).await?;
+        let is_activated = self.report(pass, &seen, &plan).await?;
         outcome?;
+        if is_activated {
+            // What follows from the switch is decided when it is written.
+            return Ok(Next::After(Duration::ZERO));
+        }
         Ok(plan.look_again.map_or(Next::Settled, Next::At))
     }
 }
 
 impl AppReconciler {
-    /// Writes the status where it differs; the activation is part of it.
+    /// Writes the status where it differs; the activation is part of it. Says whether that was a
+    /// new one.
     async fn report(
         &self,
         pass: &Pass,
         seen: &observe::Seen,
         plan: &plan::Plan,
-    ) -> Result<(), Error> {
-        let Some(app) = &seen.app else { return Ok(()) };
+    ) -> Result<bool, Error> {
+        let Some(app) = &seen.app else { return Ok(false) };
         let (desired, transitions) = status::status(app, seen, plan, pass.now());
         let target = Target::at(app.as_ref());
         let write = self
@@ -143,11 +160,11 @@ impl AppReconciler {
             .apply_status::<App, _>(&target, &desired, app.status.as_ref())
             .await
             .map_err(Error::WriteStatus)?;
-        if let StatusWrite::Written(live) = write {
-            self.apps.observe(*live, pass);
-            self.events.publish_transitions(app.as_ref(), "Reconcile", &transitions);
-        }
-        Ok(())
+        let StatusWrite::Written(live) = write else { return Ok(false) };
+        self.apps.observe(*live, pass);
+        self.events.publish_transitions(app.as_ref(), "Reconcile", &transitions);
+        let before = app.status.as_ref().and_then(|status| status.activation.as_ref());
+        Ok(desired.activation.as_ref() != before)
     }
 }
 
@@ -163,6 +180,37 @@ fn changed_epochs(old: Option<&EpochFacts>, new: Option<&EpochFacts>) -> Vec<Obj
     let keys = [old, new].into_iter().flatten().flat_map(|facts| facts.epochs.keys());
     let changed = keys.filter(|key| epoch(old, key) != epoch(new, key));
     std::collections::BTreeSet::from_iter(changed).into_iter().cloned().collect()
+}
+
+/// The App that an AppService names; and, when the object of that name is another one or none,
+/// also every App that could want the name.
+fn apps_of_service(change: &Change<'_, AppService>, apps: &Cache<App>) -> Vec<ObjectKey> {
+    if change.old.zip(change.new).is_some_and(|(old, new)| is_count(old, new)) {
+        return Vec::new();
+    }
+    let uid = |service: Option<&Arc<AppService>>| service.and_then(|s| s.metadata.uid.clone());
+    let mut keys = change.each(app_of_service);
+    if uid(change.old) != uid(change.new) {
+        let possible = l4::possible_apps(&change.key.name);
+        let possible = possible.map(|app| ObjectKey::new(change.key.namespace.clone(), app));
+        keys.extend(possible.filter(|key| apps.get(key).is_some()));
+    }
+    keys
+}
+
+/// Whether nothing changed but numbers that an App does not report, such as that of its endpoints.
+fn is_count(old: &AppService, new: &AppService) -> bool {
+    old.metadata.uid == new.metadata.uid
+        && old.metadata.labels == new.metadata.labels
+        && old.metadata.owner_references == new.metadata.owner_references
+        && old.metadata.deletion_timestamp == new.metadata.deletion_timestamp
+        && old.spec == new.spec
+        && old.is_current() == new.is_current()
+        && old.ready() == new.ready()
+}
+
+fn app_of_service(service: &AppService) -> Option<ObjectKey> {
+    Some(ObjectKey::new(service.metadata.namespace.clone()?, service.spec.app.clone()))
 }
 
 fn index(key: Option<ObjectKey>) -> Option<String> {

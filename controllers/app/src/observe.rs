@@ -8,7 +8,8 @@ use k8s_openapi::api::networking::v1::NetworkPolicy;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use portolan_api::conditions::READY;
 use portolan_api::{
-    App, AppVersion, GatewayPhase, GatewayReport, ReportShard, Route, SandboxPool, names,
+    App, AppService, AppVersion, GatewayPhase, GatewayReport, ReportShard, Route, SandboxPool,
+    names,
 };
 use portolan_reconcile::ObjectKey;
 
@@ -101,6 +102,8 @@ pub(crate) struct Seen {
     pub(crate) gateways: Vec<GatewaySeen>,
     /// Its NetworkPolicy.
     pub(crate) policy: Option<Arc<NetworkPolicy>>,
+    /// AppServices that name it, and those that have a name it could want, by name.
+    pub(crate) services: BTreeMap<String, Arc<AppService>>,
 }
 
 impl AppReconciler {
@@ -121,8 +124,10 @@ impl AppReconciler {
             lapses: gateway.lapses_for(unbroken, now),
             epoch: epoch_of(&gateway.name),
         });
+        let versions = by_name(self.versions.by_index(BY_APP, &index), |v| v.metadata.name.clone());
         Seen {
-            versions: by_name(self.versions.by_index(BY_APP, &index), |v| v.metadata.name.clone()),
+            services: self.observe_services(key, &app, versions.values()),
+            versions,
             pools: by_name(self.pools.by_index(BY_APP, &index), |p| p.metadata.name.clone()),
             routes: by_name(self.routes.by_index(BY_APP, &index), |r| Some(r.key.name.clone())),
             gateways: gateways.collect(),
@@ -131,6 +136,21 @@ impl AppReconciler {
                 .get(&ObjectKey::new(key.namespace.clone(), names::network_policy(&key.name))),
             app: Some(app),
         }
+    }
+
+    fn observe_services<'a>(
+        &self,
+        key: &ObjectKey,
+        app: &App,
+        versions: impl Iterator<Item = &'a Arc<AppVersion>>,
+    ) -> BTreeMap<String, Arc<AppService>> {
+        let own = self.services.by_index(BY_APP, &key.to_string());
+        let asked = app.spec.services.iter().map(|service| &service.name);
+        let kept = versions.flat_map(|v| v.spec.services.iter().map(|service| &service.name));
+        let names = asked.chain(kept).map(|service| names::app_service(&key.name, service));
+        let held = names
+            .filter_map(|name| self.services.get(&ObjectKey::new(key.namespace.clone(), name)));
+        by_name(own.into_iter().chain(held).collect(), |service| service.metadata.name.clone())
     }
 }
 

@@ -11,6 +11,7 @@ use portolan_api::resolve::{self, pool_name};
 use portolan_api::{Activation, App, AppVersion, SandboxPool, labels, names};
 use serde::Serialize;
 
+use crate::l4::{self, Addresses, Followed};
 use crate::observe::{GatewaySeen, Seen};
 use crate::policy::network_policy;
 
@@ -47,6 +48,8 @@ pub(crate) struct Plan {
     pub(crate) wanted_since: Timestamp,
     /// The NetworkPolicy to apply.
     pub(crate) policy: NetworkPolicy,
+    /// What leads to its AppServices.
+    pub(crate) addresses: Addresses,
     /// Versions to delete, `(name, uid)`.
     pub(crate) prune: Vec<(String, String)>,
     /// When time alone changes the plan.
@@ -61,7 +64,10 @@ pub(crate) fn plan(seen: &Seen, settings: &Settings, now: Timestamp) -> Option<P
     let wanted_since = wanted_since(app, &wanted, now);
     let activation = activation(app, &wanted, seen);
     let live: Vec<_> = seen.gateways.iter().filter(|gateway| gateway.lapses > now).collect();
-    let settled_epoch = settled_epoch(app, activation.as_ref(), &live);
+    let followed = followed(app, &wanted, create.as_ref(), seen);
+    let addresses = l4::addresses(app, followed, seen);
+    let is_followed = addresses.is_followed && is_followed(activation.as_ref(), &live);
+    let settled_epoch = settled_epoch(app, activation.as_ref(), is_followed);
     let is_settled = activation.as_ref().map(|activation| activation.epoch) == settled_epoch;
     let is_complete = is_settled && is_active(activation.as_ref(), &wanted);
     let deadline = deadline(app, wanted_since);
@@ -78,6 +84,7 @@ pub(crate) fn plan(seen: &Seen, settings: &Settings, now: Timestamp) -> Option<P
             &serving(app, &wanted, create.as_ref(), seen),
             &settings.system_namespace,
         ),
+        addresses,
         prune: if is_complete { prune(app, seen) } else { Vec::new() },
         wanted,
         create,
@@ -105,14 +112,14 @@ pub(crate) fn deadline(app: &App, since: Timestamp) -> Timestamp {
 fn wanted(app: &App, seen: &Seen) -> (Wanted, Option<AppVersion>) {
     let name = app.metadata.name.clone().unwrap_or_default();
     if let Some(pinned) = &app.spec.version {
-        let found = seen.versions.get(pinned).is_some_and(|version| is_ours(version, app));
+        let found = seen.versions.get(pinned).is_some_and(|version| is_ours(version.as_ref(), app));
         let wanted = if found { Wanted::Version } else { Wanted::Missing };
         return (wanted(pinned.clone()), None);
     }
     let spec = resolve::resolve(&name, &app.spec);
     let version = names::version(&name, &spec.digest);
     match seen.versions.get(&version) {
-        Some(hit) if is_ours(hit, app) && hit.spec.digest == spec.digest => {
+        Some(hit) if is_ours(hit.as_ref(), app) && hit.spec.digest == spec.digest => {
             (Wanted::Version(version), None)
         }
         Some(_) => (Wanted::Taken(version), None),
@@ -136,9 +143,9 @@ fn wanted(app: &App, seen: &Seen) -> (Wanted, Option<AppVersion>) {
     }
 }
 
-/// Whether the version belongs to this App and not to an earlier one of the same name.
-pub(crate) fn is_ours(version: &AppVersion, app: &App) -> bool {
-    let owners = version.metadata.owner_references.iter().flatten();
+/// Whether an object belongs to this App and not to an earlier one of the same name.
+pub(crate) fn is_ours(object: &impl Resource, app: &App) -> bool {
+    let owners = object.meta().owner_references.iter().flatten();
     let uid = app.metadata.uid.as_deref();
     owners.into_iter().any(|o| o.controller == Some(true) && Some(o.uid.as_str()) == uid)
 }
@@ -177,14 +184,38 @@ fn is_verified(version: &AppVersion, seen: &Seen) -> bool {
     })
 }
 
-/// An epoch has settled when every live gateway reports it or a later one. It stays settled: a
+/// The version whose ports have addresses: the one that serves according to what is written, so
+/// that no address moves before the switch has happened.
+fn followed<'a>(
+    app: &App,
+    wanted: &Wanted,
+    create: Option<&'a AppVersion>,
+    seen: &'a Seen,
+) -> Option<Followed<'a>> {
+    let known = |name: &str| {
+        let version = seen.versions.get(name).map(AsRef::as_ref);
+        version.filter(|version| is_ours(*version, app))
+    };
+    match (app.status.as_ref().and_then(|status| status.activation.as_ref()), wanted) {
+        (Some(activation), _) => known(&activation.version).map(Followed::Active),
+        (None, Wanted::Version(name)) => create.or_else(|| known(name)).map(Followed::Coming),
+        (None, Wanted::Missing(_) | Wanted::Taken(_)) => None,
+    }
+}
+
+/// Whether every live gateway reports the epoch or a later one.
+fn is_followed(activation: Option<&Activation>, live: &[&GatewaySeen]) -> bool {
+    activation.is_some_and(|Activation { epoch, .. }| {
+        live.iter().all(|gateway| gateway.epoch.is_some_and(|followed| followed >= *epoch))
+    })
+}
+
+/// An epoch has settled when every live gateway and every address follows it. It stays settled: a
 /// gateway that starts afterwards begins with what the API server says.
-fn settled_epoch(app: &App, activation: Option<&Activation>, live: &[&GatewaySeen]) -> Option<i64> {
+fn settled_epoch(app: &App, activation: Option<&Activation>, is_followed: bool) -> Option<i64> {
     let standing = app.status.as_ref().and_then(|status| status.settled_epoch);
     let epoch = activation?.epoch;
     let is_written = app.status.as_ref().and_then(|s| s.activation.as_ref()) == activation;
-    let is_followed =
-        live.iter().all(|gateway| gateway.epoch.is_some_and(|followed| followed >= epoch));
     if standing == Some(epoch) || (is_written && is_followed) { Some(epoch) } else { standing }
 }
 
@@ -207,7 +238,7 @@ fn serving<'a>(
     seen.versions
         .values()
         .map(AsRef::as_ref)
-        .filter(|version| is_ours(version, app))
+        .filter(|version| is_ours(*version, app))
         .filter(|version| {
             let name = version.metadata.name.as_deref();
             is_settling || name == active || name == latest
@@ -229,7 +260,7 @@ fn prune(app: &App, seen: &Seen) -> Vec<(String, String)> {
     let mut idle: Vec<_> = seen
         .versions
         .values()
-        .filter(|version| is_ours(version, app) && !keep(&version.metadata.name))
+        .filter(|version| is_ours(version.as_ref(), app) && !keep(&version.metadata.name))
         .collect();
     idle.sort_by_key(|version| {
         let created = version.metadata.creation_timestamp.as_ref().map(|time| time.0);

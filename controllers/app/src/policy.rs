@@ -9,14 +9,15 @@ use k8s_openapi::api::networking::v1::{
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use kube::Resource;
-use portolan_api::{App, AppVersion, PortType, labels, names};
+use portolan_api::{App, AppVersion, labels, names};
 
 /// The label that Kubernetes puts on every namespace.
 const NAMESPACE_NAME: &str = "kubernetes.io/metadata.name";
 
-/// Who may reach the sandboxes of these versions: http ports are open to gateways and the App's
-/// own sandboxes, other ports also to the App's namespace, node ports to everyone; all else is
-/// closed. Probes come from the node, which a NetworkPolicy does not keep out.
+/// Who may reach the sandboxes of these versions: ports of http-only services are open to gateways
+/// and the App's own sandboxes, ports of services with an address of their own also to the App's
+/// namespace, because there they are reached without a gateway, and node ports to everyone; all
+/// else is closed. Probes come from the node, which a NetworkPolicy does not keep out.
 pub(crate) fn network_policy(
     app: &App,
     versions: &[&AppVersion],
@@ -83,14 +84,16 @@ type Number = (i32, &'static str);
 /// Each port with the widest reach that any service gives it: one policy covers all of them.
 fn ports(versions: &[&AppVersion]) -> BTreeMap<Number, Reach> {
     let mut ports = BTreeMap::new();
-    for port in versions.iter().flat_map(|v| &v.spec.services).flat_map(|service| &service.ports) {
-        let reach = match (port.node_port, port.r#type) {
-            (Some(_), _) => Reach::Everyone,
-            (None, PortType::Http) => Reach::Gateways,
-            (None, PortType::Tcp | PortType::Udp) => Reach::Namespace,
-        };
-        let entry = ports.entry((port.port, port.r#type.transport())).or_insert(reach);
-        *entry = reach.max(*entry);
+    for service in versions.iter().flat_map(|version| &version.spec.services) {
+        for port in &service.ports {
+            let reach = match port.node_port {
+                Some(_) => Reach::Everyone,
+                None if service.has_l4() => Reach::Namespace,
+                None => Reach::Gateways,
+            };
+            let entry = ports.entry((port.port, port.r#type.transport())).or_insert(reach);
+            *entry = reach.max(*entry);
+        }
     }
     ports
 }

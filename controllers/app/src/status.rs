@@ -9,6 +9,7 @@ use portolan_api::resolve::pool_name;
 use portolan_api::{App, AppStatus, AppVersion, SandboxPool, ServiceStatus};
 use portolan_reconcile::{Conditions, Transition, Verdict};
 
+use crate::l4;
 use crate::observe::Seen;
 use crate::plan::{Plan, Wanted, deadline, is_active};
 use crate::policy::sleepless;
@@ -27,7 +28,7 @@ pub(crate) fn status(
     let generation = app.metadata.generation.unwrap_or(1);
     let active = plan.activation.as_ref().and_then(|a| seen.versions.get(&a.version));
     let active = active.map(AsRef::as_ref);
-    let services = services_ready(active, seen);
+    let services = services_ready(app, active, seen);
     let mut conditions =
         Conditions::new(observed.map_or(&[][..], |status| &status.conditions), generation, now);
     let mut set = |kind: &str, (verdict, reason, message): Word| {
@@ -187,7 +188,7 @@ fn pools<'a>(
 }
 
 /// Speaks of the version that serves now. Waking from sleep does not shake it.
-fn services_ready(active: Option<&AppVersion>, seen: &Seen) -> Word {
+fn services_ready(app: &App, active: Option<&AppVersion>, seen: &Seen) -> Word {
     let Some(version) = active else {
         let message = "no version has been activated yet";
         return (Verdict::False, reason::NO_ACTIVE_VERSION, message.into());
@@ -201,12 +202,47 @@ fn services_ready(active: Option<&AppVersion>, seen: &Seen) -> Word {
             return (Verdict::False, reason, format!("service {service}: {message}"));
         }
     }
+    if let Some(word) = unreachable(app, version, seen) {
+        return word;
+    }
     let is_asleep =
         pools(version, seen).all(|(_, pool)| pool.is_some_and(|p| p.spec.wanted() == 0));
     if is_asleep {
         return (Verdict::True, reason::ASLEEP, "asleep; the first request wakes it".into());
     }
     (Verdict::True, reason::AVAILABLE, "all services are ready or asleep".into())
+}
+
+/// What keeps the addresses of the services from taking connections; what has failed comes before
+/// what is on its way.
+fn unreachable(app: &App, version: &AppVersion, seen: &Seen) -> Option<Word> {
+    let words = l4::addressed(version).filter_map(|(service, name)| {
+        let service = &service.name;
+        let Some(live) = seen.services.get(&name) else {
+            let message = format!("service {service}: its AppService {name} is being made");
+            return Some((Verdict::Unknown, reason::STARTING, message));
+        };
+        if !l4::is_for(live, app, service) {
+            let message = format!(
+                "service {service}: an AppService named {name} exists and is of service {} of App {}; it may be one of an earlier App that is still going, else rename one of the services or Apps",
+                live.spec.service, live.spec.app,
+            );
+            return Some((Verdict::False, reason::NAME_CONFLICT, message));
+        }
+        match (live.failure(), live.ready()) {
+            (Some((reason, message)), _) => {
+                Some((Verdict::False, reason, format!("service {service}: {message}")))
+            }
+            (None, Some(_)) => None,
+            (None, None) => {
+                let message = format!("service {service}: its address is being made");
+                Some((Verdict::Unknown, reason::STARTING, message))
+            }
+        }
+    });
+    let mut words = Vec::from_iter(words);
+    words.sort_by_key(|(verdict, ..)| *verdict != Verdict::False);
+    words.into_iter().next()
 }
 
 fn routes_ready(seen: &Seen) -> Word {

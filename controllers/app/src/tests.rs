@@ -1,5 +1,7 @@
 //! Situations of an App, what is decided in each, and what it says of itself.
 
+mod l4;
+
 use std::sync::Arc;
 
 use jiff::{SignedDuration, Timestamp};
@@ -74,6 +76,7 @@ impl World {
         for (name, _) in &plan.prune {
             self.seen.versions.remove(name);
         }
+        self.store(&plan.addresses);
         self.app().status = Some(status);
         self.now += SignedDuration::from_secs(1);
         plan

@@ -30,6 +30,7 @@ fn answer(sent: &Sent, status: fn(&Sent) -> Answer) -> Answer {
         ("GET", "sandboxpools") => listing("SandboxPool", None),
         ("GET", "routes") => listing("Route", None),
         ("GET", "gatewayreports") => listing("GatewayReport", None),
+        ("GET", "appservices") => listing("AppService", None),
         ("GET", "networkpolicies") => listing("NetworkPolicy", None),
         ("GET", "leases") => listing("Lease", None),
         ("PATCH", "status") => status(sent),

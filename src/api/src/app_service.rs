@@ -5,6 +5,7 @@ use kube_derive::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::conditions::{READY, reason};
 use crate::sandbox::PortType;
 
 /// How a client of an L4 port finds its sandbox again.
@@ -62,6 +63,28 @@ pub struct AppServiceSpec {
     /// How a client finds its sandbox again. Absent: `None`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub session_affinity: Option<SessionAffinity>,
+}
+
+impl AppService {
+    /// The condition `Ready`, once the service controller has set it.
+    pub fn ready(&self) -> Option<&Condition> {
+        let conditions = &self.status.as_ref()?.conditions;
+        conditions.iter().find(|condition| condition.type_ == READY)
+    }
+
+    /// Its own word for what is wrong with it: a reason of the documented list, and the message.
+    /// `None` while it is well or nobody has looked.
+    pub fn failure(&self) -> Option<(&'static str, &str)> {
+        let ready = self.ready().filter(|condition| condition.status == "False")?;
+        let reason = reason::ALL.iter().copied().find(|known| *known == ready.reason)?;
+        Some((reason, &ready.message))
+    }
+
+    /// Whether its status speaks of its spec as it is now.
+    pub fn is_current(&self) -> bool {
+        let observed = self.status.as_ref().and_then(|status| status.observed_generation);
+        observed.is_some() && observed == self.metadata.generation
+    }
 }
 
 /// A port of an [`AppService`].
