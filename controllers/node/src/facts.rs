@@ -10,7 +10,7 @@ use k8s_openapi::api::core::v1::{Node, Service, ServicePort as ApiServicePort};
 use k8s_openapi::api::discovery::v1::{Endpoint as ApiEndpoint, EndpointSlice};
 use kube::Resource;
 use portolan_api::{AppService, AppServicePort, PortType, SessionAffinity, labels};
-use portolan_nft::{Affinity, Family, Protocol, Range};
+use portolan_nft::{Affinity, Family, Protocol};
 
 /// An AppService, as far as it is forwarded.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -73,8 +73,6 @@ pub(crate) struct NodeFacts {
     pub(crate) uid: String,
     /// Addresses by which others reach the node.
     pub(crate) addresses: BTreeSet<IpAddr>,
-    /// Ranges of the node's Pods.
-    pub(crate) pod_ranges: BTreeSet<Range>,
 }
 
 // === impl ServiceFacts ===
@@ -117,8 +115,8 @@ impl SliceFacts {
         };
         let metadata = &slice.metadata;
         let service = metadata.labels.as_ref()?.get(labels::SLICE_SERVICE)?;
-        let owners = metadata.owner_references.iter().flatten();
-        let controller = owners.filter(|owner| owner.controller == Some(true)).next();
+        let mut owners = metadata.owner_references.iter().flatten();
+        let controller = owners.find(|owner| owner.controller == Some(true));
         let ports = slice.ports.iter().flatten().filter_map(|port| {
             let name = port.name.as_deref().unwrap_or_default().into();
             Some((name, protocol(port.protocol.as_deref())?, number(port.port?)?))
@@ -183,11 +181,9 @@ impl NodeFacts {
         let shown = status.and_then(|status| status.addresses.as_deref()).unwrap_or_default();
         let reaches = |kind: &str| matches!(kind, "InternalIP" | "ExternalIP");
         let shown = shown.iter().filter(|address| reaches(&address.type_));
-        let ranges = node.spec.as_ref().and_then(|spec| spec.pod_cidrs.as_deref());
         Self {
             uid: node.metadata.uid.clone().unwrap_or_default(),
             addresses: shown.filter_map(|address| address.address.parse().ok()).collect(),
-            pod_ranges: ranges.unwrap_or_default().iter().filter_map(|text| range(text)).collect(),
         }
     }
 }
@@ -216,11 +212,6 @@ fn number(port: i32) -> Option<u16> {
 fn addresses(texts: &[String]) -> Vec<IpAddr> {
     let addresses = texts.iter().filter_map(|text| text.parse().ok());
     addresses.filter(|address| is_reachable(*address)).collect()
-}
-
-fn range(text: &str) -> Option<Range> {
-    let (address, length) = text.split_once('/')?;
-    Some(Range { address: address.parse().ok()?, length: length.parse().ok()? })
 }
 
 /// Whether an address is one machine's, in the same way from every node. The API server refuses

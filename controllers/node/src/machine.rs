@@ -1,7 +1,7 @@
 //! What the node agent needs to know of the machine it runs on, read through rtnetlink and /proc:
 //! its addresses, whether Pods hang on a bridge, and whether virtual addresses have a route.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::net::IpAddr;
@@ -31,19 +31,13 @@ use crate::inbox::{Ground, Inbox};
 /// What was seen on the machine.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Seen {
-    /// Its addresses, each with the kind of link that has it.
-    pub(crate) addresses: BTreeMap<IpAddr, LinkKind>,
+    pub(crate) addresses: BTreeSet<IpAddr>,
+    /// The networks of its bridges.
+    pub(crate) bridges: BTreeSet<Range>,
     /// Families with a default route.
     pub(crate) default_routes: BTreeSet<Family>,
     /// Whether what passes between two ports of a bridge goes through nf_tables.
     pub(crate) filters_bridges: bool,
-}
-
-/// The kinds of links that make a difference.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum LinkKind {
-    Bridge,
-    Other,
 }
 
 /// The machine, as far as the agent and its report care.
@@ -161,19 +155,16 @@ impl Surveyor {
 /// What follows from what was seen.
 ///
 /// Node ports answer at those of the Node's addresses that this machine has: an external address
-/// that is translated on its way is not among them, and needs not be. Pods are on a bridge if a
-/// bridge has an address in their range; what they say to each other there passes the rules by,
-/// unless bridge netfilter is on.
+/// that is translated on its way is not among them, and needs not be.
+///
+/// What Pods on one bridge say to each other passes the rules by, unless bridge netfilter is on.
+/// Every bridge with a network counts: what is no Pods' has no endpoints, so nothing follows.
 fn machine(node: &NodeFacts, seen: &Seen) -> Machine {
     let own = node.addresses.iter().copied();
-    let addresses = own.filter(|address| seen.addresses.contains_key(address)).collect();
-    let has_bridge = |range: &&Range| {
-        let mut bridges = seen.addresses.iter().filter(|(_, kind)| **kind == LinkKind::Bridge);
-        bridges.any(|(address, _)| range.contains(*address))
-    };
+    let addresses = own.filter(|address| seen.addresses.contains(address)).collect();
     let bridged = match seen.filters_bridges {
         true => BTreeSet::new(),
-        false => node.pod_ranges.iter().filter(has_bridge).copied().collect(),
+        false => seen.bridges.clone(),
     };
     Machine { ground: Ground { addresses, bridged }, default_routes: seen.default_routes.clone() }
 }
@@ -186,14 +177,9 @@ async fn survey(handle: &Handle) -> Result<Seen, SurveyError> {
         links.iter().filter(|link| is_bridge(link)).map(|link| link.header.index).collect();
     let found: Vec<AddressMessage> =
         handle.address().get().execute().try_collect().await.map_err(failed("addresses"))?;
-    let addresses = found.iter().filter_map(|message| {
-        let kind = match bridges.contains(&message.header.index) {
-            true => LinkKind::Bridge,
-            false => LinkKind::Other,
-        };
-        Some((address(message)?, kind))
-    });
-    let addresses = addresses.collect();
+    let addresses = found.iter().filter_map(address).collect();
+    let on_bridges = found.iter().filter(|message| bridges.contains(&message.header.index));
+    let bridges = on_bridges.filter_map(network).collect();
     let mut default_routes = BTreeSet::new();
     for (family, number) in [(Family::V4, AddressFamily::Inet), (Family::V6, AddressFamily::Inet6)]
     {
@@ -212,7 +198,7 @@ async fn survey(handle: &Handle) -> Result<Seen, SurveyError> {
         // Absent: the kernel does not have it, or not loaded.
         fs::read_to_string(path).is_ok_and(|text| text.trim() == "1")
     });
-    Ok(Seen { addresses, default_routes, filters_bridges })
+    Ok(Seen { addresses, bridges, default_routes, filters_bridges })
 }
 
 fn is_bridge(link: &LinkMessage) -> bool {
@@ -236,6 +222,16 @@ fn address(message: &AddressMessage) -> Option<IpAddr> {
     local.or(other)
 }
 
+/// The network that an address is in; `None` for one that every link has.
+fn network(message: &AddressMessage) -> Option<Range> {
+    let range = Range { address: address(message)?, length: message.header.prefix_len };
+    let is_everywhere = match range.address {
+        IpAddr::V4(address) => address.is_link_local(),
+        IpAddr::V6(address) => address.is_unicast_link_local(),
+    };
+    (!is_everywhere).then_some(range)
+}
+
 fn is_default(route: &RouteMessage) -> bool {
     route.header.destination_prefix_length == 0 && route.header.kind == RouteType::Unicast
 }
@@ -249,23 +245,14 @@ mod tests {
     }
 
     fn node() -> NodeFacts {
-        NodeFacts {
-            uid: "node-uid".into(),
-            addresses: ["192.0.2.10", "203.0.113.10", "2001:db8::10"].map(ip).into(),
-            pod_ranges: [
-                Range { address: ip("10.8.1.0"), length: 24 },
-                Range { address: ip("fd08:1::"), length: 64 },
-            ]
-            .into(),
-        }
+        let addresses = ["192.0.2.10", "203.0.113.10", "2001:db8::10"].map(ip).into();
+        NodeFacts { uid: "node-uid".into(), addresses }
     }
 
-    fn seen(bridges: &[&str], filters_bridges: bool) -> Seen {
-        let plain = ["192.0.2.10", "2001:db8::10", "198.51.100.7", "10.8.1.9"];
-        let plain = plain.map(|text| (ip(text), LinkKind::Other));
-        let bridges = bridges.iter().map(|text| (ip(text), LinkKind::Bridge));
+    fn seen(filters_bridges: bool) -> Seen {
         Seen {
-            addresses: plain.into_iter().chain(bridges).collect(),
+            addresses: ["192.0.2.10", "2001:db8::10", "198.51.100.7", "10.8.1.1"].map(ip).into(),
+            bridges: [Range { address: ip("10.8.1.1"), length: 24 }].into(),
             default_routes: [Family::V4].into(),
             filters_bridges,
         }
@@ -273,19 +260,14 @@ mod tests {
 
     #[test]
     fn node_ports_answer_at_addresses_that_are_the_nodes_and_here() {
-        let machine = machine(&node(), &seen(&[], false));
+        let machine = machine(&node(), &seen(false));
         assert_eq!(machine.ground.addresses, ["192.0.2.10", "2001:db8::10"].map(ip).into());
         assert_eq!(machine.default_routes, [Family::V4].into());
     }
 
     #[test]
-    fn pods_are_bridged_where_a_bridge_is_their_gateway_and_hides_them() {
-        let bridged = |seen: Seen| machine(&node(), &seen).ground.bridged;
-        let [v4, v6] = Vec::from_iter(node().pod_ranges).try_into().expect("two ranges");
-        assert_eq!(bridged(seen(&["10.8.1.1"], false)), [v4].into());
-        assert_eq!(bridged(seen(&["10.8.1.1", "fd08:1::1"], false)), [v4, v6].into());
-        assert_eq!(bridged(seen(&["172.17.0.1"], false)), [].into(), "another's bridge");
-        assert_eq!(bridged(seen(&[], false)), [].into(), "Pods are routed");
-        assert_eq!(bridged(seen(&["10.8.1.1"], true)), [].into(), "bridge netfilter is on");
+    fn what_is_on_a_bridge_is_hidden_unless_bridge_netfilter_is_on() {
+        assert_eq!(machine(&node(), &seen(false)).ground.bridged, seen(false).bridges);
+        assert_eq!(machine(&node(), &seen(true)).ground.bridged, [].into());
     }
 }

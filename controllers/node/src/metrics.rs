@@ -13,11 +13,11 @@ use prometheus_client::registry::{Registry, Unit};
 /// The agent's metrics. Cheap to clone; all clones are the same.
 #[derive(Clone, Debug)]
 pub struct Metrics {
-    commits: Counter,
+    pub(crate) commits: Counter,
     added: Counter,
     deleted: Counter,
     replaced: Counter,
-    resyncs: Counter,
+    pub(crate) resyncs: Counter,
     errors: Family<ErrorLabel, Counter>,
     services: Gauge,
     sandboxes: Gauge,

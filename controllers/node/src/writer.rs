@@ -19,6 +19,9 @@ use crate::inbox::{Inbox, Wake, Work};
 use crate::index::Changes;
 use crate::metrics::Metrics;
 
+#[cfg(test)]
+mod tests;
+
 /// How the kernel and the desired state stand to each other.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) enum State {
@@ -193,7 +196,9 @@ impl Writer {
         running.gone.extend(gone);
         // After a failure nothing is known for sure, so all is read again.
         if verify || !running.rest.is_zero() {
-            let change = forwarder.verify()?;
+            let mut change = forwarder.verify()?;
+            // That it was read is no sign of anything; that it had to be read again is.
+            change.resyncs -= 1;
             self.metrics.verified.inc();
             running.end_connections();
             return Ok(change);

@@ -145,7 +145,6 @@ fn a_headless_service_is_no_internal_name() {
 fn a_node_is_reached_by_its_internal_and_external_addresses() {
     let node = json!({
         "metadata": { "name": "node-1", "uid": "node-uid" },
-        "spec": { "podCIDRs": ["10.8.1.0/24", "fd08:1::/64", "nonsense"] },
         "status": { "addresses": [
             { "type": "InternalIP", "address": "192.0.2.10" },
             { "type": "Hostname", "address": "node-1" },
@@ -155,5 +154,4 @@ fn a_node_is_reached_by_its_internal_and_external_addresses() {
     let facts = NodeFacts::of(&serde_json::from_value(node).expect("a Node"));
     assert_eq!(facts.uid, "node-uid");
     assert_eq!(facts.addresses.len(), 2);
-    assert_eq!(facts.pod_ranges.len(), 2);
 }
