@@ -52,14 +52,17 @@ pub(crate) fn report(
         }
     };
     let (conditions, transitions) = conditions.finish();
+    let node_ports: Vec<_> =
+        plan.ports.iter().filter_map(|one| held(one, &before.node_ports)).collect();
     let status = AppServiceStatus {
         observed_generation,
+        port_summary: service.spec.port_summary(&node_ports),
         cluster_ips: match &situation.address {
             Slot::Ours(live) => address::addresses(live),
             Slot::Unknown(_) => before.cluster_ips,
             Slot::Free | Slot::Leaving | Slot::Taken => Vec::new(),
         },
-        node_ports: plan.ports.iter().filter_map(|one| held(one, &before.node_ports)).collect(),
+        node_ports,
         ready_endpoints: ready(situation).unwrap_or(before.ready_endpoints),
         conditions,
     };

@@ -35,9 +35,8 @@ pub enum SessionAffinity {
         .message("app and service of an AppService never change; delete it, and another is made"),
     printcolumn(name = "App", type_ = "string", json_path = ".spec.app"),
     printcolumn(name = "Service", type_ = "string", json_path = ".spec.service"),
-    printcolumn(name = "Cluster-IPs", type_ = "string", json_path = ".status.clusterIPs"),
-    printcolumn(name = "Ports", type_ = "string", json_path = ".spec.ports[*].port"),
-    printcolumn(name = "Node-Ports", type_ = "string", json_path = ".status.nodePorts[*].port"),
+    printcolumn(name = "Cluster-IP", type_ = "string", json_path = ".status.clusterIPs[0]"),
+    printcolumn(name = "Ports", type_ = "string", json_path = ".status.portSummary"),
     printcolumn(name = "Endpoints", type_ = "integer", json_path = ".status.readyEndpoints"),
     printcolumn(name = "Reason", type_ = "string", json_path = ".status.conditions[?(@.type=='Ready')].reason"),
     printcolumn(name = "Message", type_ = "string", json_path = ".status.conditions[?(@.type=='Ready')].message", priority = 1),
@@ -87,6 +86,19 @@ impl AppService {
     }
 }
 
+impl AppServiceSpec {
+    /// Its ports in one line, as [`AppServiceStatus::port_summary`] says them: a column of
+    /// `kubectl get` shows only the first of several values.
+    pub fn port_summary(&self, held: &[HeldNodePort]) -> String {
+        let text = |port: &AppServicePort| {
+            let node_port = held.iter().find(|held| held.name == port.name);
+            let node_port = node_port.map(|held| format!(":{}", held.port)).unwrap_or_default();
+            format!("{}{node_port}/{}", port.port, port.r#type.transport())
+        };
+        self.ports.iter().map(text).collect::<Vec<_>>().join(",")
+    }
+}
+
 /// A port of an [`AppService`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
@@ -125,6 +137,11 @@ pub struct AppServiceStatus {
     #[schemars(length(max = 16))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
     pub node_ports: Vec<HeldNodePort>,
+    /// Its ports in one line, for people: `6667/TCP,6697:6697/TCP`, with the node port that is
+    /// held after the colon.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    #[schemars(length(max = 255))]
+    pub port_summary: String,
     /// How many sandboxes take connections.
     #[serde(default)]
     pub ready_endpoints: i32,
@@ -144,4 +161,29 @@ pub struct HeldNodePort {
     /// The port on every node.
     #[schemars(range(min = 1, max = 65535))]
     pub port: i32,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ports_are_told_in_one_line() {
+        let port = |name: &str, port, r#type| AppServicePort {
+            name: name.into(),
+            port,
+            r#type,
+            target_port: port,
+            node_port: Some(port + 1),
+        };
+        let spec = AppServiceSpec {
+            app: "chat".into(),
+            service: "irc".into(),
+            pool: None,
+            ports: vec![port("irc", 6667, PortType::Tcp), port("dns", 53, PortType::Udp)],
+            session_affinity: None,
+        };
+        let held = [HeldNodePort { name: "irc".into(), port: 6668 }];
+        assert_eq!(spec.port_summary(&held), "6667:6668/TCP,53/UDP");
+    }
 }
