@@ -41,3 +41,6 @@ pub const SLICE_MANAGED_BY: &str = "endpointslice.kubernetes.io/managed-by";
 pub const SLICE_MANAGER: &str = "portolan.dev";
 /// Label of an EndpointSlice: the Service whose endpoints it lists.
 pub const SLICE_SERVICE: &str = "kubernetes.io/service-name";
+/// Label of a Claim: what is claimed, as its `spec.kind` says it, so that an admission policy can
+/// look at the Claims of one kind only.
+pub const CLAIM_KIND: &str = "portolan.dev/claim-kind";

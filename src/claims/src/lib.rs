@@ -92,10 +92,14 @@ impl Realm {
     /// The Claim of that holder on that thing.
     pub fn claim(self, value: &str, holder: &Holder) -> Claim {
         let managed_by = (labels::MANAGED_BY.into(), labels::MANAGER.into());
+        let kind = match self.kind {
+            ClaimKind::Host => "Host",
+            ClaimKind::NodePort => "NodePort",
+        };
         Claim {
             metadata: ObjectMeta {
                 name: Some(names::claim(self.kind, value)),
-                labels: Some([managed_by].into()),
+                labels: Some([managed_by, (labels::CLAIM_KIND.into(), kind.into())].into()),
                 ..ObjectMeta::default()
             },
             spec: ClaimSpec { kind: self.kind, value: value.into(), holder: holder.clone() },

@@ -135,8 +135,8 @@ impl ReconcileMetrics {
 }
 
 /// Every verb that [`ReconcileMetrics::writes`] counts for objects; Events are not among them.
-const WRITE_VERBS: [&str; 6] =
-    ["apply", "apply_status", "apply_fields", "create", "delete", "scale"];
+const WRITE_VERBS: [&str; 7] =
+    ["apply", "apply_status", "apply_fields", "create", "replace", "delete", "scale"];
 
 #[derive(Clone, Debug)]
 struct QueueFamilies {

@@ -1,0 +1,263 @@
+//! What the controller sends: method, path, field manager, preconditions and body of each write.
+//! The answers are made up here; what a real API server makes of the writes is tested on one.
+
+use std::time::Duration;
+
+use portolan_api::labels;
+use portolan_controller_service::{PortPolicy, Settings, run};
+use portolan_reconcile::testing::{Answer, Sent, Wire, context, initial_events_end};
+use serde_json::{Value, json};
+use tokio::time::sleep;
+
+const SERVICES: &str = "/api/v1/namespaces/team-a/services";
+const SLICES: &str = "/apis/discovery.k8s.io/v1/namespaces/team-a/endpointslices";
+const CLAIMS: &str = "/apis/portolan.dev/v1alpha1/claims";
+const STATUS: &str = "/apis/portolan.dev/v1alpha1/namespaces/team-a/appservices/chat-irc/status";
+
+/// What the watches show, and how the creation of a Service is answered.
+struct Cluster {
+    app_service: Value,
+    services: Vec<Value>,
+    slices: Vec<Value>,
+    claims: Vec<Value>,
+    create: fn(&Sent) -> Answer,
+}
+
+impl Cluster {
+    /// An AppService that nobody has looked at yet.
+    fn fresh() -> Self {
+        let app_service = json!({
+            "apiVersion": "portolan.dev/v1alpha1", "kind": "AppService",
+            "metadata": {
+                "name": "chat-irc", "namespace": "team-a", "uid": "uid-of-the-app-service",
+                "resourceVersion": "10", "generation": 4,
+            },
+            "spec": { "app": "chat", "service": "irc", "pool": "irc-1", "ports": [{
+                "name": "irc", "port": 6667, "type": "tcp", "targetPort": 6667, "nodePort": 6697,
+            }] },
+        });
+        let (services, slices, claims) = (vec![], vec![], vec![]);
+        Self { app_service, services, slices, claims, create: allocated }
+    }
+
+    /// Runs the controller for a second and returns its writes, in order.
+    async fn writes(self) -> Vec<Sent> {
+        let (wire, client) = Wire::answering(move |sent| self.answer(sent));
+        let context = context(client);
+        let node_ports =
+            PortPolicy { allowed: "1-65535".parse().unwrap(), reserved: "22".parse().unwrap() };
+        let running = tokio::spawn(run(&context, Settings { node_ports }));
+        sleep(Duration::from_secs(1)).await;
+        context.shutdown().cancel();
+        running.await.expect("it does not panic").expect("it ends as it was told");
+        let sent = wire.sent().into_iter();
+        let counted =
+            |one: &Sent| one.method.as_str() != "GET" && !one.path.contains("events.k8s.io");
+        sent.filter(counted).collect()
+    }
+
+    fn answer(&self, sent: &Sent) -> Answer {
+        match (sent.method.as_str(), sent.path.as_str()) {
+            ("GET", path) if path.ends_with("/appservices") => {
+                listing("AppService", vec![self.app_service.clone()])
+            }
+            ("GET", path) if path.ends_with("/claims") => listing("Claim", self.claims.clone()),
+            ("GET", "/api/v1/services") => listing("Service", self.services.clone()),
+            ("GET", path) if path.ends_with("/endpointslices") => {
+                listing("EndpointSlice", self.slices.clone())
+            }
+            ("GET", "/api/v1/pods") => listing("Pod", vec![pod()]),
+            ("GET", path) if path.ends_with("/sandboxpools") => {
+                listing("SandboxPool", vec![pool()])
+            }
+            ("GET", path) if path.ends_with("/nodereports") => listing("NodeReport", vec![]),
+            ("POST", SERVICES) => (self.create)(sent),
+            ("POST", _) => stored(sent),
+            ("PUT", _) => {
+                let mut object = sent.body.clone();
+                object["metadata"]["resourceVersion"] = json!("22");
+                Answer::Json(200, object)
+            }
+            ("PATCH", STATUS) => {
+                let mut live = self.app_service.clone();
+                live["metadata"]["resourceVersion"] = json!("30");
+                live["status"] = sent.body["status"].clone();
+                Answer::Json(200, live)
+            }
+            ("DELETE", _) => Answer::Json(200, json!({ "kind": "Status", "status": "Success" })),
+            _ => Answer::failure(404, "NotFound", "not found"),
+        }
+    }
+}
+
+fn listing(kind: &str, objects: Vec<Value>) -> Answer {
+    let added = |object| json!({ "type": "ADDED", "object": object });
+    let end = initial_events_end(kind, 12);
+    Answer::Watch(objects.into_iter().map(added).chain([end]).collect())
+}
+
+fn stored(sent: &Sent) -> Answer {
+    let mut object = sent.body.clone();
+    object["metadata"]["uid"] = json!("uid-of-the-new-one");
+    object["metadata"]["resourceVersion"] = json!("21");
+    Answer::Json(201, object)
+}
+
+fn allocated(sent: &Sent) -> Answer {
+    let Answer::Json(code, mut service) = stored(sent) else { unreachable!("it is stored") };
+    service["spec"]["clusterIPs"] = json!(["10.96.0.7"]);
+    service["spec"]["clusterIP"] = json!("10.96.0.7");
+    Answer::Json(code, service)
+}
+
+fn pool() -> Value {
+    json!({
+        "apiVersion": "portolan.dev/v1alpha1", "kind": "SandboxPool",
+        "metadata": { "name": "irc-1", "namespace": "team-a", "uid": "uid-of-the-pool",
+            "resourceVersion": "3" },
+        "spec": {
+            "app": "chat", "service": "irc", "role": "Active", "replicas": 1,
+            "scale": { "min": 1, "max": 1, "concurrency": "Soft" },
+            "sandbox": {
+                "image": "registry.example/chat:1",
+                "ports": [{ "name": "irc", "port": 6667, "type": "tcp" }],
+                "terminationGraceSeconds": 30, "listenTimeoutSeconds": 15,
+            },
+        },
+    })
+}
+
+fn pod() -> Value {
+    json!({
+        "apiVersion": "v1", "kind": "Pod",
+        "metadata": {
+            "name": "irc-1-0-1", "namespace": "team-a", "uid": "uid-of-the-pod",
+            "resourceVersion": "5", "labels": { labels::POOL: "irc-1" },
+            "ownerReferences": [{ "apiVersion": "portolan.dev/v1alpha1", "kind": "SandboxPool",
+                "name": "irc-1", "uid": "uid-of-the-pool", "controller": true }],
+        },
+        "spec": { "containers": [], "nodeName": "node-1" },
+        "status": { "phase": "Running", "podIPs": [{ "ip": "10.0.0.7" }],
+            "conditions": [{ "type": "Ready", "status": "True" }] },
+    })
+}
+
+/// The only write to that path.
+#[track_caller]
+fn only<'a>(writes: &'a [Sent], method: &str, path: &str) -> &'a Sent {
+    let matching: Vec<_> =
+        writes.iter().filter(|one| one.method == *method && one.path == path).collect();
+    assert_eq!(matching.len(), 1, "{method} {path} among {writes:#?}");
+    matching[0]
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_new_app_service_is_four_writes() {
+    let writes = Cluster::fresh().writes().await;
+    assert_eq!(writes.len(), 4, "{writes:#?}");
+    let service = only(&writes, "POST", SERVICES);
+    assert_eq!(service.query, "&fieldManager=portolan-service");
+    assert_eq!(service.body["metadata"]["ownerReferences"][0]["uid"], "uid-of-the-app-service");
+    assert_eq!(service.body["spec"].get("selector"), None);
+    let claim = only(&writes, "POST", CLAIMS);
+    assert_eq!(claim.body["metadata"]["labels"][labels::CLAIM_KIND], "NodePort");
+    let expected = json!({
+        "kind": "NodePort", "value": "6697/tcp",
+        "holder": { "kind": "AppService", "namespace": "team-a", "name": "chat-irc",
+            "uid": "uid-of-the-app-service" },
+    });
+    assert_eq!(claim.body["spec"], expected);
+    let slice = only(&writes, "POST", SLICES);
+    let expected = json!({
+        "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": "IPv4",
+        "metadata": {
+            "name": "chat-irc-ipv4", "namespace": "team-a",
+            "labels": {
+                "app.kubernetes.io/managed-by": "portolan",
+                "endpointslice.kubernetes.io/managed-by": "portolan.dev",
+                "kubernetes.io/service-name": "chat-irc",
+                "portolan.dev/app": "chat", "portolan.dev/service": "irc",
+            },
+            "ownerReferences": [{ "apiVersion": "portolan.dev/v1alpha1", "kind": "AppService",
+                "name": "chat-irc", "uid": "uid-of-the-app-service", "controller": true }],
+        },
+        "endpoints": [{
+            "addresses": ["10.0.0.7"],
+            "conditions": { "ready": true, "serving": true, "terminating": false },
+            "nodeName": "node-1",
+            "targetRef": { "kind": "Pod", "namespace": "team-a", "name": "irc-1-0-1",
+                "uid": "uid-of-the-pod" },
+        }],
+        "ports": [{ "name": "irc", "port": 6667, "protocol": "TCP" }],
+    });
+    assert_eq!(slice.body, expected);
+    let status = only(&writes, "PATCH", STATUS);
+    assert_eq!(status.query, "&force=true&fieldManager=portolan-service");
+    assert_eq!(status.body["metadata"]["uid"], "uid-of-the-app-service");
+    let status = &status.body["status"];
+    assert_eq!(status["clusterIPs"], json!(["10.96.0.7"]));
+    assert_eq!(status["nodePorts"], json!([{ "name": "irc", "port": 6697 }]));
+    assert_eq!((&status["readyEndpoints"], &status["observedGeneration"]), (&json!(1), &json!(4)));
+    assert_eq!(status["conditions"][0]["reason"], "Available");
+}
+
+/// The cluster after what was written, as its watches would show it.
+fn settled(writes: &[Sent]) -> Cluster {
+    let seen = |path: &str| -> Vec<Value> {
+        let answer = match path {
+            SERVICES => allocated(only(writes, "POST", path)),
+            _ => stored(only(writes, "POST", path)),
+        };
+        let Answer::Json(_, object) = answer else { unreachable!("it is stored") };
+        vec![object]
+    };
+    let mut cluster = Cluster {
+        services: seen(SERVICES),
+        slices: seen(SLICES),
+        claims: seen(CLAIMS),
+        ..Cluster::fresh()
+    };
+    cluster.app_service["status"] = only(writes, "PATCH", STATUS).body["status"].clone();
+    cluster
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_as_it_should_be_is_not_written_to() {
+    let cluster = settled(&Cluster::fresh().writes().await);
+    assert_eq!(cluster.writes().await, vec![]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_change_replaces_exactly_what_was_seen() {
+    let mut cluster = settled(&Cluster::fresh().writes().await);
+    cluster.app_service["spec"]["ports"][0]["port"] = json!(7000);
+    cluster.app_service["spec"]["ports"][0]["nodePort"] = Value::Null;
+    let writes = cluster.writes().await;
+    let service = only(&writes, "PUT", &format!("{SERVICES}/chat-irc"));
+    assert_eq!(service.query, "&fieldManager=portolan-service");
+    let metadata = &service.body["metadata"];
+    assert_eq!(metadata["uid"], "uid-of-the-new-one");
+    assert_eq!(metadata["resourceVersion"], "21");
+    assert_eq!(service.body["spec"]["clusterIPs"], json!(["10.96.0.7"]), "the address stays");
+    assert_eq!(service.body["spec"]["ports"][0]["port"], 7000);
+    let claim = writes.iter().find(|one| one.method.as_str() == "DELETE").expect("it is released");
+    let preconditions = json!({ "uid": "uid-of-the-new-one", "resourceVersion": "21" });
+    assert_eq!(claim.body["preconditions"], preconditions);
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_an_address_left_the_rest_is_done_and_the_reason_told() {
+    let full = |_: &Sent| {
+        let message = "Internal error occurred: failed to allocate a serviceIP for Service \
+                       \"chat-irc\": range is full";
+        Answer::failure(500, "InternalError", message)
+    };
+    let writes = Cluster { create: full, ..Cluster::fresh() }.writes().await;
+    only(&writes, "POST", CLAIMS);
+    let status = writes.iter().rfind(|one| one.path == STATUS).expect("it is told");
+    let ready = &status.body["status"]["conditions"][0];
+    assert_eq!(
+        (&ready["status"], &ready["reason"]),
+        (&json!("False"), &json!("AddressesExhausted"))
+    );
+}
