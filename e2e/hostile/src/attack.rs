@@ -178,11 +178,7 @@ impl Attack {
             _ => Form {
                 connections: 10,
                 opens: 20,
-                opening: target.with(
-                    "POST",
-                    "/slow?ms=30000",
-                    "Transfer-Encoding: chunked\r\n\r\n",
-                ),
+                opening: target.with("POST", "/echo", "Transfer-Encoding: chunked\r\n\r\n"),
                 more: same(format!("{CHUNK:x}\r\n{}\r\n", "x".repeat(CHUNK)).into_bytes()),
                 pause: Duration::from_millis(20),
                 ..once
