@@ -89,8 +89,23 @@ impl Image {
     /// When a library is missing on this machine.
     pub fn program(&mut self, source: &Path, path: &str) -> anyhow::Result<()> {
         self.copy(source, path, 0o755);
-        for library in libraries(source)? {
+        for library in libraries(source, None)? {
             self.copy(&library.clone(), library, 0o755);
+        }
+        Ok(())
+    }
+
+    /// As [`Image::program`], for a program of packages unpacked into `root`, under its path there.
+    /// A library that is among them is taken from there, any other from this machine.
+    ///
+    /// # Errors
+    /// When a library that the program needs is in neither.
+    pub fn unpacked_program(&mut self, root: &Path, program: &str) -> anyhow::Result<()> {
+        let source = root.join(program);
+        self.copy(&source, format!("/{program}"), 0o755);
+        for library in libraries(&source, Some(root))? {
+            let path = library.strip_prefix(root).map(|inside| Path::new("/").join(inside));
+            self.copy(&library, path.unwrap_or_else(|_| library.clone()), 0o755);
         }
         Ok(())
     }
@@ -242,8 +257,13 @@ fn names(index: &Value) -> Vec<String> {
 }
 
 /// The shared libraries a program loads, as the system's loader finds them; none for a static one.
-fn libraries(program: &Path) -> anyhow::Result<Vec<PathBuf>> {
-    let printed = match command::output(Command::new("ldd").arg(program)) {
+fn libraries(program: &Path, root: Option<&Path>) -> anyhow::Result<Vec<PathBuf>> {
+    let mut ldd = Command::new("ldd");
+    if let Some(root) = root {
+        let triplet = format!("usr/lib/{}-linux-gnu", std::env::consts::ARCH);
+        ldd.env("LD_LIBRARY_PATH", root.join(triplet));
+    }
+    let printed = match command::output(ldd.arg(program)) {
         Ok(printed) => printed,
         Err(error) if format!("{error:#}").contains("not a dynamic executable") => {
             return Ok(Vec::new());

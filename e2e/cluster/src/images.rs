@@ -9,6 +9,7 @@ use anyhow::{Context, bail};
 
 use crate::archive::Image;
 use crate::command;
+use crate::irc;
 use crate::nginx;
 use crate::paths::Paths;
 
@@ -31,14 +32,16 @@ pub enum Known {
     SampleEcho,
     /// nginx from Debian.
     SampleNginx,
+    /// ngIRCd from Debian.
+    SampleIrc,
 }
 
 impl Known {
     /// What a cluster cannot start without.
     pub const CLUSTER: [Self; 2] = [Self::Pause, Self::CoreDns];
     /// What the platform and its samples need.
-    pub const PLATFORM: [Self; 4] =
-        [Self::Portolan, Self::PortolanNode, Self::SampleEcho, Self::SampleNginx];
+    pub const PLATFORM: [Self; 5] =
+        [Self::Portolan, Self::PortolanNode, Self::SampleEcho, Self::SampleNginx, Self::SampleIrc];
 
     /// The image's short name.
     #[must_use]
@@ -50,6 +53,7 @@ impl Known {
             Self::PortolanNode => "portolan-node",
             Self::SampleEcho => "sample-echo",
             Self::SampleNginx => "sample-nginx",
+            Self::SampleIrc => "sample-irc",
         }
     }
 
@@ -90,6 +94,7 @@ impl Known {
                 let sample = paths.repository.join("docs/samples/nginx");
                 vec![sample.join("nginx.conf"), sample.join("index.html")]
             }
+            Self::SampleIrc => vec![paths.repository.join("docs/samples/irc/ngircd.conf")],
         };
         if let Some(missing) = sources.iter().find(|source| !source.exists()) {
             bail!("{} does not exist; `make build` makes it", missing.display());
@@ -120,6 +125,7 @@ impl Known {
                 image.entrypoint(&[&program]);
             }
             Self::SampleNginx => nginx::fill(&mut image, paths, source)?,
+            Self::SampleIrc => irc::fill(&mut image, paths, source)?,
         }
         Ok(image)
     }

@@ -25,6 +25,7 @@ pub mod debian;
 pub mod forward;
 pub mod go;
 pub mod images;
+pub mod irc;
 pub mod kwok;
 pub mod logs;
 pub mod machine;
