@@ -26,7 +26,7 @@ const ROWS: &[(&str, &str)] = &[
     ),
     (
         "{image: a, services: [{name: b, scale: {mode: Auto}, \
-         ports: [{name: http, port: 1, nodePort: 6697}]}]}",
+         ports: [{name: http, port: 1, nodePort: 26697}]}]}",
         "services b have a port that is not http, or a nodePort",
     ),
     ("{image: a, services: [{name: irc, port: 25, portType: tcp}]}", ""),

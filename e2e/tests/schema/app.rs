@@ -181,22 +181,22 @@ async fn the_shorthand_and_the_list_of_ports_exclude_each_other() -> anyhow::Res
 async fn a_node_port_is_asked_for_once() -> anyhow::Result<()> {
     let rows: Rows<'_> = &[
         (
-            "[{name: a, ports: [{name: x, port: 1, type: tcp, nodePort: 6697}]},
-              {name: b, ports: [{name: x, port: 1, type: udp, nodePort: 6697}]}]",
+            "[{name: a, ports: [{name: x, port: 1, type: tcp, nodePort: 26697}]},
+              {name: b, ports: [{name: x, port: 1, type: udp, nodePort: 26697}]}]",
             ACCEPTED,
         ),
         (
-            "[{name: a, ports: [{name: x, port: 1, type: tcp, nodePort: 6697}]},
-              {name: b, ports: [{name: x, port: 2, nodePort: 6697}]}, {name: c}]",
+            "[{name: a, ports: [{name: x, port: 1, type: tcp, nodePort: 26697}]},
+              {name: b, ports: [{name: x, port: 2, nodePort: 26697}]}, {name: c}]",
             "spec | services [\"a\", \"b\"] ask for the same nodePort and transport",
         ),
         (
-            "[{name: a, ports: [{name: x, port: 1, nodePort: 80}, {name: z, port: 2, nodePort: 80}]}]",
-            "spec.services[0].ports | nodePort 80/tcp is asked for by two ports",
+            "[{name: a, ports: [{name: x, port: 1, nodePort: 20080}, {name: z, port: 2, nodePort: 20080}]}]",
+            "spec.services[0].ports | nodePort 20080/tcp is asked for by two ports",
         ),
         (
-            "[{name: a, ports: [{name: x, port: 1, nodePort: 80}, \
-                                {name: z, port: 2, type: udp, nodePort: 80}]}]",
+            "[{name: a, ports: [{name: x, port: 1, nodePort: 20080}, \
+                                {name: z, port: 2, type: udp, nodePort: 20080}]}]",
             ACCEPTED,
         ),
     ];
@@ -210,7 +210,7 @@ async fn affinity_needs_a_port_that_routes_do_not_serve() -> anyhow::Result<()> 
     let rows: Rows<'_> = &[
         ("{sessionAffinity: ClientIP, ports: [{name: a, port: 1, type: tcp}]}", ACCEPTED),
         ("{sessionAffinity: ClientIP, ports: [{name: a, port: 1, type: udp}]}", ACCEPTED),
-        ("{sessionAffinity: ClientIP, ports: [{name: a, port: 1, nodePort: 80}]}", ACCEPTED),
+        ("{sessionAffinity: ClientIP, ports: [{name: a, port: 1, nodePort: 20080}]}", ACCEPTED),
         ("{sessionAffinity: ClientIP, port: 1, portType: udp}", ACCEPTED),
         ("{sessionAffinity: None}", ACCEPTED),
         ("{sessionAffinity: ClientIP}", NEEDS),
@@ -219,7 +219,7 @@ async fn affinity_needs_a_port_that_routes_do_not_serve() -> anyhow::Result<()> 
         ("{sessionAffinity: ClientIP, ports: [{name: a, port: 1}]}", NEEDS),
         (
             "{sessionAffinity: Cookie, port: 1, portType: tcp}",
-            "sessionAffinity: Unsupported value: \"Cookie\" | \"ClientIP\", \"None\"",
+            "sessionAffinity: Unsupported value: \"Cookie\" | \"None\", \"ClientIP\"",
         ),
     ];
     let named = |mut spec: Value| {
