@@ -146,7 +146,10 @@ impl Running {
 
     /// Where the kernel tells of its process. This machine knows it by another number than the
     /// node does, so it is found by its control group.
-    fn process(&self) -> anyhow::Result<PathBuf> {
+    ///
+    /// # Errors
+    /// When it does not run, or is more than one.
+    pub fn process(&self) -> anyhow::Result<PathBuf> {
         let mut found = Vec::new();
         for entry in fs::read_dir("/proc").context("list processes")? {
             let process = entry.context("list processes")?.path();

@@ -1,0 +1,165 @@
+//! Clients in the networks of nodes, of sandboxes and of whoever is outside.
+
+use std::fmt;
+use std::fs::File;
+use std::io::{ErrorKind, Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream, UdpSocket};
+use std::path::PathBuf;
+use std::process::Command;
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Context, ensure};
+use nix::sched::{CloneFlags, setns};
+use portolan_cluster::command;
+
+/// How long an answer may take before it counts as none.
+const ANSWER: Duration = Duration::from_secs(2);
+const WORDS: &[u8] = b"NICK portolan\n";
+
+/// A network to ask from.
+#[derive(Clone)]
+pub(crate) struct Place {
+    pub(crate) name: String,
+    pub(crate) network: PathBuf,
+}
+
+/// How to ask.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Talk {
+    Tcp,
+    Udp,
+}
+
+/// What came of it.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Outcome {
+    Echo,
+    Refused,
+    Silence,
+}
+
+/// A connection that stays open.
+pub(crate) struct Open(TcpStream);
+
+/// A socket that always sends from the same port.
+pub(crate) struct Sender(UdpSocket);
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.name)
+    }
+}
+
+impl Place {
+    /// Asks once, from a port of its own.
+    pub(crate) fn ask(&self, to: SocketAddr, talk: Talk) -> Outcome {
+        let answer = match talk {
+            Talk::Tcp => self.tcp(to).and_then(|stream| Open(stream).exchange()),
+            Talk::Udp => self.udp(to).and_then(|socket| Sender(socket).exchange()),
+        };
+        match answer {
+            Ok(()) => Outcome::Echo,
+            Err(error) => match error.kind() {
+                // The second is how a node refuses its own programs: before anything is sent.
+                ErrorKind::ConnectionRefused | ErrorKind::PermissionDenied => Outcome::Refused,
+                _ => Outcome::Silence,
+            },
+        }
+    }
+
+    /// The same, and once more if there was silence: to one machine a kernel says only once a second
+    /// that there is nobody, and a redirect, as to a sandbox that reached itself, counts too.
+    pub(crate) fn ask_patiently(&self, to: SocketAddr, talk: Talk) -> Outcome {
+        match self.ask(to, talk) {
+            Outcome::Silence => self.ask(to, talk),
+            other => other,
+        }
+    }
+
+    /// Which sandbox answers over HTTP.
+    pub(crate) fn sandbox(&self, to: SocketAddr) -> anyhow::Result<String> {
+        let mut stream = self.tcp(to)?;
+        write!(stream, "GET / HTTP/1.1\r\nHost: chat\r\nConnection: close\r\n\r\n")?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer)?;
+        let named = answer.lines().find_map(|line| {
+            let (name, value) = line.split_once(':')?;
+            name.eq_ignore_ascii_case("x-sandbox").then(|| value.trim().to_owned())
+        });
+        named.with_context(|| format!("no sandbox is named in {answer}"))
+    }
+
+    pub(crate) fn connect(&self, to: SocketAddr) -> anyhow::Result<Open> {
+        let mut open = Open(self.tcp(to)?);
+        open.echo()?;
+        Ok(open)
+    }
+
+    pub(crate) fn sender(&self, to: SocketAddr) -> anyhow::Result<Sender> {
+        Ok(Sender(self.udp(to)?))
+    }
+
+    /// Runs a program here.
+    pub(crate) fn output(&self, program: &str, words: &[&str]) -> anyhow::Result<String> {
+        let mut command = Command::new("nsenter");
+        command.arg(format!("--net={}", self.network.display())).arg(program).args(words);
+        tokio::task::block_in_place(|| command::output(&mut command))
+    }
+
+    fn tcp(&self, to: SocketAddr) -> std::io::Result<TcpStream> {
+        let stream = self.inside(|| TcpStream::connect_timeout(&to, ANSWER))?;
+        stream.set_read_timeout(Some(ANSWER))?;
+        Ok(stream)
+    }
+
+    fn udp(&self, to: SocketAddr) -> std::io::Result<UdpSocket> {
+        let socket = self.inside(|| UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)))?;
+        socket.connect(to)?;
+        socket.set_read_timeout(Some(ANSWER))?;
+        Ok(socket)
+    }
+
+    /// A socket belongs to the network in which it was made, whoever uses it.
+    fn inside<T: Send>(&self, make: impl FnOnce() -> T + Send) -> T {
+        let network = File::open(&self.network).expect("the network of a place that is there");
+        thread::scope(|scope| {
+            let maker = scope.spawn(|| {
+                setns(network, CloneFlags::CLONE_NEWNET).expect("to enter the network");
+                make()
+            });
+            maker.join().expect("no panic")
+        })
+    }
+}
+
+impl Open {
+    pub(crate) fn echo(&mut self) -> anyhow::Result<()> {
+        Ok(self.exchange()?)
+    }
+
+    fn exchange(&mut self) -> std::io::Result<()> {
+        self.0.write_all(WORDS)?;
+        let mut answer = [0; WORDS.len()];
+        self.0.read_exact(&mut answer)?;
+        assert_eq!(answer, WORDS, "an echo says something else");
+        Ok(())
+    }
+}
+
+impl Sender {
+    /// Asks until there is an answer, for some time: datagrams may be lost.
+    pub(crate) fn echo(&self) -> anyhow::Result<()> {
+        let first = self.exchange();
+        ensure!(first.is_ok(), "no answer: {first:?}");
+        Ok(())
+    }
+
+    fn exchange(&self) -> std::io::Result<()> {
+        self.0.send(WORDS)?;
+        let mut answer = [0; 64];
+        let size = self.0.recv(&mut answer)?;
+        assert_eq!(&answer[..size], WORDS, "an echo says something else");
+        Ok(())
+    }
+}

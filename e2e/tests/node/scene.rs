@@ -1,0 +1,230 @@
+//! Two nodes with agents, and an App with a sandbox on each.
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, ensure};
+use portolan_cluster::cluster::Cluster;
+use portolan_cluster::network::{OUTSIDE, namespace_file, node_name};
+use portolan_cluster::{addresses, command, platform, wait};
+use portolan_e2e::pods::{Running, running};
+use serde_json::{Value, json};
+
+use crate::clients::{Place, Talk};
+
+pub(crate) const TEAM: &str = "node";
+/// The namespace of the agents.
+pub(crate) const AGENTS: &str = "portolan-system-node";
+/// How long anything may take that starts a Pod, on a busy machine.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(90);
+
+/// A port of the App.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Port {
+    pub(crate) number: u16,
+    pub(crate) talk: Talk,
+}
+
+pub(crate) const HTTP: Port = Port { number: 8080, talk: Talk::Tcp };
+pub(crate) const IRC: Port = Port { number: 6667, talk: Talk::Tcp };
+pub(crate) const DNS: Port = Port { number: 5353, talk: Talk::Udp };
+
+const APP: &str = "
+apiVersion: v1
+kind: Namespace
+metadata: { name: node }
+---
+apiVersion: portolan.dev/v1alpha1
+kind: App
+metadata: { name: chat, namespace: node }
+spec:
+  image: docker.io/portolan/sample-echo:dev
+  env: [{ name: TCP_PORT, value: '6667' }, { name: UDP_PORT, value: '5353' }]
+  services:
+  - name: irc
+    ports:
+    - { name: http, port: 8080 }
+    - { name: irc, port: 6667, type: tcp, nodePort: 6667 }
+    - { name: dns, port: 5353, type: udp, nodePort: 5353 }
+    scale: { mode: Fixed, instances: 2 }
+    template:
+      topologySpreadConstraints:
+      - maxSkew: 1
+        topologyKey: kubernetes.io/hostname
+        whenUnsatisfiable: DoNotSchedule
+        labelSelector: { matchLabels: { portolan.dev/app: chat } }
+";
+
+pub(crate) struct Scene {
+    pub(crate) cluster: Cluster,
+    /// The virtual address of the App's service.
+    pub(crate) vip: IpAddr,
+    /// What others had in each node's kernel before there was a service.
+    pub(crate) tables: Vec<String>,
+}
+
+impl Scene {
+    pub(crate) async fn set(cluster: Cluster) -> anyhow::Result<Self> {
+        tokio::task::block_in_place(|| platform::install(&cluster, &[]))?;
+        let unknown = IpAddr::from([0, 0, 0, 0]);
+        let mut scene = Self { cluster, vip: unknown, tables: Vec::new() };
+        scene.tables = scene.rested_tables().await?;
+        command::feed(scene.cluster.program("kubectl").args(["apply", "-f", "-"]), APP)?;
+        scene.vip = wait::until("the service to be available", PATIENCE, async || {
+            let found = scene.kubectl(&["-n", TEAM, "get", "asvc", "chat-irc", "-o", "json"])?;
+            let found: Value = serde_json::from_str(&found)?;
+            let status = &found["status"];
+            ensure!(status["readyEndpoints"] == 2, "{status}");
+            let ready = &status["conditions"][0];
+            ensure!(ready["status"] == "True", "{ready}");
+            Ok(status["clusterIPs"][0].as_str().context("an address")?.parse::<IpAddr>()?)
+        })
+        .await?;
+        for place in scene.nodes() {
+            wait::until("the agents to know the sandboxes", PATIENCE, async || {
+                let sandboxes = place.output("nft", &["list", "table", "inet", "portolan"])?;
+                let known =
+                    scene.running()?.iter().all(|pod| sandboxes.contains(&pod.address.to_string()));
+                ensure!(known, "{sandboxes}");
+                anyhow::Ok(())
+            })
+            .await?;
+        }
+        Ok(scene)
+    }
+
+    pub(crate) fn kubectl(&self, words: &[&str]) -> anyhow::Result<String> {
+        let mut kubectl = self.cluster.program("kubectl");
+        tokio::task::block_in_place(|| command::output(kubectl.args(words)))
+    }
+
+    /// A port of the virtual address.
+    pub(crate) fn address(&self, port: u16) -> SocketAddr {
+        SocketAddr::new(self.vip, port)
+    }
+
+    pub(crate) fn nodes(&self) -> [Place; 2] {
+        [1, 2].map(|number| self.machine(&node_name(number)))
+    }
+
+    pub(crate) fn node_addresses(&self) -> [IpAddr; 2] {
+        [1, 2].map(|number| addresses::node(number).into())
+    }
+
+    pub(crate) fn outside(&self) -> Place {
+        self.machine(OUTSIDE)
+    }
+
+    fn machine(&self, name: &str) -> Place {
+        let network = namespace_file(&self.cluster.files().namespace(name));
+        Place { name: name.to_owned(), network }
+    }
+
+    /// The sandboxes of the App that stay.
+    pub(crate) fn running(&self) -> anyhow::Result<Vec<Running>> {
+        running(&self.cluster, TEAM, "portolan.dev/app=chat")
+    }
+
+    /// The networks of the sandboxes, one on each node.
+    pub(crate) fn sandboxes(&self) -> anyhow::Result<Vec<Place>> {
+        let pods = self.running()?;
+        ensure!(pods.len() == 2 && pods[0].node != pods[1].node, "{pods:?}");
+        let place =
+            |pod: Running| Ok(Place { network: pod.process()?.join("ns/net"), name: pod.name });
+        pods.into_iter().map(place).collect()
+    }
+
+    pub(crate) fn agents(&self) -> anyhow::Result<Vec<Running>> {
+        running(&self.cluster, AGENTS, "app.kubernetes.io/component=node")
+    }
+
+    /// All that kube-proxy and the network plugin have in the nodes' kernels, without counts.
+    pub(crate) fn tables_of_others(&self) -> anyhow::Result<Vec<String>> {
+        self.nodes()
+            .iter()
+            .map(|node| {
+                let tables = node.output("nft", &["list", "tables"])?;
+                let others = tables.lines().filter(|line| line.contains("kube-proxy"));
+                let listings = others.map(|line| {
+                    let words: Vec<_> = ["-s", "list"].into_iter().chain(line.split(' ')).collect();
+                    node.output("nft", &words)
+                });
+                listings.collect::<anyhow::Result<String>>()
+            })
+            .collect()
+    }
+
+    /// The same, once kube-proxy has taken in what was installed.
+    async fn rested_tables(&self) -> anyhow::Result<Vec<String>> {
+        let (mut before, mut rested) = (Vec::new(), 0);
+        wait::until("kube-proxy to come to rest", PATIENCE, async || {
+            let now = self.tables_of_others()?;
+            rested = if now == before { rested + 1 } else { 0 };
+            before = now;
+            ensure!(rested >= 20, "seen {rested} times");
+            Ok(before.clone())
+        })
+        .await
+    }
+
+    /// Writes a node's report with the token of an agent; a dry run.
+    pub(crate) fn report_as(&self, agent: &Running, node: &str) -> anyhow::Result<()> {
+        let bound = format!("--bound-object-name={}", agent.name);
+        let uid = format!("--bound-object-uid={}", agent.uid());
+        let words = [
+            "-n",
+            AGENTS,
+            "create",
+            "token",
+            "portolan-node",
+            "--bound-object-kind=Pod",
+            &bound,
+            &uid,
+        ];
+        let token = self.kubectl(&words)?;
+        let report = json!({
+            "apiVersion": "portolan.dev/v1alpha1",
+            "kind": "NodeReport",
+            "metadata": { "name": node },
+            "spec": { "kernel": "an agent's word" },
+        });
+        let mut kubectl = self.cluster.program("kubectl");
+        // The certificate of the administrator would win over the token.
+        kubectl.env("KUBECONFIG", self.without_user()?).arg(format!("--token={}", token.trim()));
+        kubectl.args([
+            "apply",
+            "--server-side",
+            "--force-conflicts",
+            "--dry-run=server",
+            "-f",
+            "-",
+        ]);
+        command::feed(&mut kubectl, &report.to_string())
+    }
+
+    /// A kubeconfig that knows the cluster and nobody.
+    fn without_user(&self) -> anyhow::Result<PathBuf> {
+        let path = self.cluster.files().run.join("nobody.kubeconfig");
+        let whole = std::fs::read_to_string(self.cluster.files().kubeconfig())?;
+        let mut config: Value = serde_saphyr::from_str(&whole)?;
+        config["users"] = json!([]);
+        for context in config["contexts"].as_array_mut().into_iter().flatten() {
+            context["context"]["user"] = json!("");
+        }
+        std::fs::write(&path, config.to_string())?;
+        Ok(path)
+    }
+}
+
+impl Place {
+    /// Removes what an agent left in the kernel of this node.
+    pub(crate) fn clean_up(&self) -> anyhow::Result<()> {
+        let program =
+            portolan_cluster::paths::Paths::discover().target().join("debug/portolan-node");
+        let mut command = Command::new("nsenter");
+        command.arg(format!("--net={}", self.network.display())).arg(program).arg("--cleanup");
+        tokio::task::block_in_place(|| command::output(&mut command)).map(drop)
+    }
+}
