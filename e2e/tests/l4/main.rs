@@ -6,6 +6,7 @@
 //! kubelet would. What the kernel makes of all this is tested elsewhere.
 
 mod addresses;
+mod admission;
 mod crashes;
 mod endpoints;
 mod ports;

@@ -373,15 +373,13 @@ fn manifest(kind: &str, name: &str, spec: &Value) -> Value {
     })
 }
 
-/// Makes the CRDs that are missing; those of a chart stay as they are.
+/// Applies the CRDs: those that an earlier run left there may be of an earlier time.
 async fn install(client: &Client) -> anyhow::Result<()> {
     let api: Api<CustomResourceDefinition> = Api::all(client.clone());
     for crd in crds::manifests() {
-        let crd: CustomResourceDefinition = serde_json::from_value(crd)?;
-        let name = crd.metadata.name.clone().unwrap_or_default();
-        if api.get_opt(&name).await?.is_none() {
-            api.create(&PostParams::default(), &crd).await?;
-        }
+        let name = crd["metadata"]["name"].as_str().unwrap_or_default().to_owned();
+        let params = PatchParams::apply("l4-tests").force();
+        api.patch(&name, &params, &Patch::Apply(&crd)).await?;
         let established = || async {
             let status = api.get(&name).await.ok().and_then(|crd| crd.status);
             let conditions = status.and_then(|status| status.conditions).unwrap_or_default();
