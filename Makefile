@@ -122,7 +122,7 @@ bench-ingress: bench-build ## The gateway against nginx and HAProxy.
 	$(BENCH) ingress
 
 .PHONY: bench-hostile
-bench-hostile: bench-build ## A neighbour's latency while others are attacked, beside a decoy.
+bench-hostile: bench-build ## A neighbour's latency while others are attacked.
 	$(BENCH) hostile
 
 .PHONY: bench-wake

@@ -2,7 +2,7 @@
 //! Apps beside the one they attack lose not a single request.
 //!
 //! How much later the neighbours are answered is not asserted here, where attackers, gateways and
-//! visitors share two processors: `portolan-bench hostile` measures it beside a decoy.
+//! visitors share two processors: `portolan-bench hostile` measures it.
 //!
 //! On a cluster of its own, because its gateways are attacked.
 
