@@ -6,3 +6,4 @@ mod lifecycle;
 mod permissions;
 mod rendered;
 mod samples;
+mod straight;

@@ -13,6 +13,11 @@ use portolan_e2e::with_platform;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
+/// The node port of the IRC sample.
+pub(crate) const IRC: u16 = 26_697;
+/// The node port of the DNS sample.
+pub(crate) const DNS: u16 = 25_300;
+
 #[tokio::test]
 async fn nginx_answers() -> anyhow::Result<()> {
     with_platform("sample-nginx", async |space| {
@@ -110,12 +115,14 @@ async fn connect(space: &Space) -> anyhow::Result<TcpStream> {
     TcpStream::connect(("127.0.0.1", port)).await.context("connect to the ingress")
 }
 
-/// Applies a sample in this test's namespace, with hosts that only this test has.
-async fn apply(space: &Space, file: &str) -> anyhow::Result<()> {
+/// Applies a sample in this test's namespace, with hosts and node ports that only this test has.
+pub(crate) async fn apply(space: &Space, file: &str) -> anyhow::Result<()> {
     let path = Paths::discover().repository.join("docs/samples").join(file);
     let sample = fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
     let sample = sample
         .replace("namespace: portolan-samples", &format!("namespace: {}", space.namespace()))
+        .replace("nodePort: 6697", &format!("nodePort: {IRC}"))
+        .replace("nodePort: 5300", &format!("nodePort: {DNS}"))
         .replace(".portolan.test", &format!(".{}.portolan.test", space.namespace()));
     space.apply(&sample).await
 }
@@ -124,7 +131,7 @@ fn host(space: &Space, name: &str) -> String {
     format!("{name}.{}.portolan.test", space.namespace())
 }
 
-async fn ready(space: &Space, objects: &[&str]) -> anyhow::Result<()> {
+pub(crate) async fn ready(space: &Space, objects: &[&str]) -> anyhow::Result<()> {
     let wait = ["wait", "--for=condition=Ready", "--timeout=90s"];
     space.kubectl(&[&wait, objects].concat()).await.map(drop)
 }
