@@ -73,7 +73,8 @@ impl HostileArgs {
             }
         }
         let notes = [
-            format!("Measured on {}{}", machine(), build()),
+            format!("Measured on {}", machine()),
+            build().into(),
             format!(
                 "{rounds} rounds in turns of {seconds} s: {PACE} requests/s for one App, while \
                  another client attacks another App, at the pace that is named, through the same \
@@ -143,10 +144,10 @@ async fn program() -> anyhow::Result<Program> {
     Program::start(command, address).await
 }
 
-/// What is to be known of how this program was built.
+/// How this program, which is both gateways, was built.
 fn build() -> &'static str {
     match cfg!(debug_assertions) {
-        true => " Built with assertions and without full optimisation.",
-        false => "",
+        true => "The programs were built with assertions, as for tests.",
+        false => "The programs were built as they are released.",
     }
 }
