@@ -31,7 +31,9 @@ pub(crate) struct Inbox {
 #[derive(Debug, Default)]
 struct State {
     index: Index,
+    /// The machine, if it was not taken yet; and as it was said last.
     ground: Option<Ground>,
+    last_ground: Option<Ground>,
     /// When the oldest of what waits came in.
     since: Option<Instant>,
     verify: bool,
@@ -75,6 +77,7 @@ impl Inbox {
     /// Says what the machine is like.
     pub(crate) fn set_ground(&self, ground: Ground) {
         self.leave(|state| {
+            state.last_ground = Some(ground.clone());
             state.ground = Some(ground);
             true
         });
@@ -84,6 +87,15 @@ impl Inbox {
     pub(crate) fn verify(&self) {
         self.leave(|state| {
             state.verify = true;
+            true
+        });
+    }
+
+    /// Says everything again.
+    pub(crate) fn repeat(&self) {
+        self.leave(|state| {
+            state.index.touch_all();
+            state.ground = state.last_ground.clone();
             true
         });
     }

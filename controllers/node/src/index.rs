@@ -39,7 +39,8 @@ pub(crate) struct Index {
     /// The port of a gateway's slice for calls from inside.
     gateways: BTreeMap<ObjectKey, Arc<SliceFacts>>,
     claims: BTreeSet<(Port, Source)>,
-    claimed: BTreeMap<Source, BTreeSet<Port>>,
+    /// The same by source, in order.
+    claimed: BTreeMap<Source, Box<[Port]>>,
     touched: BTreeSet<Source>,
     /// How often an address occurs in slices of ours.
     sandboxes: BTreeMap<IpAddr, usize>,
@@ -53,7 +54,8 @@ const INTERNAL_PORT: &str = "internal";
 #[derive(Debug, Default)]
 struct Front {
     facts: Option<Arc<ServiceFacts>>,
-    slices: BTreeMap<String, Arc<SliceFacts>>,
+    /// By name, in no order: one for each family, as a rule.
+    slices: Vec<(Box<str>, Arc<SliceFacts>)>,
 }
 
 /// Who asks for ports.
@@ -90,12 +92,12 @@ impl Index {
         if let Some(old) = old {
             self.discount(&key.namespace, old);
             let service = ObjectKey::new(&*key.namespace, &*old.service);
-            self.front(&service, |front| drop(front.slices.remove(&key.name)));
+            self.front(&service, |front| front.slices.retain(|(name, _)| **name != *key.name));
         }
         if let Some(new) = new {
             let service = ObjectKey::new(&*key.namespace, &*new.service);
-            let (name, new) = (key.name.clone(), new.clone());
-            self.front(&service, |front| drop(front.slices.insert(name, new)));
+            let named = (key.name.as_str().into(), new.clone());
+            self.front(&service, |front| front.slices.push(named));
         }
     }
 
@@ -114,6 +116,12 @@ impl Index {
             Some(facts) => drop(self.gateways.insert(key.clone(), facts)),
             None => drop(self.gateways.remove(key)),
         }
+        self.touched.extend(self.internal.keys().cloned().map(Source::Internal));
+    }
+
+    /// Touches everything, for who begins anew.
+    pub(crate) fn touch_all(&mut self) {
+        self.touched.extend(self.services.keys().cloned().map(Source::Service));
         self.touched.extend(self.internal.keys().cloned().map(Source::Internal));
     }
 
@@ -157,9 +165,9 @@ impl Index {
         let wanted = self.wanted(source);
         let had = match wanted.is_empty() {
             true => self.claimed.remove(source),
-            false => self.claimed.insert(source.clone(), wanted.clone()),
+            false => self.claimed.insert(source.clone(), wanted.iter().copied().collect()),
         };
-        let had = had.unwrap_or_default();
+        let had = BTreeSet::from_iter(had.unwrap_or_default());
         for port in had.difference(&wanted) {
             self.claims.remove(&(*port, source.clone()));
         }
@@ -279,7 +287,7 @@ impl Front {
             }
         };
         let Some(named) = facts.ports.iter().find(is_it) else { return Backends::default() };
-        let slices = self.slices.values().map(|slice| &**slice).filter(|slice| self.owns(slice));
+        let slices = self.slices.iter().map(|(_, slice)| &**slice).filter(|slice| self.owns(slice));
         let endpoints = chosen(slices, (&named.name, named.protocol), families);
         Backends { affinity: facts.affinity, endpoints }
     }

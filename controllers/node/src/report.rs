@@ -224,3 +224,6 @@ fn ready(state: &State, machine: &Machine) -> (bool, &'static str, String) {
         ),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -116,59 +116,50 @@ impl Writer {
 
     /// The first programming, tried until it succeeds; `None` if it is to end before.
     fn begin(&self) -> Option<Running> {
-        let mut desired = Ruleset::default();
         let (mut earliest, mut rest) = (Instant::now(), Duration::ZERO);
         loop {
-            match self.inbox.wait(earliest, earliest) {
+            let desired = match self.inbox.wait(earliest, earliest) {
                 Wake::Stop => return None,
-                Wake::Work(work) => self.take_in(&mut desired, work),
-                Wake::Deadline => {}
-            }
+                Wake::Work(work) => self.first(work),
+                Wake::Deadline => Ruleset::default(),
+            };
             let begun = Instant::now();
-            let started = (self.open)().map_err(ForwardError::from).and_then(|kernel| {
-                let (port, features) = (kernel.port(), kernel.features());
-                let (forwarder, change) = Forwarder::start(kernel, desired.clone())?;
-                Ok((forwarder, change, port, features))
-            });
-            match started {
-                Ok((forwarder, change, port, features)) => {
+            match (self.open)()
+                .map_err(ForwardError::from)
+                .and_then(|kernel| start(kernel, desired))
+            {
+                Ok((running, opened, change)) => {
                     self.metrics.first.set(begun.elapsed().as_secs_f64());
                     self.metrics.count(&change);
+                    self.opened.send_replace(Some(opened));
                     tracing::info!(?change, elapsed = ?begun.elapsed(), "Programmed");
-                    let conntrack = open_conntrack(&desired);
-                    let filters = conntrack.as_ref().map(Conntrack::filters);
-                    self.opened.send_replace(Some(Opened { port, features, filters }));
-                    let (gone, rest) = (BTreeSet::new(), Duration::ZERO);
-                    return Some(Running { forwarder, conntrack, gone, rest });
+                    return Some(running);
                 }
                 Err(error) => {
                     self.fail(&error);
                     rest = (rest * 2).clamp(REST_MIN, REST_MAX);
                     earliest = begun + rest;
+                    // It has gone with the try: a copy of it would be kept for ever by those who
+                    // start at once, which is nearly all.
+                    self.inbox.repeat();
                 }
             }
         }
     }
 
-    fn take_in(&self, desired: &mut Ruleset, work: Work) {
+    /// All that is desired, from what a new index or one that repeats itself says.
+    fn first(&self, work: Work) -> Ruleset {
         let Work { changes, ground, verify: _, since: _, sizes } = work;
         self.metrics.size(sizes);
         let Changes { services, node_ports, gone: _ } = changes;
-        for (port, backends) in services {
-            match backends {
-                Some(backends) => drop(desired.services.insert(port, backends)),
-                None => drop(desired.services.remove(&port)),
-            }
-        }
-        for (port, backends) in node_ports {
-            match backends {
-                Some(backends) => drop(desired.node_ports.insert(port, backends)),
-                None => drop(desired.node_ports.remove(&port)),
-            }
-        }
-        if let Some(ground) = ground {
-            desired.node_addresses = ground.addresses;
-            desired.bridged = ground.bridged;
+        let ground = ground.unwrap_or_default();
+        let services = services.into_iter();
+        let node_ports = node_ports.into_iter();
+        Ruleset {
+            services: services.filter_map(|(port, backends)| Some((port, backends?))).collect(),
+            node_ports: node_ports.filter_map(|(port, backends)| Some((port, backends?))).collect(),
+            node_addresses: ground.addresses,
+            bridged: ground.bridged,
         }
     }
 
@@ -260,6 +251,17 @@ impl Running {
             tracing::warn!(error = %ErrorChain(&error), "Connections not ended");
         }
     }
+}
+
+/// Programs a kernel for the first time.
+fn start(kernel: Kernel, desired: Ruleset) -> Result<(Running, Opened, Change), ForwardError> {
+    let (port, features) = (kernel.port(), kernel.features());
+    let (mut forwarder, change) = Forwarder::start(kernel, desired)?;
+    let conntrack = open_conntrack(forwarder.table().desired());
+    let filters = conntrack.as_ref().map(Conntrack::filters);
+    let (gone, rest) = (BTreeSet::new(), Duration::ZERO);
+    let running = Running { forwarder, conntrack, gone, rest };
+    Ok((running, Opened { port, features, filters }, change))
 }
 
 /// Connection tracking, swept of what ended while no agent ran.
