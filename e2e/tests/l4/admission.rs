@@ -48,12 +48,27 @@ async fn install(stage: &Stage) -> String {
 
 /// Applies an App `chat` whose service `irc` asks for a node port.
 async fn apply(namespace: &str, port: i32, kind: &str, image: &str) -> Result<String, String> {
+    send(namespace, (port, kind, image), "none").await
+}
+
+/// What would come of applying such an App over TCP. Waiting for a refusal must store nothing: what
+/// an App asked for before is not held against it.
+async fn try_out(namespace: &str, port: i32) -> Result<String, String> {
+    send(namespace, (port, "tcp", "a"), "server").await
+}
+
+async fn send(
+    namespace: &str,
+    (port, kind, image): (i32, &str, &str),
+    dry_run: &str,
+) -> Result<String, String> {
     let app = format!(
         "apiVersion: portolan.dev/v1alpha1\nkind: App\nmetadata: {{ name: chat }}\nspec:\n  image: \
          {image}\n  services:\n  - name: irc\n    ports: [{{ name: irc, port: 6667, type: {kind}, \
          nodePort: {port} }}]\n"
     );
-    run("kubectl", &["apply", "--namespace", namespace, "-f", "-"], &app).await
+    let dry_run = format!("--dry-run={dry_run}");
+    run("kubectl", &["apply", "--namespace", namespace, &dry_run, "-f", "-"], &app).await
 }
 
 #[tokio::test]
@@ -65,13 +80,13 @@ async fn an_app_is_refused_a_node_port_that_it_cannot_have() -> anyhow::Result<(
         stage.until_idle(theirs, "game-lobby").await;
 
         // The API server learns of policies and Claims through watches.
-        let refused = || apply(ours, port, "tcp", "a");
+        let refused = || try_out(ours, port);
         let held = format!("node port {port}/tcp is held by AppService {theirs}/game-lobby; ");
         let says = |answer: &Result<String, String>| {
             answer.as_ref().is_err_and(|answer| answer.contains(&held))
         };
         let _told = until("the conflict is told", refused, says).await;
-        let reserved = || apply(ours, CHART_RESERVES, "tcp", "a");
+        let reserved = || try_out(ours, CHART_RESERVES);
         let limit = format!("Apps may not have node port {CHART_RESERVES}");
         let says = |answer: &Result<String, String>| {
             answer.as_ref().is_err_and(|answer| answer.contains(&limit))
@@ -97,7 +112,7 @@ async fn an_app_that_waits_for_its_port_can_be_changed() -> anyhow::Result<()> {
         stage.apply_port(theirs, "game-lobby", port).await;
         stage.until_idle(theirs, "game-lobby").await;
         let policies = install(&stage).await;
-        let in_force = || apply(theirs, port, "tcp", "a");
+        let in_force = || try_out(theirs, port);
         // This one's own AppServices are called chat-…, so it is another App's port for it too.
         let refused = until("the policy is in force", in_force, Result::is_err).await;
         refused.expect_err("it is refused");
