@@ -119,6 +119,17 @@ pub(crate) fn split_label(host: &str) -> Option<(&str, &str)> {
     host.split_once('.')
 }
 
+/// The `<name>.<namespace>` that a host means inside the cluster, as cluster DNS reads it: also
+/// with `.svc` and with `.svc.<cluster domain>` behind it. What has another form comes back as it
+/// is.
+pub(crate) fn service_name<'a>(host: &'a str, cluster_domain: &str) -> &'a str {
+    let is_whole = |host: &&str| host.contains('.');
+    let full = host.strip_suffix(cluster_domain).and_then(|host| host.strip_suffix(".svc."));
+    let short = full.or_else(|| host.strip_suffix(".svc"));
+    // In a namespace called `svc`, the last label of the short form is the namespace.
+    short.filter(is_whole).unwrap_or(host)
+}
+
 /// `suffix` is what follows the host: empty, or a colon and digits. An empty port is legal.
 fn check_port(suffix: &str) -> Result<(), HostError> {
     let Some(port) = suffix.strip_prefix(':') else {
@@ -157,7 +168,7 @@ fn check_name(host: &str) -> Result<(), HostError> {
 
 #[cfg(test)]
 mod tests {
-    use super::{HostError, HostPattern, normalize, split_label};
+    use super::{HostError, HostPattern, normalize, service_name, split_label};
 
     #[track_caller]
     fn check(input: &str, expected: Result<&str, HostError>) {
@@ -212,6 +223,24 @@ mod tests {
         assert_eq!(parse("a.*.com"), Err(HostError::Wildcard));
         assert_eq!(parse("*.*.com"), Err(HostError::Wildcard));
         assert_eq!(parse("a.example.com:80"), Err(HostError::Port));
+    }
+
+    #[test]
+    fn names_of_services_have_three_forms() {
+        let check = |host, expected| assert_eq!(service_name(host, "c.local"), expected, "{host}");
+        check("shop-web.team-a", "shop-web.team-a");
+        check("shop-web.team-a.svc", "shop-web.team-a");
+        check("shop-web.team-a.svc.c.local", "shop-web.team-a");
+        check("label.shop-web.team-a.svc", "label.shop-web.team-a");
+        check("shop-web.svc", "shop-web.svc");
+        check("shop-web.svc.svc", "shop-web.svc");
+        check("shop-web.svc.svc.c.local", "shop-web.svc");
+        for other in ["shop-web", "shop-web.team-a.c.local", "shop-web.team-a.svc.other", "c.local"]
+        {
+            check(other, other);
+        }
+        check("shop-web.team-a.svcc.local", "shop-web.team-a.svcc.local");
+        check("svc.c.local", "svc.c.local");
     }
 
     #[test]

@@ -15,7 +15,8 @@ use crate::lending::link::Link;
 use crate::listener::{self, Listener, ServeError};
 use crate::metrics::Metrics;
 use crate::model::{
-    Activation, BootFailure, PoolConfig, PoolId, RouteConfig, RouteId, SandboxConfig, ServiceKey,
+    Activation, BootFailure, PlainHttp, PoolConfig, PoolId, RouteConfig, RouteId, RouteTimeouts,
+    SandboxConfig, ServiceKey,
 };
 use crate::settings::Settings;
 use crate::table::Table;
@@ -36,6 +37,9 @@ pub struct Ingress {
 pub(crate) struct Shared {
     pub(crate) core: Arc<Core>,
     pub(crate) table: Table,
+    /// The names of services inside the cluster. A table of their own, so that neither listener
+    /// can answer what is the other's.
+    pub(crate) names: Table,
     pub(crate) certificates: Arc<Certificates>,
     is_synced: AtomicBool,
     is_leaving: AtomicBool,
@@ -78,6 +82,7 @@ impl Ingress {
                 registry: Mutex::new(Registry::new(Arc::clone(&core))),
                 core,
                 table: Table::new(),
+                names: Table::new(),
                 certificates: Arc::new(Certificates::new()),
                 is_synced: AtomicBool::new(false),
                 is_leaving: AtomicBool::new(false),
@@ -99,6 +104,33 @@ impl Ingress {
     pub fn remove_route(&self, id: &RouteId) {
         let mut registry = self.shared.registry.lock();
         if let Some(key) = self.shared.table.remove(id) {
+            registry.release(&key);
+        }
+        self.measure(&registry);
+    }
+
+    /// Says which service answers a name inside the cluster, `<name>.<namespace>` in lower case;
+    /// `None`: none. Names are answered on [`Scheme::Internal`](crate::Scheme::Internal) only, as
+    /// a route without a certificate and with the standard limits is elsewhere.
+    pub fn set_service_name(&self, name: &str, service: Option<&ServiceKey>) {
+        let mut registry = self.shared.registry.lock();
+        // A name has one entry, so the name is the entry's identity too.
+        let id = RouteId { namespace: "".into(), name: name.into() };
+        let released = match service {
+            Some(service) => {
+                let config = RouteConfig {
+                    host: HostPattern::Exact(name.into()),
+                    service: service.clone(),
+                    timeouts: RouteTimeouts::standard(),
+                    request_body_max: None,
+                    plain_http: PlainHttp::Serve,
+                };
+                let service = registry.service(service);
+                self.shared.names.upsert(id, &config, service)
+            }
+            None => self.shared.names.remove(&id).into_iter().collect(),
+        };
+        for key in released {
             registry.release(&key);
         }
         self.measure(&registry);
@@ -253,6 +285,7 @@ impl Ingress {
             (&metrics.services, services),
             (&metrics.pools, pools),
             (&metrics.routes, self.shared.table.len()),
+            (&metrics.names, self.shared.names.len()),
         ] {
             gauge.set(i64::try_from(count).unwrap_or(i64::MAX));
         }

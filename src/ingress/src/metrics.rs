@@ -10,13 +10,14 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
 
 use crate::error::Code;
+use crate::proxy::Audience;
 
 /// Metrics of one ingress. Children of the families are resolved once, so that counting is one
 /// atomic addition.
 #[derive(Debug)]
 pub struct Metrics {
     requests: Family<ClassLabel, Counter>,
-    by_class: [Counter; CLASSES.len()],
+    by_class: [[Counter; CLASSES.len()]; LISTENERS.len()],
     errors: Family<CodeLabel, Counter>,
     by_code: Vec<Counter>,
     refused: Family<RefusalLabel, Counter>,
@@ -41,13 +42,17 @@ pub struct Metrics {
     pub(crate) routes: Gauge,
     pub(crate) services: Gauge,
     pub(crate) pools: Gauge,
+    pub(crate) names: Gauge,
 }
 
+/// In the order of [`Audience`].
+const LISTENERS: [&str; 2] = ["public", "internal"];
 const CLASSES: [&str; 5] = ["1xx", "2xx", "3xx", "4xx", "5xx"];
 const STAGES: [&str; 5] = ["queue", "create", "schedule", "start", "connect"];
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ClassLabel {
+    listener: &'static str,
     class: &'static str,
 }
 
@@ -102,7 +107,9 @@ impl Metrics {
             duration_histogram,
         );
         Self {
-            by_class: CLASSES.map(|class| requests.get_or_create_owned(&ClassLabel { class })),
+            by_class: LISTENERS.map(|listener| {
+                CLASSES.map(|class| requests.get_or_create_owned(&ClassLabel { listener, class }))
+            }),
             by_code: Code::ALL
                 .iter()
                 .map(|code| errors.get_or_create_owned(&CodeLabel { code: code.as_str() }))
@@ -131,6 +138,7 @@ impl Metrics {
             routes: Gauge::default(),
             services: Gauge::default(),
             pools: Gauge::default(),
+            names: Gauge::default(),
         }
     }
 
@@ -156,7 +164,11 @@ impl Metrics {
     }
 
     fn register_requests(&self, registry: &mut Registry) {
-        registry.register("requests", "Requests answered, by status class", self.requests.clone());
+        registry.register(
+            "requests",
+            "Requests answered, by listener and status class",
+            self.requests.clone(),
+        );
         registry.register("errors", "Answers of the gateway itself, by code", self.errors.clone());
         registry.register_with_unit(
             "wait",
@@ -213,12 +225,13 @@ impl Metrics {
         registry.register("routes", "Routes known", self.routes.clone());
         registry.register("services", "Services known", self.services.clone());
         registry.register("pools", "Pools known", self.pools.clone());
+        registry.register("names", "Names of services inside the cluster", self.names.clone());
     }
 
-    pub(crate) fn answered(&self, status: http::StatusCode) {
+    pub(crate) fn answered(&self, audience: Audience, status: http::StatusCode) {
         // 100..=999 is what the type allows; everything from 600 on counts as an error.
         let class = usize::from(status.as_u16() / 100).clamp(1, CLASSES.len());
-        self.by_class[class - 1].inc();
+        self.by_class[audience as usize][class - 1].inc();
     }
 
     pub(crate) fn failed(&self, code: Code) {

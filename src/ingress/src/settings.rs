@@ -1,5 +1,6 @@
 //! Every knob of the data path in one place, with its unit and its reason.
 
+use std::borrow::Cow;
 use std::time::Duration;
 
 use crate::cidr::Cidr;
@@ -71,6 +72,8 @@ pub struct Settings {
     pub drain: Duration,
     /// Who may say for whom a connection is made: `X-Forwarded-*` is kept and appended to.
     pub trusted_proxies: Vec<Cidr>,
+    /// What cluster DNS puts behind `.svc`, in lower case and without dots at its ends.
+    pub cluster_domain: Cow<'static, str>,
     /// Whether every connection from outside is logged at the end of each request.
     pub access_log: AccessLog,
 }
@@ -118,6 +121,7 @@ impl Settings {
             lame_duck: Duration::from_secs(5),
             drain: Duration::from_secs(30),
             trusted_proxies: Vec::new(),
+            cluster_domain: Cow::Borrowed("cluster.local"),
             access_log: AccessLog::On,
         }
     }

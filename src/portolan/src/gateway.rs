@@ -32,6 +32,12 @@ pub(crate) struct GatewayArgs {
     /// Where https is served.
     #[arg(long, env = "PORTOLAN_HTTPS_ADDRESS", default_value = "0.0.0.0:8443")]
     https_address: SocketAddr,
+    /// Where callers inside the cluster are served, by the names of services.
+    #[arg(long, env = "PORTOLAN_INTERNAL_ADDRESS", default_value = "0.0.0.0:8081")]
+    internal_address: SocketAddr,
+    /// What cluster DNS puts behind `.svc`.
+    #[arg(long, env = "PORTOLAN_CLUSTER_DOMAIN", default_value = "cluster.local")]
+    cluster_domain: String,
     /// The https port as visitors see it, for redirects.
     #[arg(long, env = "PORTOLAN_PUBLIC_HTTPS_PORT", default_value_t = 443)]
     public_https_port: u16,
@@ -169,13 +175,18 @@ impl GatewayArgs {
             false => ProxyProtocol::Off,
         };
         let http = Scheme::Http { https_port: Some(self.public_https_port) };
-        [(self.http_address, http), (self.https_address, Scheme::Https)]
-            .into_iter()
-            .map(|(address, scheme)| {
-                Listener::bind(address, ListenerConfig { scheme, proxy_protocol })
-                    .with_context(|| format!("listen on {address}"))
-            })
-            .collect()
+        // Callers inside come without a balancer.
+        [
+            (self.http_address, http, proxy_protocol),
+            (self.https_address, Scheme::Https, proxy_protocol),
+            (self.internal_address, Scheme::Internal, ProxyProtocol::Off),
+        ]
+        .into_iter()
+        .map(|(address, scheme, proxy_protocol)| {
+            Listener::bind(address, ListenerConfig { scheme, proxy_protocol })
+                .with_context(|| format!("listen on {address}"))
+        })
+        .collect()
     }
 
     fn settings(&self) -> Settings {
@@ -185,6 +196,7 @@ impl GatewayArgs {
         };
         Settings {
             trusted_proxies: self.trusted_proxies.clone(),
+            cluster_domain: self.cluster_domain.trim_matches('.').to_ascii_lowercase().into(),
             access_log,
             ..Settings::standard()
         }

@@ -24,15 +24,17 @@ use crate::Ingress;
 use crate::feed::certificates::{Certificates, Wanted};
 use crate::feed::facts::{AppFacts, ClaimFacts, PodFacts, RouteFacts};
 use crate::feed::hosts::Hosts;
+use crate::feed::names::Names;
 use crate::feed::snapshot::{Caches, Directory, Keeper};
 use crate::feed::staleness::Staleness;
-use crate::model::{Activation, RouteId};
+use crate::model::{Activation, RouteId, ServiceKey};
 use crate::report::{Identity, State};
 
 mod certificates;
 mod facts;
 mod gateways;
 mod hosts;
+mod names;
 mod snapshot;
 mod staleness;
 
@@ -239,12 +241,26 @@ fn watch_apps(
     kept: Vec<(ObjectKey, AppFacts)>,
 ) -> (Cache<App, AppFacts>, impl Future<Output = Task> + Send + use<>) {
     let (ingress, state) = (on.ingress.clone(), state.clone());
+    let names = Mutex::new(Names::default());
     Watch::<App>::new()
         .project(AppFacts::of)
-        .on_change(move |change| follow(&ingress, &state, &change))
+        .on_change(move |change| {
+            follow(&ingress, &state, &change);
+            name(&ingress, &mut names.lock(), &change);
+        })
         .on_change(on.note())
         .seed(kept)
         .start(on.ctx, COMPONENT)
+}
+
+/// Keeps the names that the services of an App have inside the cluster.
+fn name(ingress: &Ingress, names: &mut Names, change: &Change<'_, AppFacts>) {
+    let services = |app: Option<&Arc<AppFacts>>| -> Vec<ServiceKey> {
+        app.map(|app| app.services.iter().map(|(key, _)| key.clone()).collect()).unwrap_or_default()
+    };
+    for (name, bearer) in names.change(&services(change.old), &services(change.new)) {
+        ingress.set_service_name(&name, bearer.as_ref());
+    }
 }
 
 /// Follows an activation: all services of the App first, then the report.

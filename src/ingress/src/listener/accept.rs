@@ -19,7 +19,7 @@ use super::{Listener, ListenerConfig, ProxyProtocol, Scheme, ServeError, connect
 use crate::host::normalize;
 use crate::ingress::Shared;
 use crate::metrics::Refused;
-use crate::proxy::{Client, Security};
+use crate::proxy::{Audience, Client, Security};
 use crate::tls;
 
 /// Pause after an accept that failed for want of file descriptors or memory: the connection stays
@@ -190,8 +190,9 @@ async fn introduce(
         return Err(IntroductionError::TooMany);
     }
     let shared = Arc::clone(&reception.shared);
-    let https_port = match config.scheme {
-        Scheme::Http { https_port } => https_port,
+    let (audience, https_port) = match config.scheme {
+        Scheme::Http { https_port } => (Audience::Public, https_port),
+        Scheme::Internal => (Audience::Internal, None),
         Scheme::Https => {
             let stream = TlsAcceptor::from(Arc::clone(&reception.tls))
                 .accept(stream)
@@ -203,14 +204,16 @@ async fn introduce(
                 .and_then(|name| normalize(name).ok())
                 .map(|name| shared.certificates.key_of(&name));
             let is_h2 = session.alpn_protocol() == Some(tls::ALPN_H2);
-            let client = Client::new(shared, address, is_trusted, Security::Tls { certificate });
+            let security = Security::Tls { certificate };
+            let client = Client::new(shared, address, is_trusted, Audience::Public, security);
             if is_h2 {
                 client.pulse.set_h2();
             }
             return Ok(Introduced::Tls(Box::new(stream), client));
         }
     };
-    let client = Client::new(shared, address, is_trusted, Security::Plain { https_port });
+    let security = Security::Plain { https_port };
+    let client = Client::new(shared, address, is_trusted, audience, security);
     Ok(Introduced::Plain(stream, client))
 }
 

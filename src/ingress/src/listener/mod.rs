@@ -42,6 +42,9 @@ pub enum Scheme {
     },
     /// TLS 1.2 and 1.3 with HTTP/2 or HTTP/1.1 by ALPN.
     Https,
+    /// As `Http`, for callers inside the cluster: only the names of services are answered here,
+    /// and those are answered nowhere else.
+    Internal,
 }
 
 /// Whether a PROXY header (version 1 or 2) comes before everything else.

@@ -21,9 +21,19 @@ pub(crate) struct Client {
     pub(crate) address: HeaderValue,
     /// May speak for others.
     pub(crate) is_trusted: bool,
+    pub(crate) audience: Audience,
     pub(crate) security: Security,
     pub(crate) pulse: Pulse,
     pub(crate) streams: Streams,
+}
+
+/// From where a client comes, which decides what hosts there are for it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Audience {
+    /// From anywhere: the hosts of routes.
+    Public,
+    /// From inside the cluster: the names of services.
+    Internal,
 }
 
 /// Plain text or TLS.
@@ -45,12 +55,13 @@ impl Client {
         shared: Arc<Shared>,
         address: IpAddr,
         is_trusted: bool,
+        audience: Audience,
         security: Security,
     ) -> Self {
         let text = address.to_canonical().to_string();
         let address = HeaderValue::from_str(&text).expect("an address is a header value");
         let (pulse, streams) = (Pulse::new(), Streams::new());
-        Self { shared, address, is_trusted, security, pulse, streams }
+        Self { shared, address, is_trusted, audience, security, pulse, streams }
     }
 }
 

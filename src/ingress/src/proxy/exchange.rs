@@ -80,7 +80,7 @@ impl Drop for Exchange {
         let metrics = &self.client.shared.core.metrics;
         metrics.in_flight.dec();
         match self.status {
-            Some(status) => metrics.answered(status),
+            Some(status) => metrics.answered(self.client.audience, status),
             None => {
                 metrics.cancelled.inc();
             }

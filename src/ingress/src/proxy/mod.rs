@@ -27,11 +27,12 @@ use http::{Request, Response, StatusCode, Uri, Version};
 use hyper::body::Incoming;
 
 use crate::error::Code;
+use crate::host::service_name;
 use crate::model::PlainHttp;
 use crate::table::{Found, Route};
 
 pub(crate) use body::ResponseBody;
-pub(crate) use client::{Client, Security, Vitality};
+pub(crate) use client::{Audience, Client, Security, Vitality};
 use exchange::Exchange;
 use reply::{Asker, Failure};
 use target::Reserved;
@@ -91,8 +92,15 @@ fn decide(client: &Client, parts: &Parts, exchange: &mut Exchange) -> Result<Dec
 }
 
 fn find(client: &Client, name: &str) -> Result<Arc<Route>, Code> {
-    let is_synced = client.shared.is_synced();
-    match client.shared.table.find(name) {
+    let shared = &client.shared;
+    let is_synced = shared.is_synced();
+    let found = match client.audience {
+        Audience::Public => shared.table.find(name),
+        Audience::Internal => {
+            shared.names.find(service_name(name, &shared.core.settings.cluster_domain))
+        }
+    };
+    match found {
         Found::Exact(route) => Ok(route),
         // A route of this very host may exist and not have been read.
         _ if !is_synced => Err(Code::NotSynced),

@@ -24,6 +24,7 @@ pub(crate) struct Gateway {
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) http: SocketAddr,
     pub(crate) https: SocketAddr,
+    pub(crate) internal: SocketAddr,
     shutdown: CancellationToken,
     served: JoinHandle<()>,
 }
@@ -58,17 +59,18 @@ impl Gateway {
             Listener::bind("127.0.0.1:0".parse().unwrap(), config).unwrap()
         };
         let listeners =
-            vec![listen(Scheme::Http { https_port: Some(8443) }), listen(Scheme::Https)];
-        let [http, https] = [0, 1].map(|place: usize| listeners[place].local_addr().unwrap());
+            [Scheme::Http { https_port: Some(8443) }, Scheme::Https, Scheme::Internal].map(listen);
+        let [http, https, internal] =
+            [0, 1, 2].map(|place: usize| listeners[place].local_addr().unwrap());
         let shutdown = CancellationToken::new();
         let served = {
             let (ingress, shutdown) = (ingress.clone(), shutdown.clone());
-            tokio::spawn(async move { ingress.serve(listeners, shutdown).await.unwrap() })
+            tokio::spawn(async move { ingress.serve(listeners.into(), shutdown).await.unwrap() })
         };
         if is_synced {
             ingress.mark_synced();
         }
-        Self { ingress, metrics, http, https, shutdown, served }
+        Self { ingress, metrics, http, https, internal, shutdown, served }
     }
 
     /// A gateway that serves `shop.example` from one sandbox.
@@ -148,6 +150,12 @@ impl App {
         };
         change(&mut config);
         self.ingress.upsert_route(id, &config);
+    }
+
+    /// Gives the service its name inside the cluster, `<app>-web.team-a`.
+    pub(crate) fn name(&self) {
+        let name = format!("{}-web.team-a", self.service.app);
+        self.ingress.set_service_name(&name, Some(&self.service));
     }
 
     pub(crate) fn configure(&self, pool: &PoolId, port: u16, change: impl FnOnce(&mut PoolConfig)) {

@@ -14,6 +14,7 @@ mod lending;
 mod lifecycle;
 mod limits;
 mod log;
+mod names;
 mod program;
 mod protocols;
 mod restart;
