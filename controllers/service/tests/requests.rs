@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use portolan_api::labels;
-use portolan_controller_service::{PortPolicy, Settings, run};
+use portolan_controller_service::{PortPolicy, PortRanges, Settings, run};
 use portolan_reconcile::testing::{Answer, Sent, Wire, context, initial_events_end};
 use serde_json::{Value, json};
 use tokio::time::sleep;
@@ -44,8 +44,7 @@ impl Cluster {
     async fn writes(self) -> Vec<Sent> {
         let (wire, client) = Wire::answering(move |sent| self.answer(sent));
         let context = context(client);
-        let node_ports =
-            PortPolicy { allowed: "1-65535".parse().unwrap(), reserved: "22".parse().unwrap() };
+        let node_ports = PortPolicy { allowed: ports("1-65535"), reserved: ports("22") };
         let running = tokio::spawn(run(&context, Settings { node_ports }));
         sleep(Duration::from_secs(1)).await;
         context.shutdown().cancel();
@@ -88,6 +87,10 @@ impl Cluster {
             _ => Answer::failure(404, "NotFound", "not found"),
         }
     }
+}
+
+fn ports(text: &str) -> PortRanges {
+    text.parse().expect("these are ports")
 }
 
 fn listing(kind: &str, objects: Vec<Value>) -> Answer {

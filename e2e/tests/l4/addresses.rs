@@ -13,12 +13,12 @@ fn mk_service(name: &str) -> Service {
         "metadata": { "name": name },
         "spec": { "selector": { "app": "theirs" }, "ports": [{ "port": 80 }] },
     }))
-    .unwrap()
+    .expect("a Service")
 }
 
 async fn ports(stage: &Stage, name: &str) -> Value {
-    let service = stage.services().get(name).await.unwrap();
-    to_value(service.spec.unwrap().ports).unwrap()
+    let service = stage.services().get(name).await.expect("it is there");
+    to_value(service.spec.and_then(|spec| spec.ports)).expect("ports are plain values")
 }
 
 #[tokio::test]
@@ -80,7 +80,7 @@ async fn a_service_of_somebody_else_is_left_alone() -> anyhow::Result<()> {
 
         stage.services().delete("irc", &DeleteParams::default()).await.unwrap();
         stage.until_idle(&stage.ours, "irc").await;
-        assert_eq!(stage.addresses("irc").await.is_empty(), false);
+        assert_ne!(stage.addresses("irc").await, [""; 0]);
     })
     .await
 }

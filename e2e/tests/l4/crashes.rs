@@ -53,12 +53,13 @@ async fn settled(stage: &Stage, ports: Ports) {
     until("the node ports are theirs", held, |held| *held == expected).await;
     stage.until_endpoints("moves", &["10.1.0.1 yyn"]).await;
     let slice = || async {
-        let slice = stage.slices().get("moves-ipv4").await.unwrap();
+        let slice = stage.slices().get("moves-ipv4").await.expect("it stays");
         slice.ports.and_then(|ports| ports.first()?.port)
     };
     until("the endpoints have the new port", slice, |port| *port == Some(7000)).await;
-    let service = stage.services().get("moves").await.unwrap();
-    assert_eq!(service.spec.unwrap().ports.unwrap()[0].port, 7000);
+    let service = stage.services().get("moves").await.expect("it stays");
+    let ports = service.spec.and_then(|spec| spec.ports).unwrap_or_default();
+    assert_eq!(ports.iter().map(|port| port.port).collect::<Vec<_>>(), [7000]);
 }
 
 /// Lives until everything has settled, with a second life after the crash; returns whether it

@@ -65,7 +65,7 @@ async fn check(stage: &Stage, name: &str) {
     let mut held = Vec::new();
     for side in [&stage.ours, &stage.theirs] {
         let decided = || async {
-            let service = stage.app_services(side).get(name).await.unwrap();
+            let service = stage.app_services(side).get(name).await.expect("it is there");
             let status = service.status.unwrap_or_default();
             let ready = status.conditions.first().map(|one| one.reason.clone());
             (ready, status.node_ports)
