@@ -180,6 +180,32 @@ fn only_gateways_reach_the_port_for_gateways() {
 }
 
 #[test]
+fn only_pods_reach_the_port_for_callers_inside() {
+    for values in value_files() {
+        let rendered = render(&values);
+        let named = |kind: &str, name: &str| {
+            let is_it =
+                |object: &&Value| object["kind"] == kind && object["metadata"]["name"] == name;
+            rendered.iter().find(is_it).cloned()
+        };
+        let has_internal = |ports: &Value, key: &str| {
+            ports.as_array().is_some_and(|ports| ports.iter().any(|port| port[key] == "internal"))
+        };
+        if let Some(policy) = named("NetworkPolicy", "portolan-gateway") {
+            let rules = policy["spec"]["ingress"].as_array().unwrap().iter();
+            let opening = rules.filter(|rule| has_internal(&rule["ports"], "port"));
+            let from: Vec<_> = opening.map(|rule| &rule["from"]).collect();
+            assert_eq!(from, [&json!([{ "namespaceSelector": {} }])]);
+        }
+        let inside = named("Service", "portolan-gateway-internal").expect("it has its Service");
+        assert!(has_internal(&inside["spec"]["ports"], "targetPort"));
+        assert_eq!(inside["spec"]["type"], "ClusterIP");
+        let public = named("Service", "portolan-gateway").expect("visitors have theirs");
+        assert!(!has_internal(&public["spec"]["ports"], "targetPort"), "it may face the world");
+    }
+}
+
+#[test]
 fn roles_hold_the_table_of_permissions_and_nothing_else() {
     for values in value_files() {
         let rendered = render(&values);
