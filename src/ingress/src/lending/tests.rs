@@ -12,7 +12,7 @@ use tokio::task::JoinHandle;
 
 use super::PeerEnd;
 use super::link::Link;
-use super::message::Message;
+use super::message::{Hold, Message};
 use crate::activator::{Refusal, Slot, Turn};
 use crate::demand::PoolDemand;
 use crate::ingress::Ingress;
@@ -411,6 +411,70 @@ proptest! {
         let concurrency = if is_strict { Concurrency::Strict } else { Concurrency::Soft };
         block_on(run(&grants, concurrency, steps));
     }
+}
+
+/// What a peer says to a gateway with one slot, up to what is refused.
+#[track_caller]
+fn check_refused(said: Vec<Message>, refusal: &str) {
+    block_on(async {
+        let gateway = Gateway::new(0, [1, 0], Concurrency::Strict);
+        let peer: Arc<str> = "peer".into();
+        let mut link = gateway.ingress.link(Arc::clone(&peer));
+        let mut answers: Vec<_> = said.into_iter().map(|message| link.take(message)).collect();
+        let last = answers.pop().expect("something is said");
+        assert!(answers.iter().all(Result::is_ok), "only the last is refused: {answers:?}");
+        assert_eq!(last.map_err(|error| error.to_string()), Err(refusal.to_owned()));
+        drop(link);
+        gateway.ingress.forget_peer(&peer, PeerEnd::Left);
+        assert_eq!(gateway.loans(), (0, 0), "what was refused changed no account");
+        assert!(gateway.ingress.is_square());
+    });
+}
+
+#[test]
+fn what_no_gateway_says_is_refused() {
+    let hold = |count| Hold { pool: mk_pool().uid, sandbox: mk_sandbox(0).uid, count };
+    let hello = |count, is_last| Message::Hello { holds: vec![hold(1); count], is_last };
+    let want = || Message::Want { pool: mk_pool().uid, count: 1, is_fresh: true };
+    let returned = |count| Message::Returned { hold: hold(count), is_refused: false };
+    check_refused(vec![want()], "no greeting came first");
+    check_refused(vec![hello(0, false), want()], "no greeting came first");
+    check_refused(vec![hello(0, true), hello(0, true)], "a second greeting");
+    check_refused(vec![hello(1 << 20, false), hello(1, true)], "a greeting is too long");
+    let more = "more slots are returned than were lent";
+    check_refused(vec![hello(0, true), want(), returned(2)], more);
+    check_refused(vec![hello(1, true), returned(2)], more);
+}
+
+#[test]
+fn slots_that_nobody_lent_come_back_to_nothing() {
+    block_on(async {
+        let gateway = Gateway::new(0, [1, 0], Concurrency::Strict);
+        let mut link = gateway.ingress.link("peer".into());
+        link.take(Message::Hello { holds: Vec::new(), is_last: true }).unwrap();
+        // The sandbox may have gone here and come again: that is no fault of the other end.
+        let hold = Hold { pool: mk_pool().uid, sandbox: mk_sandbox(0).uid, count: 7 };
+        link.take(Message::Returned { hold, is_refused: false }).unwrap();
+        assert_eq!(gateway.loans(), (0, 0));
+        assert_eq!(gateway.ingress.shared().core.metrics.slots_lent.get(), 0);
+    });
+}
+
+#[test]
+fn a_link_that_was_replaced_may_say_nothing_more() {
+    block_on(async {
+        let gateway = Gateway::new(0, [1, 0], Concurrency::Strict);
+        let hello = || Message::Hello { holds: Vec::new(), is_last: true };
+        let mut first = gateway.ingress.link("peer".into());
+        let mut second = gateway.ingress.link("peer".into());
+        let refused = first.take(hello()).unwrap_err();
+        assert_eq!(refused.to_string(), "a newer link took its place");
+        second.take(hello()).unwrap();
+        drop(first);
+        let want = Message::Want { pool: mk_pool().uid, count: 1, is_fresh: true };
+        second.take(want).unwrap();
+        assert_eq!(gateway.loans(), (1, 0), "the end of the old one does not touch the new one");
+    });
 }
 
 #[test]
