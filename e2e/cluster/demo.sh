@@ -50,6 +50,14 @@ ask hello.portolan.test /
 ask echo.portolan.test /whoami
 ask wire.portolan.test /whoami
 
+say "What does not speak HTTP has an address of its own, and node ports"
+run kubectl get appservices
+printf '$ $PORTOLAN_OUTSIDE bash -c "exec 3<>/dev/tcp/%s/6697; …"\n' "${PORTOLAN_NODES%% *}"
+# shellcheck disable=SC2016,SC2086
+$PORTOLAN_OUTSIDE timeout 10 bash -c 'exec 3<>"/dev/tcp/$0/6697"
+	printf "NICK visitor\r\nUSER visitor 0 * :A visitor\r\n" >&3
+	grep --max-count=1 " 001 " <&3' "${PORTOLAN_NODES%% *}"
+
 say "Nobody asks any more: after ten seconds hello sleeps, and has no Pod"
 # shellcheck disable=SC2086
 run kubectl wait $asleep app/hello
