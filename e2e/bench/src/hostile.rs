@@ -82,7 +82,11 @@ impl HostileArgs {
             ),
             "Each figure is the ratio to the same requests at the same time through a second \
              gateway on the machine, which nobody attacks: both have to do without the processors \
-             that attackers and programs take. The two change places with each round."
+             that attackers and programs take."
+                .into(),
+            "The two change places with each round.".into(),
+            "A latency counts from the moment a request is due, so the visitors' own timer is in \
+             both."
                 .into(),
             "The least and the greatest of the rounds are in parentheses.".into(),
             "Run it with `make bench-hostile`.".into(),
