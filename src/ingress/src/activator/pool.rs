@@ -111,6 +111,11 @@ impl Pool {
         self.state.lock().ledger.iter().next().is_some()
     }
 
+    #[cfg(test)]
+    pub(crate) fn has_accounts(&self) -> bool {
+        !self.state.lock().books.is_empty()
+    }
+
     // --- what the feed says ---
 
     pub(super) fn configure(self: &Arc<Self>, config: PoolConfig) {

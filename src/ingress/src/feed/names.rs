@@ -63,6 +63,8 @@ fn name_of(service: &ServiceKey) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::slice::from_ref;
+
     use super::Names;
     use crate::model::ServiceKey;
 
@@ -110,7 +112,7 @@ mod tests {
         let (here, there) =
             (mk_service("team-a", "shop", "web"), mk_service("team-b", "shop", "web"));
         let mut names = Names::default();
-        check(&mut names, (&[], &[here.clone()]), &[("shop-web.team-a", Some(&here))]);
-        check(&mut names, (&[], &[there.clone()]), &[("shop-web.team-b", Some(&there))]);
+        check(&mut names, (&[], from_ref(&here)), &[("shop-web.team-a", Some(&here))]);
+        check(&mut names, (&[], from_ref(&there)), &[("shop-web.team-b", Some(&there))]);
     }
 }
