@@ -110,11 +110,7 @@ fn helm(cluster: &Cluster, release: &str, chart: &Path) -> Command {
 }
 
 /// Changes with the charts, the images and the values.
-fn fingerprint(
-    paths: &Paths,
-    images: [&Described; 2],
-    values: &[&str],
-) -> anyhow::Result<String> {
+fn fingerprint(paths: &Paths, images: [&Described; 2], values: &[&str]) -> anyhow::Result<String> {
     let mut hash = Sha256::new();
     images.iter().for_each(|image| hash.update(&image.digest));
     hash.update(values.join("\n"));

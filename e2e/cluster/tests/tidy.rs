@@ -36,14 +36,8 @@ const OURS: [(&str, &[&str]); 19] = [
             "portolan-reconcile",
         ],
     ),
-    (
-        "src/portolan-node",
-        &["portolan-controller-node", "portolan-process", "portolan-reconcile"],
-    ),
-    (
-        "e2e/bench",
-        &["portolan-api", "portolan-cluster", "portolan-hostile", "portolan-ingress"],
-    ),
+    ("src/portolan-node", &["portolan-controller-node", "portolan-process", "portolan-reconcile"]),
+    ("e2e/bench", &["portolan-api", "portolan-cluster", "portolan-hostile", "portolan-ingress"]),
     ("e2e/cluster", &[]),
     ("e2e/hostile", &[]),
     ("e2e/soak", &["portolan-cluster"]),

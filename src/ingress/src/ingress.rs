@@ -266,8 +266,14 @@ impl Ingress {
         }
     }
 
-    /// Whether nothing runs, and nothing is lent, borrowed or retired: the gateway may end without
-    /// leaving anything behind.
+    /// Whether nothing runs here.
+    #[must_use]
+    pub fn is_idle(&self) -> bool {
+        self.shared.pools().iter().all(|pool| pool.is_idle())
+    }
+
+    /// Whether nothing runs, and nothing is borrowed, retired, or lent where a limit is strict: the
+    /// gateway may end without leaving anything behind.
     #[must_use]
     pub fn is_square(&self) -> bool {
         self.shared.pools().iter().all(|pool| pool.is_square())

@@ -15,11 +15,14 @@ use portolan_ingress::{
 use portolan_process::{AdminServer, Gate, Metrics, Readiness, Signals, Tasks};
 use portolan_reconcile::{Context, ContextParts, ObjectKey, RunError, connect, system_clock};
 use tokio::net::TcpListener;
-use tokio::time::{interval, timeout};
+use tokio::time::{Instant, interval, timeout_at};
+use tokio::try_join;
 use tokio_util::sync::CancellationToken;
 
 /// How long after the drain limit the process may take to end.
 const SHUTDOWN_MARGIN: Duration = Duration::from_secs(5);
+/// What others get in any case to give back what they do not use: a word and its answer.
+const SETTLE_UP_MIN: Duration = Duration::from_secs(2);
 /// Pause between looks at whether everything has ended.
 const SETTLE_UP_LOOK: Duration = Duration::from_millis(20);
 
@@ -127,10 +130,12 @@ impl GatewayArgs {
         tasks.spawn_last("lease", |drained: CancellationToken| lease.keep(drained, is_square));
         if let Some(peers) = peers {
             metrics.register(|registry| peers.register(registry));
-            let (gateways, watch) = watch_gateways(&ctx, &self.system_namespace);
-            tasks.spawn("gateways", watch);
-            // To the end: what is lent comes back while this gateway drains.
-            tasks.spawn_last("peers", |drained| peers.run(gateways, drained));
+            // To the end: while this gateway drains it still lends, also to those that come.
+            tasks.spawn_last("peers", |drained| {
+                let ctx = ctx.until(drained.clone());
+                let (gateways, watch) = watch_gateways(&ctx, &self.system_namespace);
+                async { try_join!(watch, peers.run(gateways, drained)).map(drop) }
+            });
         }
         tasks.spawn("leave", settle_up(ingress.clone(), ctx.shutdown(), drain));
         let state = State::default();
@@ -218,26 +223,37 @@ impl GatewayArgs {
     }
 }
 
-/// When this gateway leaves: asks for what it lent, gives back what it borrowed, and waits until
-/// nothing runs and nothing is owed, for at most `limit`.
+/// When this gateway leaves: lends what it does not use until nothing of its own runs any more,
+/// for at most `limit`. Then it asks for what it lent, gives back what it borrowed, and waits until
+/// nothing is owed.
+///
+/// Not sooner: what comes home is nobody's until the Lease says that this gateway has left, and
+/// visitors of the others would wait as long as a stream goes on here.
 async fn settle_up(
     ingress: Ingress,
     stop: CancellationToken,
     limit: Duration,
 ) -> Result<(), RunError> {
     stop.cancelled().await;
+    let end = Instant::now() + limit;
+    if timeout_at(end, seen(|| ingress.is_idle())).await.is_err() {
+        tracing::warn!("Requests were cut off");
+    }
     ingress.call_home();
-    let square = async {
-        // Looked at and not told: it is asked for once in a life, at its end.
-        let mut looks = interval(SETTLE_UP_LOOK);
-        while !ingress.is_square() {
-            looks.tick().await;
-        }
-    };
-    if timeout(limit, square).await.is_err() {
-        tracing::warn!("Not everything has ended or come back");
+    let end = end.max(Instant::now() + SETTLE_UP_MIN);
+    if timeout_at(end, seen(|| ingress.is_square())).await.is_err() {
+        tracing::warn!("Not everything that was lent has come back");
     }
     Ok(())
+}
+
+/// Looks until something is so. It is asked for once in a life, at its end, and so looked at and not
+/// told.
+async fn seen(is_so: impl Fn() -> bool) {
+    let mut looks = interval(SETTLE_UP_LOOK);
+    while !is_so() {
+        looks.tick().await;
+    }
 }
 
 /// Opens the gate as soon as this gateway can answer, and closes it when it leaves.

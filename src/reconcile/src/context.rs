@@ -139,6 +139,11 @@ impl Context {
         self.shutdown.clone()
     }
 
+    /// The same with another end, for what outlives the rest of the process.
+    pub fn until(&self, end: CancellationToken) -> Self {
+        Self { shutdown: end, ..self.clone() }
+    }
+
     /// The knobs.
     pub fn settings(&self) -> &Settings {
         &self.settings

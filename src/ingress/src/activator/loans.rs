@@ -71,11 +71,19 @@ impl Pool {
         self.change(|state| state.books.leave());
     }
 
+    pub(crate) fn is_idle(&self) -> bool {
+        self.state.lock().ledger.running() == 0
+    }
+
+    /// Under `Soft`, what runs elsewhere on slots of ours holds nobody up: the promise is not worth
+    /// that visitors wait for the end of a stream.
     pub(crate) fn is_square(&self) -> bool {
         let state = self.state.lock();
         let mut members = state.ledger.iter();
         let is_seen = members.all(|(_, member, ..)| !member.is_retired);
-        is_seen && state.ledger.running() == 0 && state.books.is_square()
+        let concurrency = state.config.as_ref().map(|config| config.concurrency);
+        let is_lent = concurrency != Some(Concurrency::Soft) && state.books.totals().0 > 0;
+        is_seen && state.ledger.running() == 0 && !is_lent && state.books.owes_nothing()
     }
 
     // --- under the lock ---

@@ -139,10 +139,10 @@ impl Books {
         })
     }
 
-    /// Whether nothing is lent, borrowed, or on its way back.
-    pub(crate) fn is_square(&self) -> bool {
+    /// Whether nothing is borrowed, or on its way back.
+    pub(crate) fn owes_nothing(&self) -> bool {
         let is_sent = self.accounts.values().all(|account| account.returning.is_empty());
-        is_sent && self.totals() == (0, 0)
+        is_sent && self.totals().1 == 0
     }
 
     /// Whether a gateway has not answered yet whether it has something.
