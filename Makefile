@@ -105,6 +105,18 @@ test: lint deps ## Every test, on a real cluster.
 	@echo "==> all tests"
 	cargo test --workspace --locked --no-fail-fast -- --test-threads=$(TEST_THREADS)
 
+# === Long runs ===
+
+# What to do, by commas; all if empty. `make soak SCENARIO=rollouts,drain`
+SCENARIO ?=
+
+.PHONY: soak
+soak: packages ## Do to a cluster what operators and failures do, while visitors ask (SCENARIO=…).
+	cargo build --locked -p portolan -p portolan-node -p portolan-sample-echo -p portolan-cluster \
+		-p portolan-soak
+	$(PORTOLAN_CLUSTER) deps
+	$(TARGET)/debug/portolan-soak $(if $(SCENARIO),--scenario $(SCENARIO))
+
 # === Figures ===
 
 # Programs under measure are built with optimisation; nothing else is.

@@ -35,10 +35,15 @@ fn object(kind: &str, name: &str, owner: &str, spec: &Value) -> Value {
 }
 
 fn version() -> Value {
-    let spec: AppSpec = serde_json::from_value(spec()).unwrap();
+    let spec: AppSpec = serde_json::from_value(spec()).expect("a spec");
     let resolved = resolve::resolve("chat", &spec);
     let name = names::version("chat", &resolved.digest);
-    object("AppVersion", &name, "uid-of-the-app", &serde_json::to_value(resolved).unwrap())
+    object(
+        "AppVersion",
+        &name,
+        "uid-of-the-app",
+        &serde_json::to_value(resolved).expect("plain data"),
+    )
 }
 
 /// An App whose version serves.

@@ -11,7 +11,7 @@ use portolan_soak::{Extent, Report, Scenario, Scene, table};
 #[command(version)]
 struct Arguments {
     /// Do only these, separated by commas.
-    #[arg(long, env = "SCENARIO", value_enum, value_delimiter = ',')]
+    #[arg(long, value_enum, value_delimiter = ',')]
     scenario: Vec<Scenario>,
     /// As little of each as the tests do.
     #[arg(long)]

@@ -20,7 +20,7 @@ use tokio::task::JoinHandle;
 use crate::extent::Extent;
 use crate::load::{Load, Visitors};
 use crate::report::{Outcome, Report};
-use crate::streams::{Departures, Streams};
+use crate::streams::{Cut, Departures, Streams};
 
 /// The namespace of the Apps.
 pub(crate) const TEAM: &str = "soak";
@@ -36,8 +36,11 @@ pub(crate) const GATEWAYS: &str = "app.kubernetes.io/component=gateway";
 pub(crate) const CONTROLLERS: &str = "app.kubernetes.io/component=controller";
 /// How long anything may take that starts a sandbox or a gateway.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
-/// How long a gateway and a sandbox let a stream go on once they are to end.
+/// How long a gateway, and a sandbox that Portolan takes away, let a stream go on.
 const DRAIN: Duration = Duration::from_secs(30);
+/// How long a sandbox that somebody else deletes does: then its program is asked to end, and what
+/// becomes of its streams is the program's affair.
+const PRE_STOP: Duration = Duration::from_secs(5);
 /// How often Pods are looked at. A departure is noticed late by as much.
 const LOOK_INTERVAL: Duration = Duration::from_millis(250);
 /// How late a departure may be noticed while the machine is busy.
@@ -63,6 +66,8 @@ pub(crate) struct Pods {
 pub(crate) struct Running {
     pub(crate) pod: String,
     pub(crate) address: IpAddr,
+    /// How often its container was started again. A kubelet waits longer each time.
+    pub(crate) restarts: i32,
     node: String,
     container: String,
 }
@@ -200,11 +205,20 @@ impl Scene {
         tokio::task::spawn_blocking(move || command::output(&mut curl)).await?
     }
 
-    /// Waits until two gateways are ready.
+    /// The gateway to be ended by force: one that the kubelet starts again at once.
+    pub(crate) async fn victim(&self) -> anyhow::Result<Running> {
+        let gateways = self.running(NAMESPACE, GATEWAYS).await?;
+        gateways.into_iter().min_by_key(|gateway| gateway.restarts).context("a gateway")
+    }
+
+    /// Waits until two gateways are ready, and those before them have gone.
     pub(crate) async fn two_gateways(&self) -> anyhow::Result<()> {
         wait::until("two gateways", PATIENCE, async || {
             let gateways = self.pods.gateways();
-            ensure!(gateways.len() == 2, "{gateways:?}");
+            ensure!(gateways.len() == 2, "{gateways:?} are ready");
+            let all = self.system(&["get", "pods", "-l", GATEWAYS, "-o", "name"]).await?;
+            let count = all.lines().count();
+            ensure!(count == 2, "there are {count}");
             anyhow::Ok(())
         })
         .await
@@ -229,8 +243,8 @@ impl Trial {
             None => Vec::new(),
         };
         let departures = self.pods.departures();
-        let limit = DRAIN - NOTICE_MAX;
-        let early = cuts.iter().filter(|cut| departures.is_early(cut, limit)).cloned().collect();
+        let is_early = |cut: &&Cut| departures.is_early(cut, NOTICE_MAX);
+        let early = cuts.iter().filter(is_early).cloned().collect();
         Ok(Outcome { took: self.begun.elapsed(), tally, cuts: cuts.len(), early })
     }
 }
@@ -275,8 +289,7 @@ impl Pods {
     /// What was ended by force: its streams may be cut at once.
     pub(crate) fn note_killed(&self, victim: &Running) {
         let mut departures = self.departures.lock().unwrap_or_else(PoisonError::into_inner);
-        let long_ago = Instant::now().checked_sub(DRAIN).unwrap_or_else(Instant::now);
-        departures.0.insert(victim.address.to_string(), long_ago);
+        departures.0.insert(victim.address.to_string(), (Instant::now(), Duration::ZERO));
     }
 }
 
@@ -296,9 +309,11 @@ fn note(pods: &[Pod], departures: &mut Departures) {
         if pod.metadata.deletion_timestamp.is_none() && !is_marked {
             continue;
         }
+        let is_sandbox = pod.labels().contains_key("portolan.dev/pool");
+        let limit = if is_sandbox && !is_marked { PRE_STOP } else { DRAIN };
         let address = pod.status.as_ref().and_then(|status| status.pod_ip.clone());
         for who in [Some(pod.name_any()), address].into_iter().flatten() {
-            departures.0.entry(who).or_insert_with(Instant::now);
+            departures.0.entry(who).or_insert_with(|| (Instant::now(), limit));
         }
     }
 }
@@ -331,6 +346,7 @@ impl Running {
         Some(Self {
             pod: pod.name_any(),
             address: status.pod_ip.as_ref()?.parse().ok()?,
+            restarts: container.restart_count,
             node: pod.spec.as_ref()?.node_name.clone()?,
             container: id.to_owned(),
         })

@@ -52,9 +52,10 @@ pub struct Cut {
     pub what: String,
 }
 
-/// Since when Pods are on their way out: gateways by address, sandboxes by name.
+/// Since when Pods are on their way out, and how long their streams may stay: gateways by address,
+/// sandboxes by name.
 #[derive(Clone, Debug, Default)]
-pub struct Departures(pub BTreeMap<String, Instant>);
+pub struct Departures(pub BTreeMap<String, (Instant, Duration)>);
 
 impl Streams {
     /// Opens `count` streams, half of each kind, spread over the gateways, and opens each that
@@ -89,12 +90,13 @@ impl Streams {
 }
 
 impl Departures {
-    /// Whether a stream was cut before both its gateway and its sandbox had the right to.
+    /// Whether a stream was cut before its gateway or its sandbox had the right to. `late` is by how
+    /// much a departure may have been noticed too late.
     #[must_use]
-    pub fn is_early(&self, cut: &Cut, limit: Duration) -> bool {
+    pub fn is_early(&self, cut: &Cut, late: Duration) -> bool {
         let had_time = |who: &str| {
-            let since = self.0.get(who);
-            since.is_some_and(|since| cut.at.saturating_duration_since(*since) >= limit)
+            let left = self.0.get(who);
+            left.is_some_and(|(since, limit)| cut.at + late >= *since + *limit)
         };
         !had_time(&cut.gateway.to_string()) && !had_time(&cut.sandbox)
     }
@@ -197,11 +199,12 @@ mod tests {
             sandbox: "shop-0-1".into(),
             what: String::new(),
         };
-        let leaving = |who: &str| Departures(BTreeMap::from([(who.to_owned(), begun)]));
-        assert!(Departures::default().is_early(&cut(100), limit));
-        assert!(leaving("10.91.1.5").is_early(&cut(29), limit));
-        assert!(!leaving("10.91.1.5").is_early(&cut(30), limit));
-        assert!(!leaving("shop-0-1").is_early(&cut(31), limit));
-        assert!(leaving("shop-1-1").is_early(&cut(31), limit));
+        let leaving = |who: &str| Departures(BTreeMap::from([(who.to_owned(), (begun, limit))]));
+        let late = Duration::from_secs(2);
+        assert!(Departures::default().is_early(&cut(100), late));
+        assert!(leaving("10.91.1.5").is_early(&cut(27), late));
+        assert!(!leaving("10.91.1.5").is_early(&cut(28), late));
+        assert!(!leaving("shop-0-1").is_early(&cut(31), late));
+        assert!(leaving("shop-1-1").is_early(&cut(31), late));
     }
 }

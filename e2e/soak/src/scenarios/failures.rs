@@ -8,7 +8,7 @@ use portolan_cluster::{control_plane, wait};
 
 use crate::extent::Extent;
 use crate::report::{Report, killed_at};
-use crate::scene::{CONTROLLERS, GATEWAYS, PATIENCE, Scene, TEAM, shop};
+use crate::scene::{CONTROLLERS, PATIENCE, Scene, TEAM, shop};
 
 /// Selects the sandboxes that are visited.
 const SHOP: &str = "portolan.dev/app=shop";
@@ -55,11 +55,10 @@ pub(super) async fn gateway_killed(scene: &mut Scene, extent: &Extent) -> anyhow
 }
 
 async fn kill_a_gateway(scene: &Scene) -> anyhow::Result<Instant> {
-    let gateways = scene.running(NAMESPACE, GATEWAYS).await?;
-    let victim = gateways.first().context("a gateway")?;
-    scene.pods.note_killed(victim);
+    let victim = scene.victim().await?;
+    scene.pods.note_killed(&victim);
     let killed = Instant::now();
-    scene.kill(victim)?;
+    scene.kill(&victim)?;
     Ok(killed)
 }
 
@@ -96,15 +95,14 @@ pub(super) async fn api_server_away(scene: &mut Scene, extent: &Extent) -> anyho
     let mut killed = Instant::now();
     let outcome = scene
         .visited(extent, async |scene| {
-            let gateways = scene.running(NAMESPACE, GATEWAYS).await?;
-            let victim = gateways.first().context("a gateway")?;
+            let victim = scene.victim().await?;
             // Ended in order it would first withdraw its address from the Service that Pods
             // reach it by, and the scenario would be about how soon kube-proxy looks again.
             tokio::task::block_in_place(|| scene.cluster.kill(control_plane::API_SERVER))?;
             tokio::time::sleep(extent.outage / 2).await;
-            scene.pods.note_killed(victim);
+            scene.pods.note_killed(&victim);
             killed = Instant::now();
-            scene.kill(victim)?;
+            scene.kill(&victim)?;
             tokio::time::sleep(extent.outage / 2).await;
             scene.cluster.start_api_server().await?;
             scene.two_gateways().await?;

@@ -10,7 +10,6 @@ use http::{Request, header};
 use http_body_util::{BodyExt, Empty};
 use hyper_util::rt::TokioIo;
 use portolan_cluster::network::node_name;
-use portolan_cluster::platform::NAMESPACE;
 use serde_json::Value;
 use tokio::net::TcpStream;
 use tokio::sync::watch;
@@ -21,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 use crate::extent::Extent;
 use crate::inside::Inside;
 use crate::report::Report;
-use crate::scene::{GATEWAYS, Scene, TEAM};
+use crate::scene::{Scene, TEAM};
 
 /// Between two looks at the programs' counts.
 const LOOK_INTERVAL: Duration = Duration::from_millis(100);
@@ -125,10 +124,9 @@ impl Event {
                 scene.system(&["rollout", "status", gateway, "--timeout=180s"]).await.map(drop)
             }
             Self::Kill => {
-                let gateways = scene.running(NAMESPACE, GATEWAYS).await?;
-                let victim = gateways.first().context("a gateway")?;
-                scene.pods.note_killed(victim);
-                scene.kill(victim)
+                let victim = scene.victim().await?;
+                scene.pods.note_killed(&victim);
+                scene.kill(&victim)
             }
         }
     }
