@@ -362,9 +362,12 @@ async fn the_network_policy_lets_in_whom_each_port_is_for() -> anyhow::Result<()
         app["spec"]["services"][0].as_object_mut().context("a service")?.remove("port");
         ours.apply(&app.to_string()).await?;
         echo.ready().await?;
-        let policies = echo.list("networkpolicies").await?;
         let sandbox = echo.list("pods").await?[0]["metadata"]["labels"].clone();
         let target = Target { namespace: ours.namespace(), labels: &sandbox };
+        let web = Echo { space: ours, name: "web" };
+        web.apply("1", json!({})).await?;
+        web.ready().await?;
+        let policies = echo.list("networkpolicies").await?;
 
         let gateways = ["get", "pods", "-n", SYSTEM, "-o", "json", "-l"];
         let component = "app.kubernetes.io/component=gateway";
@@ -392,7 +395,7 @@ async fn the_network_policy_lets_in_whom_each_port_is_for() -> anyhow::Result<()
 
         // In the order of the peers.
         let table = [
-            (8080, "TCP", [true, true, false, false, false, false, false, false]),
+            (8080, "TCP", [true, true, true, false, false, false, false, false]),
             (7000, "TCP", [true, true, true, false, false, false, false, false]),
             (7001, "UDP", [true, true, true, false, false, false, false, false]),
             (7002, "TCP", [true; 8]),
@@ -405,6 +408,13 @@ async fn the_network_policy_lets_in_whom_each_port_is_for() -> anyhow::Result<()
                 let is_allowed = allows(&policies, &target, peer, port, protocol)?;
                 ensure!(is_allowed == expected, "{who} on {port}/{protocol}: {is_allowed}");
             }
+        }
+        // A service without an address of its own: neighbours go through a gateway.
+        let labels = json!({ "portolan.dev/app": "web" });
+        let target = Target { namespace: ours.namespace(), labels: &labels };
+        for (index, (who, peer)) in peers.iter().enumerate() {
+            let is_allowed = allows(&policies, &target, peer, 8080, "TCP")?;
+            ensure!(is_allowed == (index == 0), "{who} on the port of web: {is_allowed}");
         }
         Ok(())
     })
