@@ -3,17 +3,20 @@
 //! A request's latency counts from the moment it was due. Nothing is tried again: any answer but
 //! 2xx and any error of the transport is a failure. A connection that says it is closing is not
 //! used again, as any client would do; a request that never left for that reason goes over
-//! another one.
+//! another one. So does a request that left as the gateway closed an HTTP/2 connection, if the
+//! GOAWAY says that its stream was not taken (RFC 9113, section 6.8): no server can prevent that
+//! the two cross. How many those were is counted and told.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
+use std::error::Error;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use bytes::Bytes;
-use http::{Request, Response, header};
+use http::{Request, Response, Uri, header};
 use http_body_util::{BodyExt, Empty};
 use hyper::body::Incoming;
 use hyper::client::conn::{http1, http2};
@@ -74,6 +77,8 @@ pub struct Tally {
     pub latencies: Vec<Duration>,
     /// Everyone who did not get what they came for, in the order of the failures.
     pub failures: Vec<Failure>,
+    /// Requests that crossed a GOAWAY which did not take them, and went over another connection.
+    pub crossed: usize,
 }
 
 /// A request that failed.
@@ -94,6 +99,7 @@ struct Connections {
     visitors: Visitors,
     idle: RefCell<VecDeque<http1::SendRequest<Empty<Bytes>>>>,
     shared: RefCell<[Option<http2::SendRequest<Empty<Bytes>>>; CONNECTIONS]>,
+    crossed: Cell<usize>,
 }
 
 impl Load {
@@ -147,16 +153,14 @@ impl Tally {
 /// With what was not as it should.
 pub(crate) async fn ask_once(address: SocketAddr, host: String) -> Result<Duration, Failure> {
     let visitors = Visitors { address, host, rate: 1 };
-    let connections =
-        Connections { visitors, idle: RefCell::default(), shared: RefCell::default() };
+    let connections = Connections::new(visitors);
     let begun = Instant::now();
     LocalSet::new().run_until(connections.timed(Way::Single, 0, "/", begun)).await
 }
 
 async fn visit(visitors: Visitors, stop: CancellationToken) -> Tally {
     let gap = Duration::from_secs(1) / visitors.rate;
-    let connections =
-        Rc::new(Connections { visitors, idle: RefCell::default(), shared: RefCell::default() });
+    let connections = Rc::new(Connections::new(visitors));
     let (mut tally, mut under_way) = (Tally::default(), JoinSet::new());
     let mut due = tokio::time::Instant::now();
     for number in 0_u64.. {
@@ -175,6 +179,7 @@ async fn visit(visitors: Visitors, stop: CancellationToken) -> Tally {
     while let Some(visit) = under_way.join_next().await {
         tally.add(visit.expect("a visit neither panics nor is aborted"));
     }
+    tally.crossed = connections.crossed.get();
     tally
 }
 
@@ -189,6 +194,15 @@ impl Tally {
 }
 
 impl Connections {
+    fn new(visitors: Visitors) -> Self {
+        Self {
+            visitors,
+            idle: RefCell::default(),
+            shared: RefCell::default(),
+            crossed: Cell::default(),
+        }
+    }
+
     async fn visit(&self, number: u64, due: Instant) -> Result<Duration, Failure> {
         let way = match number % 4 {
             0 => Way::KeptAlive,
@@ -259,11 +273,8 @@ impl Connections {
     }
 
     async fn multiplexed(&self, slot: usize, path: &str) -> anyhow::Result<()> {
-        let mut request = self.request(path)?;
-        *request.version_mut() = http::Version::HTTP_2;
-        let target = format!("http://{}{path}", self.visitors.host);
-        *request.uri_mut() = target.parse().context("form a target")?;
-        request.headers_mut().remove(header::HOST);
+        let target: Uri =
+            format!("http://{}{path}", self.visitors.host).parse().context("form a target")?;
         loop {
             let shared = self.shared.borrow()[slot].clone();
             let mut connection = match shared.filter(|connection| !connection.is_closed()) {
@@ -278,13 +289,19 @@ impl Connections {
             if connection.ready().await.is_err() {
                 continue;
             }
-            match connection.try_send_request(request).await {
+            let request = Request::get(&target).version(http::Version::HTTP_2);
+            let request = request.body(Empty::new()).context("form a request")?;
+            let mut error = match connection.try_send_request(request).await {
                 Ok(answer) => return finish(answer).await,
-                Err(mut error) => match error.take_message() {
-                    Some(unsent) => request = unsent,
-                    None => return Err(error.into_error().into()),
-                },
+                Err(error) => error,
+            };
+            if error.take_message().is_some() {
+                continue;
             }
+            if !is_untaken(error.error()) {
+                return Err(error.into_error().into());
+            }
+            self.crossed.set(self.crossed.get() + 1);
         }
     }
 
@@ -312,6 +329,14 @@ impl Connections {
         stream.set_nodelay(true)?;
         Ok(stream)
     }
+}
+
+/// Whether the other side closed the connection without fault and had not taken this stream.
+fn is_untaken(error: &hyper::Error) -> bool {
+    let cause = error.source().and_then(<dyn Error>::downcast_ref::<h2::Error>);
+    cause.is_some_and(|cause| {
+        cause.is_remote() && cause.is_go_away() && cause.reason() == Some(h2::Reason::NO_ERROR)
+    })
 }
 
 /// Reads an answer to its end.

@@ -35,6 +35,8 @@ pub struct Report {
     pub failed: usize,
     /// Those of them that had to fail: under way on a program that was killed.
     pub excused: usize,
+    /// Requests that crossed a GOAWAY.
+    pub crossed: usize,
     /// Latencies: half, all but one in a hundred, the greatest.
     pub latency: [Duration; 3],
     /// Streams that ended.
@@ -73,6 +75,7 @@ impl Report {
             asked: tally.asked(),
             failed: tally.failures.len(),
             excused: tally.failures.len() - unexcused.len(),
+            crossed: tally.crossed,
             latency: [tally.quantile(0.5), tally.quantile(0.99), tally.quantile(1.0)],
             cuts: outcome.cuts,
             faults,
@@ -89,6 +92,7 @@ impl Report {
             asked: 0,
             failed: 0,
             excused: 0,
+            crossed: 0,
             latency: Default::default(),
             cuts: 0,
             faults,
@@ -106,16 +110,16 @@ impl Report {
 #[must_use]
 pub fn table(reports: &[Report]) -> String {
     let mut text = String::from(
-        "what                                             took  asked failed excused    p50    p99    max  cut  verdict\n",
+        "what                                             took  asked failed excused crossed    p50    p99    max  cut  verdict\n",
     );
     for report in reports {
         let [p50, p99, max] = report.latency.map(|latency| latency.as_millis());
         let verdict = if report.is_good() { "good" } else { "BAD" };
         let took = report.took.as_secs();
-        let Report { what, asked, failed, excused, cuts, .. } = report;
+        let Report { what, asked, failed, excused, crossed, cuts, .. } = report;
         let _ = writeln!(
             text,
-            "{what:<45} {took:>6}s {asked:>6} {failed:>6} {excused:>7} {p50:>4}ms {p99:>4}ms {max:>4}ms {cuts:>4}  {verdict}"
+            "{what:<45} {took:>6}s {asked:>6} {failed:>6} {excused:>7} {crossed:>7} {p50:>4}ms {p99:>4}ms {max:>4}ms {cuts:>4}  {verdict}"
         );
     }
     for report in reports.iter().filter(|report| !report.is_good()) {
@@ -156,8 +160,11 @@ mod tests {
     #[test]
     fn the_table_tells_what_is_wrong() {
         let now = Instant::now();
-        let tally =
-            Tally { latencies: vec![Duration::from_millis(2)], failures: vec![failure(now, now)] };
+        let tally = Tally {
+            latencies: vec![Duration::from_millis(2)],
+            failures: vec![failure(now, now)],
+            crossed: 0,
+        };
         let outcome = Outcome { took: Duration::ZERO, tally, cuts: 0, early: Vec::new() };
         let bad = Report::judged("three rollouts".into(), &outcome, |_| false);
         let good = Report::judged("a kill".into(), &outcome, |_| true);

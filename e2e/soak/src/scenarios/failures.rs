@@ -17,6 +17,9 @@ const SHOP: &str = "portolan.dev/app=shop";
 const KILL_INTERVAL: Duration = Duration::from_secs(4);
 /// How soon after a gateway's end another one answers in its place, or it does itself.
 const HAND_OVER: Duration = Duration::from_secs(1);
+/// How soon the kubelet has a killed gateway listen again. While the API server is away nobody
+/// can tell kube-proxy to send visitors elsewhere meanwhile.
+const RESTART: Duration = Duration::from_secs(3);
 
 pub(super) async fn killed_sandboxes(scene: &mut Scene, extent: &Extent) -> anyhow::Result<Report> {
     let outcome = scene
@@ -113,5 +116,5 @@ pub(super) async fn api_server_away(scene: &mut Scene, extent: &Extent) -> anyho
         })
         .await?;
     let what = format!("API server away for {} s", extent.outage.as_secs());
-    Ok(Report::judged(what, &outcome, killed_at(killed, HAND_OVER)))
+    Ok(Report::judged(what, &outcome, killed_at(killed, RESTART)))
 }
