@@ -1,7 +1,8 @@
 //! Support for the tests of controllers; never compiled into a program.
 //!
 //! [`Crash`] stops a client at its Nth write, before or after the write took place, so that a test
-//! can show that a crash between any two writes settles to the same state as none. [`Wire`] is a
+//! can show that a crash between any two writes settles to the same state as none. [`Recorder`]
+//! keeps what was written, so that a test can say what a thing costs. [`Wire`] is a
 //! client that records what is sent and answers as the test says, for tests of request shapes; it
 //! is no API server and proves nothing about one.
 
@@ -27,6 +28,10 @@ use tokio_util::sync::CancellationToken;
 use tower::BoxError;
 
 use crate::{Context, ContextParts, Settings, system_clock};
+
+mod recorder;
+
+pub use recorder::{Recorder, Write};
 
 /// When a crash strikes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -48,6 +48,8 @@ const PROGRAM_PORT: u16 = 3000;
 /// The first gateway's ports; the next ones count up.
 const HTTP_PORT: u16 = 8180;
 const HTTPS_PORT: u16 = 8280;
+const INTERNAL_PORT: u16 = 8380;
+const PEER_PORT: u16 = 8480;
 const ADMIN_PORT: u16 = 9191;
 /// Where the controllers say what they did.
 const CONTROLLER_ADMIN: &str = "127.0.0.1:9190";
@@ -96,6 +98,8 @@ impl Stub {
             "gateway".to_owned(),
             format!("--http-address=0.0.0.0:{}", HTTP_PORT + number),
             format!("--https-address=0.0.0.0:{}", HTTPS_PORT + number),
+            format!("--internal-address=0.0.0.0:{}", INTERNAL_PORT + number),
+            format!("--peer-port={}", PEER_PORT + number),
             format!("--admin-address=127.0.0.1:{}", ADMIN_PORT + number),
             format!("--pod-name={name}"),
             "--no-access-log".to_owned(),

@@ -1,11 +1,6 @@
-//! All controllers together, crashing at their writes, on a cluster without Portolan.
-//!
-//! Two crashing runs cover every point between two writes: in one, each write takes place and its
-//! answer is lost; in the other, of every two writes the second is lost. What stands in the end is
-//! compared with a run that never crashed.
+//! A place where all controllers together work on one App, on a cluster without Portolan.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
 
 use anyhow::ensure;
 use k8s_openapi::api::core::v1::{Namespace, Pod};
@@ -14,103 +9,60 @@ use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
 use kube::{Api, Client, Resource};
 use portolan_api::{App, AppVersion, Claim, PoolRole, Route, SandboxPool};
 use portolan_cluster::cluster::Cluster;
-use portolan_cluster::{platform, wait};
+use portolan_cluster::platform;
 use portolan_e2e::BARE_CLUSTER;
-use portolan_reconcile::testing::{self, Crash, Strike};
+use portolan_reconcile::Context;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
+use tokio::sync::{Mutex, MutexGuard};
 use tokio::task::JoinHandle;
 
-/// How long one of the two steps of the story may take, crashes and all.
-const PATIENCE: Duration = Duration::from_secs(120);
-
-#[tokio::test]
-async fn a_crash_between_any_two_writes_settles_to_the_same_state() -> anyhow::Result<()> {
-    let cluster = Cluster::ensure(BARE_CLUSTER, 1).await?;
-    platform::prepare(&cluster)?;
-    let client = cluster.client().await?;
-    let expected = story(&client, None).await?;
-    for (nth, strike) in [(1, Strike::After), (2, Strike::Before)] {
-        let crashing = story(&client, Some((nth, strike))).await?;
-        ensure!(crashing.lives > 10, "only {} lives: nothing was tested", crashing.lives);
-        ensure!(
-            crashing.state == expected.state,
-            "crashes {strike:?} write {nth}, {} lives:\n{:#}\ninstead of\n{:#}",
-            crashing.lives,
-            crashing.state,
-            expected.state
-        );
-    }
-    Ok(())
-}
-
-/// How a story ended.
-struct End {
-    /// What stands, without what differs from run to run.
-    state: Value,
-    /// How often controllers were started.
-    lives: usize,
-}
-
-/// Applies an App of two services and a Route, waits, changes one service, adds one, and waits.
-async fn story(client: &Client, crash: Option<(usize, Strike)>) -> anyhow::Result<End> {
-    let place = Place::make(client).await?;
-    let told = async {
-        place.apply(&json!([service("web", "1"), service("worker", "1")])).await?;
-        let mut lives = place.live(crash, 1).await?;
-        place
-            .apply(&json!([service("web", "2"), service("worker", "1"), service("extra", "1")]))
-            .await?;
-        lives += place.live(crash, 2).await?;
-        Ok(End { state: place.state().await?, lives })
-    }
-    .await;
-    place.remove().await?;
-    told
-}
-
-fn service(name: &str, version: &str) -> Value {
-    json!({
-        "name": name,
-        "port": 8080,
-        "env": [{ "name": "VERSION", "value": version }],
-        "scale": { "mode": "Fixed", "instances": 1 },
-        "terminationGracePeriodSeconds": 1,
-    })
-}
-
 /// A namespace of one story.
-struct Place {
-    client: Client,
-    namespace: String,
+pub(crate) struct Place {
+    pub(crate) client: Client,
+    pub(crate) namespace: String,
+    _alone: MutexGuard<'static, ()>,
 }
 
 impl Place {
-    async fn make(client: &Client) -> anyhow::Result<Self> {
+    /// On the cluster without Portolan, which no other place shares meanwhile: controllers work in
+    /// all namespaces.
+    pub(crate) async fn make() -> anyhow::Result<Self> {
+        static ALONE: Mutex<()> = Mutex::const_new(());
+        let alone = ALONE.lock().await;
+        let cluster = Cluster::ensure(BARE_CLUSTER, 1).await?;
+        platform::prepare(&cluster)?;
+        let client = cluster.client().await?;
         let namespace: Namespace =
             serde_json::from_value(json!({ "metadata": { "generateName": "crashes-" } }))?;
         let made = Api::all(client.clone()).create(&PostParams::default(), &namespace).await?;
         let namespace = made.metadata.name.unwrap_or_default();
-        let place = Self { client: client.clone(), namespace };
+        Ok(Self { client, namespace, _alone: alone })
+    }
+
+    /// Has the App answer on a host of its own.
+    pub(crate) async fn route(&self) -> anyhow::Result<()> {
         let route = json!({
             "apiVersion": "portolan.dev/v1alpha1",
             "kind": "Route",
             "metadata": { "name": "shop" },
-            "spec": { "host": format!("{}.example.com", place.namespace), "app": "shop" },
+            "spec": { "host": format!("{}.example.com", self.namespace), "app": "shop" },
         });
         let params = PatchParams::apply("user");
-        place.api::<Route>().patch("shop", &params, &Patch::Apply(&route)).await?;
-        Ok(place)
+        self.api::<Route>().patch("shop", &params, &Patch::Apply(&route)).await?;
+        Ok(())
     }
 
-    fn api<K>(&self) -> Api<K>
+    /// The namespace's objects of one kind.
+    pub(crate) fn api<K>(&self) -> Api<K>
     where
         K: Resource<Scope = k8s_openapi::NamespaceResourceScope, DynamicType = ()>,
     {
         Api::namespaced(self.client.clone(), &self.namespace)
     }
 
-    async fn apply(&self, services: &Value) -> anyhow::Result<()> {
+    /// Applies the App with these services.
+    pub(crate) async fn apply(&self, services: &Value) -> anyhow::Result<()> {
         let app = json!({
             "apiVersion": "portolan.dev/v1alpha1",
             "kind": "App",
@@ -122,29 +74,8 @@ impl Place {
         Ok(())
     }
 
-    /// Runs controllers until the App is ready for its generation and nothing else remains,
-    /// starting them again whenever they crash. Returns how often they were started.
-    async fn live(&self, crash: Option<(usize, Strike)>, generation: i64) -> anyhow::Result<usize> {
-        let settled =
-            wait::until("the App to settle", PATIENCE, async || self.is_settled(generation).await);
-        let mut lives = 0;
-        let reborn = async {
-            loop {
-                lives += 1;
-                let crash = crash.map_or(Crash::never(), |(nth, strike)| Crash::at(nth, strike));
-                let life = start(&crash.client(self.client.clone()));
-                crash.struck().await;
-                drop(life);
-            }
-        };
-        tokio::select! {
-            settled = settled => settled?,
-            never = reborn => never,
-        }
-        Ok(lives)
-    }
-
-    async fn is_settled(&self, generation: i64) -> anyhow::Result<()> {
+    /// Whether the App is ready for its generation and nothing remains to be done.
+    pub(crate) async fn is_settled(&self, generation: i64) -> anyhow::Result<()> {
         let app = self.api::<App>().get("shop").await?;
         let status = app.status.unwrap_or_default();
         let ready = status.conditions.iter().find(|condition| condition.type_ == "Ready");
@@ -177,7 +108,8 @@ impl Place {
         Ok(())
     }
 
-    async fn list<K>(&self) -> anyhow::Result<Vec<K>>
+    /// All objects of one kind in the namespace.
+    pub(crate) async fn list<K>(&self) -> anyhow::Result<Vec<K>>
     where
         K: Resource<Scope = k8s_openapi::NamespaceResourceScope, DynamicType = ()>
             + Clone
@@ -188,7 +120,7 @@ impl Place {
     }
 
     /// What stands: names, roles, owners, counts and the words of conditions.
-    async fn state(&self) -> anyhow::Result<Value> {
+    pub(crate) async fn state(&self) -> anyhow::Result<Value> {
         let words = |conditions: &[k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition]| {
             let words = conditions.iter().map(|c| format!("{} {} {}", c.type_, c.status, c.reason));
             words.collect::<Vec<_>>()
@@ -222,7 +154,7 @@ impl Place {
     }
 
     /// Removes the namespace and what is the cluster's; waits for neither.
-    async fn remove(&self) -> anyhow::Result<()> {
+    pub(crate) async fn remove(&self) -> anyhow::Result<()> {
         let claims = Api::<Claim>::all(self.client.clone());
         for claim in claims.list(&ListParams::default()).await? {
             if claim.spec.holder.namespace == self.namespace {
@@ -241,7 +173,7 @@ impl Place {
 }
 
 /// One life of all controllers; ends at once when dropped, as a process does at SIGKILL.
-struct Life(Vec<JoinHandle<()>>);
+pub(crate) struct Life(Vec<JoinHandle<()>>);
 
 impl Drop for Life {
     fn drop(&mut self) {
@@ -249,26 +181,26 @@ impl Drop for Life {
     }
 }
 
-fn start(client: &Client) -> Life {
-    let ctx = testing::context(client.clone());
+/// Starts the life of all controllers.
+pub(crate) fn start(ctx: &Context) -> Life {
     let system_namespace = "portolan-system".to_owned();
     let app = portolan_controller_app::run(
-        &ctx,
+        ctx,
         portolan_controller_app::Settings { system_namespace: system_namespace.clone() },
     );
     let version = portolan_controller_version::run(
-        &ctx,
+        ctx,
         portolan_controller_version::Settings { verifying_limit: 64 },
     );
     let pool = portolan_controller_pool::run(
-        &ctx,
+        ctx,
         portolan_controller_pool::Settings {
             pre_stop_seconds: 0,
             ..portolan_controller_pool::Settings::standard(&system_namespace)
         },
     );
     let route = portolan_controller_route::run(
-        &ctx,
+        ctx,
         portolan_controller_route::Settings {
             system_namespace,
             gateway_service_account: "portolan-gateway".into(),

@@ -1,0 +1,5 @@
+//! All controllers together, on a cluster without Portolan: what crashes leave, what writes cost.
+
+mod stage;
+mod story;
+mod writes;
