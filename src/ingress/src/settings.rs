@@ -88,6 +88,12 @@ pub enum AccessLog {
 }
 
 impl Settings {
+    /// How long after shutdown has begun the last request may run; what runs then is cut.
+    #[must_use]
+    pub const fn cut_after(&self) -> Duration {
+        self.lame_duck.saturating_add(self.drain)
+    }
+
     /// The documented defaults.
     #[must_use]
     pub const fn standard() -> Self {

@@ -19,8 +19,8 @@ use tokio::time::{Instant, interval, timeout_at};
 use tokio::try_join;
 use tokio_util::sync::CancellationToken;
 
-/// How long after the drain limit the process may take to end.
-const SHUTDOWN_MARGIN: Duration = Duration::from_secs(5);
+/// How long the process may take to end after the last request was cut.
+const SHUTDOWN_MARGIN: Duration = Duration::from_secs(4);
 /// What others get in any case to give back what they do not use: a word and its answer.
 const SETTLE_UP_MIN: Duration = Duration::from_secs(2);
 /// Pause between looks at whether everything has ended.
@@ -91,7 +91,7 @@ impl GatewayArgs {
     pub(crate) async fn run(self) -> anyhow::Result<()> {
         let listeners = self.listeners()?;
         let settings = self.settings();
-        let drain = settings.drain;
+        let cut_after = settings.cut_after();
         let client = connect().await?;
         let (metrics, readiness) = (Metrics::new("portolan"), Readiness::new());
         let mut tasks = Tasks::new();
@@ -137,7 +137,7 @@ impl GatewayArgs {
                 async { try_join!(watch, peers.run(gateways, drained)).map(drop) }
             });
         }
-        tasks.spawn("leave", settle_up(ingress.clone(), ctx.shutdown(), drain));
+        tasks.spawn("leave", settle_up(ingress.clone(), ctx.shutdown(), cut_after));
         let state = State::default();
         let (feed, watches) = Feed::start(&ctx, &ingress, &state, self.feed(&identity));
         for (name, watch) in watches {
@@ -153,7 +153,7 @@ impl GatewayArgs {
         });
         let shutdown = tasks.shutdown();
         tasks.spawn("ingress", async move { ingress.serve(listeners, shutdown).await });
-        tasks.run(Signals::listen()?.received(), drain + SHUTDOWN_MARGIN).await?;
+        tasks.run(Signals::listen()?.received(), cut_after + SHUTDOWN_MARGIN).await?;
         Ok(())
     }
 
@@ -283,4 +283,27 @@ async fn become_ready(
     tracing::info!("Serving");
     stop.cancelled().await;
     gate.close();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const DEPLOYMENT: &str =
+        include_str!("../../../charts/portolan/templates/gateway/deployment.yaml");
+
+    /// The first number after a word of the chart, in seconds.
+    fn seconds(word: &str) -> Duration {
+        let (_, after) = DEPLOYMENT.split_once(word).expect("the chart says how long");
+        let digits = after.trim_start().split(|char: char| !char.is_ascii_digit()).next();
+        Duration::from_secs(digits.and_then(|digits| digits.parse().ok()).expect("a number"))
+    }
+
+    #[test]
+    fn kubelets_wait_until_a_gateway_has_settled_up() {
+        let cut_after = Settings::standard().cut_after();
+        assert!(SETTLE_UP_MIN < SHUTDOWN_MARGIN);
+        let ended = seconds("sleep: { seconds:") + cut_after + SHUTDOWN_MARGIN;
+        assert!(ended < seconds("terminationGracePeriodSeconds:"), "{ended:?}");
+    }
 }
