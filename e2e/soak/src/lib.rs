@@ -5,7 +5,7 @@
 //! pace over HTTP/1.1 and HTTP/2 ([`load`]), and others hold WebSockets and event streams open
 //! ([`streams`]). It knows nothing of how Portolan does it: what counts is what they see.
 //!
-//! Entry points: [`Scene::set`], [`Scenario::play`]. The long form is `make soak`; the short form
+//! Entry points: [`Scene::set`], [`play`]. The long form is `make soak`; the short form
 //! is a test.
 
 mod extent;
@@ -18,5 +18,5 @@ pub mod streams;
 
 pub use extent::Extent;
 pub use report::{Outcome, Report, table};
-pub use scenarios::Scenario;
+pub use scenarios::{Scenario, play};
 pub use scene::Scene;

@@ -2,8 +2,8 @@
 
 use std::process::ExitCode;
 
-use clap::{Parser, ValueEnum};
-use portolan_soak::{Extent, Report, Scenario, Scene, table};
+use clap::Parser;
+use portolan_soak::{Extent, Report, Scenario, Scene, play, table};
 
 /// Does to a cluster what operators and failures do, while visitors ask, and prints what they
 /// noticed. It starts a cluster of its own and takes it down.
@@ -26,29 +26,15 @@ async fn main() -> anyhow::Result<ExitCode> {
     let Arguments { scenario, short, keep } = Arguments::parse();
     let extent = if short { Extent::SHORT } else { Extent::LONG };
     let scenarios = match scenario.is_empty() {
-        true => Scenario::value_variants().to_vec(),
+        true => Scenario::all().to_vec(),
         false => scenario,
     };
     let mut scene = Scene::set("soak").await?;
-    let mut reports = Vec::new();
-    for scenario in scenarios {
-        eprintln!("==> {}", name(scenario));
-        let report = match scenario.play(&mut scene, &extent).await {
-            Ok(report) => report,
-            Err(error) => Report::broken(name(scenario), &error),
-        };
-        eprintln!("    {}", if report.is_good() { "good" } else { "BAD" });
-        reports.push(report);
-    }
+    let reports = play(&mut scene, &scenarios, &extent).await;
     if !keep {
         scene.strike()?;
     }
     print!("{}", table(&reports));
     let is_good = reports.iter().all(Report::is_good);
     Ok(if is_good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
-}
-
-fn name(scenario: Scenario) -> String {
-    let value = scenario.to_possible_value();
-    value.map(|value| value.get_name().to_owned()).unwrap_or_default()
 }

@@ -42,11 +42,13 @@ pub enum Scenario {
 }
 
 impl Scenario {
-    /// Does it, and tells what was noticed.
-    ///
-    /// # Errors
-    /// When it cannot be done; what visitors noticed is no error but in the report.
-    pub async fn play(self, scene: &mut Scene, extent: &Extent) -> anyhow::Result<Report> {
+    /// Everything there is.
+    #[must_use]
+    pub fn all() -> &'static [Self] {
+        Self::value_variants()
+    }
+
+    async fn play(self, scene: &mut Scene, extent: &Extent) -> anyhow::Result<Report> {
         match self {
             Self::Rollouts => rollouts::rollouts(scene, extent).await,
             Self::NeverReady => rollouts::never_ready(scene, extent).await,
@@ -62,4 +64,21 @@ impl Scenario {
             Self::Soft => limits::soft(scene, extent).await,
         }
     }
+}
+
+/// Does one after the other, with progress on the standard error, and tells what was noticed.
+pub async fn play(scene: &mut Scene, scenarios: &[Scenario], extent: &Extent) -> Vec<Report> {
+    let mut reports = Vec::new();
+    for scenario in scenarios {
+        let value = scenario.to_possible_value();
+        let name = value.map(|value| value.get_name().to_owned()).unwrap_or_default();
+        eprintln!("==> {name}");
+        let report = match scenario.play(scene, extent).await {
+            Ok(report) => report,
+            Err(error) => Report::broken(name, &error),
+        };
+        eprintln!("    {}", if report.is_good() { "good" } else { "BAD" });
+        reports.push(report);
+    }
+    reports
 }
