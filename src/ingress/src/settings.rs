@@ -60,6 +60,10 @@ pub struct Settings {
     pub h2_connection_window: u32,
     /// Streams a peer may reset before we looked at them; more end the connection (rapid reset).
     pub h2_pending_resets_max: usize,
+    /// Requests that a client may give up before their answers begin, beyond those that it lets be
+    /// answered; more end the connection. A browser that leaves a page resets all that it waits
+    /// for at once, so this is twice the streams.
+    pub h2_given_up_max: u32,
     /// Pause between pings on an HTTP/2 connection, and the wait for the answer to one: what it
     /// takes to notice a peer that is gone without a word.
     pub h2_ping_interval: Duration,
@@ -123,6 +127,7 @@ impl Settings {
             h2_stream_window: 256 * 1024,
             h2_connection_window: 1024 * 1024,
             h2_pending_resets_max: 20,
+            h2_given_up_max: 256,
             h2_ping_interval: Duration::from_secs(20),
             lame_duck: Duration::from_secs(5),
             drain: Duration::from_secs(30),

@@ -39,6 +39,10 @@ impl<T: AsyncRead + Unpin> AsyncRead for Transport<T> {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        if self.client.pulse.is_fickle(self.client.shared.core.settings.h2_given_up_max) {
+            let text = "the client gives up more requests than it lets be answered";
+            return Poll::Ready(Err(io::Error::new(io::ErrorKind::ConnectionAborted, text)));
+        }
         let filled = buf.filled().len();
         let result = Pin::new(&mut self.io).poll_read(cx, buf);
         let read = &buf.filled()[filled..];

@@ -78,6 +78,8 @@ pub(crate) struct Pulse {
     /// Milliseconds after `born`, plus one; zero: the client takes what is sent to it.
     blocked_since: AtomicU64,
     is_h2: AtomicBool,
+    /// Requests whose client did not wait for the response to begin, less those whose did.
+    given_up: AtomicU32,
 }
 
 /// What the time limits of a connection say.
@@ -102,6 +104,7 @@ impl Pulse {
             head_since: AtomicU64::new(0),
             blocked_since: AtomicU64::new(0),
             is_h2: AtomicBool::new(false),
+            given_up: AtomicU32::new(0),
         }
     }
 
@@ -137,10 +140,24 @@ impl Pulse {
         self.head_since.store(0, Ordering::Relaxed);
     }
 
-    pub(super) fn request_ended(&self, now: Instant) {
+    pub(super) fn request_ended(&self, now: Instant, was_answered: bool) {
+        if !was_answered {
+            self.given_up.fetch_add(1, Ordering::Relaxed);
+        } else if self.given_up.load(Ordering::Relaxed) > 0 {
+            // Beside another that ends just now it may fall below zero by one and wrap, which
+            // `is_fickle` must not take for many.
+            self.given_up.fetch_sub(1, Ordering::Relaxed);
+        }
         let now = millis(now - self.born);
         self.idle_since.store(now, Ordering::Relaxed);
         self.requests.fetch_sub(1, Ordering::Release);
+    }
+
+    /// Whether the client gives up more than it lets be answered, by more than `max` requests:
+    /// each may have reached a sandbox, and costs the client next to nothing.
+    pub(crate) fn is_fickle(&self, max: u32) -> bool {
+        let given_up = self.given_up.load(Ordering::Relaxed);
+        given_up > max && given_up < u32::MAX / 2
     }
 
     pub(crate) fn is_h2(&self) -> bool {
@@ -212,7 +229,7 @@ mod tests {
         pulse.request_began();
         advance(Duration::from_secs(600)).await;
         assert_eq!(check(), Vitality::Alive(HEADER), "requests have their own limits");
-        pulse.request_ended(Instant::now());
+        pulse.request_ended(Instant::now(), true);
         advance(Duration::from_secs(74)).await;
         assert_eq!(check(), Vitality::Alive(Duration::from_secs(1)));
         advance(Duration::from_secs(1)).await;
@@ -231,5 +248,23 @@ mod tests {
         assert_eq!(check(), Vitality::Stuck);
         pulse.written();
         assert_eq!(check(), Vitality::Alive(HEADER));
+    }
+
+    #[tokio::test]
+    async fn giving_up_more_than_is_answered_is_noticed() {
+        let pulse = Pulse::new();
+        let end = |was_answered| {
+            pulse.request_began();
+            pulse.request_ended(Instant::now(), was_answered);
+        };
+        end(true);
+        for _ in 0..3 {
+            end(false);
+        }
+        assert!(!pulse.is_fickle(3));
+        end(false);
+        assert!(pulse.is_fickle(3));
+        end(true);
+        assert!(!pulse.is_fickle(3), "who waits for answers again is forgiven");
     }
 }

@@ -76,7 +76,7 @@ impl Exchange {
 impl Drop for Exchange {
     fn drop(&mut self) {
         let now = Instant::now();
-        self.client.pulse.request_ended(now);
+        self.client.pulse.request_ended(now, self.status.is_some());
         let metrics = &self.client.shared.core.metrics;
         metrics.in_flight.dec();
         match self.status {

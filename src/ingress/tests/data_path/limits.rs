@@ -162,6 +162,24 @@ async fn rapid_resets_end_the_connection() {
 }
 
 #[tokio::test]
+async fn giving_up_again_and_again_ends_the_connection() {
+    let gateway = Gateway::start_with(|settings| settings.h2_given_up_max = 5);
+    let app = gateway.app("shop", 1);
+    let mut sender = h2(gateway.http).await;
+    for _ in 0..6 {
+        assert!(!sender.is_closed());
+        let asked = tokio::spawn(sender.send_request(get("http://shop.example/")));
+        app.reaches(1, 0).await;
+        asked.abort();
+        app.reaches(0, 0).await;
+    }
+    // Only what comes next is not read.
+    let next = sender.send_request(get("http://shop.example/"));
+    assert!(soon("the gateway ends it", next).await.is_err());
+    assert!(sender.is_closed());
+}
+
+#[tokio::test]
 async fn a_client_that_reads_nothing_is_cut() {
     let program = Program::start().await;
     let gateway = Gateway::start_with(|settings| {
