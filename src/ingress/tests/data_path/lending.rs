@@ -183,3 +183,28 @@ async fn a_gateway_that_leaves_is_square_and_one_that_is_lost_is_not_believed() 
     assert!(pair_again.apps[1].demand().sandboxes[0].retired, "what ran there may run still");
     pair.cut().await;
 }
+
+#[tokio::test]
+async fn a_gateway_that_drains_lends_what_it_does_not_use() {
+    let program = Program::start().await;
+    let mut pair = Pair::new(&program, Concurrency::Soft, [2, 0]);
+    let stream = send(pair.gateways[0].http, get("/ticks")).await;
+    program.tick("one");
+    pair.gateways[0].shut_down();
+    answered(pair.requests(1, 3, "/echo")).await;
+    // To one that it meets only now, too.
+    pair.cut().await;
+    pair.connect();
+    answered(pair.requests(1, 3, "/echo")).await;
+    assert!(!pair.gateways[0].ingress.is_idle(), "the stream goes on");
+
+    program.end_ticks();
+    assert_eq!(Reply::read(stream).await.status, 200);
+    pair.gateways[0].ingress.call_home();
+    until("nothing is owed", || {
+        let is_square = pair.gateways[0].ingress.is_square();
+        if is_square { Ok(()) } else { Err(is_square) }
+    })
+    .await;
+    assert!(program.peak() <= 2);
+}
