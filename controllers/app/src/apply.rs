@@ -30,7 +30,7 @@ impl AppReconciler {
             self.create_version(pass, version).await?;
         }
         self.apply_policy(pass, policy, seen.policy.as_ref()).await?;
-        let Addresses { create, replace, delete, is_followed: _ } = addresses;
+        let Addresses { create, replace, delete, is_followed: _, is_needed: _ } = addresses;
         let is_whole = self.write_services(pass, create, replace).await?;
         for (name, uid) in prune {
             self.delete_version(pass, name, uid).await?;

@@ -31,6 +31,8 @@ pub(crate) struct Addresses {
     pub(crate) delete: Vec<Target>,
     /// Whether all that should be is there, and the service controller has acted on it.
     pub(crate) is_followed: bool,
+    /// Whether there should be any.
+    pub(crate) is_needed: bool,
 }
 
 /// The version that the addresses follow.
@@ -46,8 +48,9 @@ pub(crate) enum Followed<'a> {
 /// what is needed, so all stays as it is.
 pub(crate) fn addresses(app: &App, followed: Option<Followed<'_>>, seen: &Seen) -> Addresses {
     let Some(followed) = followed else { return Addresses::default() };
-    let mut plan = Addresses { is_followed: true, ..Addresses::default() };
     let desired = desired(app, followed);
+    let is_needed = !desired.is_empty();
+    let mut plan = Addresses { is_followed: true, is_needed, ..Addresses::default() };
     for (name, service) in &desired {
         match seen.services.get(name) {
             None => plan.create.push(service.clone()),

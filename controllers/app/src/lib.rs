@@ -12,14 +12,15 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
+use jiff::SignedDuration;
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use portolan_api::{
     App, AppService, AppVersion, Gateway, GatewayReport, Route, SandboxPool, labels,
 };
 use portolan_reconcile::{
-    Cache, Change, Context, Controller, Events, Next, ObjectKey, Pass, Reconciler, RunError,
-    StatusWrite, Target, Watch, Writer,
+    Cache, Change, Context, Controller, Events, Next, ObjectKey, Pass, Progress, Reconciler,
+    RunError, StatusWrite, Target, Watch, Writer,
 };
 
 mod apply;
@@ -36,6 +37,9 @@ pub use error::Error;
 pub use plan::Settings;
 
 use observe::{BY_APP, BY_SETTLING, EpochFacts, RouteFacts, UNSETTLED};
+
+/// How long word of a rollout may wait that changes nothing yet.
+const PROGRESS_LIMIT: SignedDuration = SignedDuration::from_secs(3);
 
 /// Runs the app controller until the context shuts down.
 ///
@@ -106,6 +110,7 @@ pub fn run(
         services,
         reports,
         gateways,
+        progress: Progress::new(PROGRESS_LIMIT),
         settings,
     })
 }
@@ -121,6 +126,7 @@ struct AppReconciler {
     services: Cache<AppService>,
     reports: Cache<GatewayReport, EpochFacts>,
     gateways: Cache<Lease, Gateway>,
+    progress: Progress,
     settings: Settings,
 }
 
@@ -130,41 +136,46 @@ impl Reconciler for AppReconciler {
     async fn reconcile(&self, pass: &Pass) -> Result<Next, Error> {
         let seen = self.observe(pass.key(), pass.now());
         let Some(plan) = plan::plan(&seen, &self.settings, pass.now()) else {
+            self.progress.done(pass.key());
             return Ok(Next::Settled);
         };
         let outcome = self.apply(pass, &seen, &plan).await;
-        let is_activated = self.report(pass, &seen, &plan).await?;
+        let reported = self.report(pass, &seen, &plan).await?;
         outcome?;
-        if is_activated {
-            // What follows from the switch is decided when it is written.
-            return Ok(Next::After(Duration::ZERO));
-        }
-        Ok(plan.look_again.map_or(Next::Settled, Next::At))
+        Ok(plan.look_again.map_or(Next::Settled, Next::At).earliest(reported, pass.now()))
     }
 }
 
 impl AppReconciler {
-    /// Writes the status where it differs; the activation is part of it. Says whether that was a
-    /// new one.
+    /// Writes the status where it differs, unless that may wait; the activation is part of it.
+    /// Says when that asks for another look.
     async fn report(
         &self,
         pass: &Pass,
         seen: &observe::Seen,
         plan: &plan::Plan,
-    ) -> Result<bool, Error> {
-        let Some(app) = &seen.app else { return Ok(false) };
+    ) -> Result<Next, Error> {
+        let Some(app) = &seen.app else { return Ok(Next::Settled) };
         let (desired, transitions) = status::status(app, seen, plan, pass.now());
+        if status::is_progress(app.status.as_ref(), &desired)
+            && let Some(due) = self.progress.wait(pass.key(), pass.now())
+        {
+            return Ok(Next::At(due));
+        }
         let target = Target::at(app.as_ref());
         let write = self
             .writer
             .apply_status::<App, _>(&target, &desired, app.status.as_ref())
             .await
             .map_err(Error::WriteStatus)?;
-        let StatusWrite::Written(live) = write else { return Ok(false) };
+        self.progress.done(pass.key());
+        let StatusWrite::Written(live) = write else { return Ok(Next::Settled) };
         self.apps.observe(*live, pass);
         self.events.publish_transitions(app.as_ref(), "Reconcile", &transitions);
         let before = app.status.as_ref().and_then(|status| status.activation.as_ref());
-        Ok(desired.activation.as_ref() != before)
+        // What follows from the switch is decided when it is written.
+        let is_activated = desired.activation.as_ref() != before;
+        Ok(if is_activated { Next::After(Duration::ZERO) } else { Next::Settled })
     }
 }
 

@@ -15,6 +15,9 @@ use crate::l4::{self, Addresses, Followed};
 use crate::observe::{GatewaySeen, Seen};
 use crate::policy::network_policy;
 
+/// The epoch of an App's first activation: before it nothing serves.
+const FIRST_EPOCH: i64 = 1;
+
 /// Knobs of the decision.
 #[derive(Clone, Debug)]
 pub struct Settings {
@@ -66,10 +69,12 @@ pub(crate) fn plan(seen: &Seen, settings: &Settings, now: Timestamp) -> Option<P
     let live: Vec<_> = seen.gateways.iter().filter(|gateway| gateway.lapses > now).collect();
     let followed = followed(app, &wanted, create.as_ref(), seen);
     let addresses = l4::addresses(app, followed, seen);
-    let is_followed = addresses.is_followed && is_followed(activation.as_ref(), &live);
-    let settled_epoch = settled_epoch(app, activation.as_ref(), is_followed);
+    let settled_epoch = settled_epoch(app, activation.as_ref(), &live, &addresses);
     let is_settled = activation.as_ref().map(|activation| activation.epoch) == settled_epoch;
-    let is_complete = is_settled && is_active(activation.as_ref(), &wanted);
+    // What goes, goes when the switch is written.
+    let is_complete = is_settled
+        && is_written(app, activation.as_ref())
+        && is_active(activation.as_ref(), &wanted);
     let deadline = deadline(app, wanted_since);
     let look_again = if !is_active(activation.as_ref(), &wanted) && deadline > now {
         Some(deadline)
@@ -172,7 +177,7 @@ fn activation(app: &App, wanted: &Wanted, seen: &Seen) -> Option<Activation> {
     if !is_verified {
         return standing;
     }
-    let epoch = standing.map_or(0, |standing| standing.epoch) + 1;
+    let epoch = standing.map_or(FIRST_EPOCH, |standing| standing.epoch + 1);
     Some(Activation { version: name.clone(), epoch })
 }
 
@@ -212,11 +217,27 @@ fn is_followed(activation: Option<&Activation>, live: &[&GatewaySeen]) -> bool {
 
 /// An epoch has settled when every live gateway and every address follows it. It stays settled: a
 /// gateway that starts afterwards begins with what the API server says.
-fn settled_epoch(app: &App, activation: Option<&Activation>, is_followed: bool) -> Option<i64> {
+///
+/// The first epoch needs no gateway's word: there is nothing that one could still send elsewhere,
+/// and no sandbox waits to be let go. Until a gateway follows, it answers 503 as it did before.
+fn settled_epoch(
+    app: &App,
+    activation: Option<&Activation>,
+    live: &[&GatewaySeen],
+    addresses: &Addresses,
+) -> Option<i64> {
     let standing = app.status.as_ref().and_then(|status| status.settled_epoch);
     let epoch = activation?.epoch;
-    let is_written = app.status.as_ref().and_then(|s| s.activation.as_ref()) == activation;
+    let is_first = epoch == FIRST_EPOCH;
+    // Addresses follow what is written; where there are none, nothing has to be read back.
+    let is_written = is_written(app, activation) || (is_first && !addresses.is_needed);
+    let is_followed = addresses.is_followed && (is_first || is_followed(activation, live));
     if standing == Some(epoch) || (is_written && is_followed) { Some(epoch) } else { standing }
+}
+
+/// Whether the API server has this switch.
+fn is_written(app: &App, activation: Option<&Activation>) -> bool {
+    app.status.as_ref().and_then(|status| status.activation.as_ref()) == activation
 }
 
 /// The versions whose sandboxes may run, for which the network has to be open.

@@ -60,6 +60,26 @@ pub(crate) fn status(
     (status, transitions)
 }
 
+/// Whether this only adds to the word that a rollout is on its way, which may wait: the first word
+/// on a generation, a switch, and what goes wrong may not.
+pub(crate) fn is_progress(observed: Option<&AppStatus>, desired: &AppStatus) -> bool {
+    let Some(said) = observed.filter(|said| *said != desired) else { return false };
+    let find = |status: &'_ AppStatus, type_: &str| {
+        status.conditions.iter().find(|condition| condition.type_ == type_).cloned()
+    };
+    let rolls_out = |status: &AppStatus| {
+        find(status, READY).is_some_and(|ready| ready.reason == reason::ROLLING_OUT)
+    };
+    let mut bad = desired.conditions.iter().filter(|condition| condition.status == "False");
+    rolls_out(said)
+        && rolls_out(desired)
+        && said.observed_generation == desired.observed_generation
+        && said.latest_version == desired.latest_version
+        && said.activation == desired.activation
+        && said.settled_epoch == desired.settled_epoch
+        && bad.all(|bad| find(said, &bad.type_).is_some_and(|said| said.status == "False"))
+}
+
 /// Speaks of what the spec asks for: while another version still serves, it is not True.
 fn ready(app: &App, seen: &Seen, plan: &Plan, services: &Word, now: Timestamp) -> Word {
     if let Some(word) = cannot_start(&plan.wanted) {

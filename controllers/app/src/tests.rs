@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 
 use crate::observe::{GatewaySeen, RouteFacts, Seen};
 use crate::plan::{Plan, Settings, Wanted, plan};
-use crate::status::status;
+use crate::status::{is_progress, status};
 
 /// An App named `shop`, and the world around it: what the other controllers would do.
 struct World {
@@ -234,19 +234,27 @@ fn what_does_not_change_what_runs_makes_no_version() {
     assert_eq!(world.plan().create, None);
 }
 
-#[test]
-fn an_app_is_ready_when_every_live_gateway_follows() {
-    let mut world = World::new(v1());
-    world.gateway("a", None);
-    world.gateway("b", None);
+/// An App whose second version was activated, while these gateways still follow the first.
+fn switching(gateways: &[&str]) -> World {
+    let mut world = serving();
+    for gateway in gateways {
+        world.gateway(gateway, Some(1));
+    }
+    world.apply(v2());
     world.pass();
     world.ready();
     world.settle();
-    assert_eq!(world.active().map(|(_, epoch)| epoch), Some(1));
+    assert_eq!(world.active().map(|(_, epoch)| epoch), Some(2));
+    world
+}
+
+#[test]
+fn an_app_is_ready_when_every_live_gateway_follows() {
+    let mut world = switching(&["a", "b"]);
     world.check("Ready", "Unknown Switching");
-    world.gateway("a", Some(1));
+    world.gateway("a", Some(2));
     world.check("Ready", "Unknown Switching");
-    world.gateway("b", Some(1));
+    world.gateway("b", Some(2));
     world.settle();
     world.check("Ready", "True Available");
     world.gateway("c", None);
@@ -254,12 +262,51 @@ fn an_app_is_ready_when_every_live_gateway_follows() {
 }
 
 #[test]
-fn a_gateway_whose_lease_has_lapsed_is_not_waited_for() {
+fn a_first_version_is_ready_with_the_write_that_activates_it() {
     let mut world = World::new(v1());
-    world.gateway("dead", None);
+    world.gateway("a", None);
     world.pass();
     world.ready();
-    world.settle();
+    world.pass();
+    assert_eq!(world.active().map(|(_, epoch)| epoch), Some(1));
+    assert_eq!(world.app().status.as_ref().and_then(|status| status.settled_epoch), Some(1));
+    world.check("Ready", "True Available");
+    let before = world.seen.app.clone();
+    world.pass();
+    assert_eq!(world.seen.app, before, "it is all in one write");
+}
+
+#[test]
+fn only_more_of_the_same_rollout_may_wait() {
+    let mut world = World::new(v1());
+    assert!(!is_progress(None, &world.status()), "tools take no status for one that is done");
+    world.pass();
+    let before = world.status();
+    assert!(!is_progress(Some(&before), &before), "there is nothing to say");
+    let changed = |change: &dyn Fn(&mut AppStatus)| {
+        let mut after = before.clone();
+        change(&mut after);
+        is_progress(Some(&before), &after)
+    };
+    let routes = |status: &'static str, reason: &'static str| {
+        move |after: &mut AppStatus| {
+            let routes = ready_condition(status, reason);
+            after.conditions.retain(|condition| condition.type_ != "RoutesReady");
+            after.conditions.push(Condition { type_: "RoutesReady".into(), ..routes });
+        }
+    };
+    assert!(changed(&|after| after.url = Some("http://shop.example.com".into())));
+    assert!(changed(&routes("Unknown", "RouteNotReady")));
+    assert!(!changed(&routes("False", "RouteNotReady")));
+    assert!(!changed(&|after| after.observed_generation = Some(2)));
+    assert!(!changed(&|after| after.latest_version = Some("shop-other".into())));
+    world.ready();
+    assert!(!is_progress(Some(&before), &world.status()), "the switch");
+}
+
+#[test]
+fn a_gateway_whose_lease_has_lapsed_is_not_waited_for() {
+    let mut world = switching(&["dead"]);
     let lapses = world.seen.gateways[0].lapses;
     assert_eq!(world.plan().look_again, Some(lapses));
     world.now = lapses;

@@ -49,6 +49,7 @@ impl World {
             gateways: self.gateways.clone(),
             all_seen: at(0),
             history: self.history.clone(),
+            incarnation: 0,
         }
     }
 

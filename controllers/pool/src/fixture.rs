@@ -124,7 +124,7 @@ pub(crate) fn situation(
 ) -> Situation {
     let sandboxes = sandboxes.into_iter().map(Arc::new).collect();
     let pool = Arc::new(pool);
-    Situation { pool, sandboxes, gateways, all_seen: at(0), history: None }
+    Situation { pool, sandboxes, gateways, all_seen: at(0), history: None, incarnation: 0 }
 }
 
 /// The view of a Pod with this status.

@@ -35,11 +35,12 @@ mod fixture;
 
 use std::future::Future;
 
+use jiff::SignedDuration;
 use k8s_openapi::api::{coordination::v1::Lease, core::v1::Pod};
 use portolan_api::{Gateway, GatewayReport, SandboxPool, labels};
 use portolan_reconcile::{
-    Context, Controller, Events, Next, Observed, Pass, Reconciler, RunError, StatusWrite, Target,
-    Watch, Writer,
+    Context, Controller, Events, Next, Observed, Pass, Progress, Reconciler, RunError, StatusWrite,
+    Target, Watch, Writer,
 };
 
 use self::{
@@ -50,6 +51,9 @@ use self::{
     sandbox::Sandbox,
 };
 pub use self::{error::Error, settings::Settings};
+
+/// How long sandboxes may be starting before the status says so: most are ready sooner.
+const PROGRESS_LIMIT: SignedDuration = SignedDuration::from_secs(3);
 
 /// Runs the pool controller until `ctx.shutdown` is cancelled. Must be joined by the caller.
 pub fn run(
@@ -63,6 +67,7 @@ pub fn run(
         events: controller.events(),
         caches,
         memory: Memory::default(),
+        progress: Progress::new(PROGRESS_LIMIT),
         settings,
     };
     controller.run(reconciler)
@@ -107,6 +112,7 @@ struct PoolReconciler {
     events: Events,
     caches: Caches,
     memory: Memory,
+    progress: Progress,
     settings: Settings,
 }
 
@@ -118,6 +124,7 @@ impl Reconciler for PoolReconciler {
             Observed::Present(situation) => situation,
             Observed::Absent => {
                 self.memory.forget(pass.key());
+                self.progress.done(pass.key());
                 return Ok(Next::Settled);
             }
             Observed::Unknown(why) => return Err(Error::Unknown(why)),
@@ -125,7 +132,8 @@ impl Reconciler for PoolReconciler {
         pass.identify(situation.pool.as_ref());
         let plan = plan::plan(&situation, &self.settings, pass.now());
         let outcome = self.applier(pass).apply(&situation, &plan).await;
-        self.memory.keep(&situation.pool, plan.decision.history.clone());
+        let used = situation.incarnation.max(outcome.incarnation);
+        self.memory.keep(&situation.pool, plan.decision.history.clone(), used);
         let next = self.report(pass, &situation, &plan, &outcome).await;
         match outcome.error {
             Some(error) => Err(error),
@@ -139,7 +147,7 @@ impl PoolReconciler {
         Applier { writer: &self.writer, caches: &self.caches, settings: &self.settings, pass }
     }
 
-    /// Writes the status and its Events, and says when to look again.
+    /// Writes the status and its Events, unless they may wait; says when to look again.
     async fn report(
         &self,
         pass: &Pass,
@@ -149,16 +157,24 @@ impl PoolReconciler {
     ) -> Result<Next, Error> {
         let pool = situation.pool.as_ref();
         let report = status::status(situation, plan, outcome, pass.now());
+        let next = [plan.next, report.next].into_iter().flatten().min();
         let observed = pool.status.as_ref();
+        if report.may_wait
+            && let Some(due) = self.progress.wait(pass.key(), pass.now())
+        {
+            return Ok(Next::At(next.map_or(due, |next| next.min(due))));
+        }
         let written = self.writer.apply_status(&Target::of(pool), &report.status, observed).await;
-        match written.map_err(Error::Status)? {
+        let written = written.map_err(Error::Status)?;
+        self.progress.done(pass.key());
+        match written {
             StatusWrite::Written(live) => {
+                self.memory.keep(pool, plan.decision.history.clone(), 0);
                 self.caches.pools.observe(*live, pass);
                 self.events.publish_transitions(pool, "Reconcile", &report.transitions);
             }
             StatusWrite::Unchanged | StatusWrite::Gone | StatusWrite::Conflict => {}
         }
-        let next = [plan.next, report.next].into_iter().flatten().min();
         Ok(next.map_or(Next::Settled, Next::At))
     }
 }

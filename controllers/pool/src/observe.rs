@@ -37,6 +37,8 @@ pub(crate) struct Situation {
     pub(crate) all_seen: Timestamp,
     /// What was needed before; `None` after a restart, and of a pool that slept.
     pub(crate) history: Option<History>,
+    /// The greatest incarnation that is used up and that the status does not say yet; else zero.
+    pub(crate) incarnation: i64,
 }
 
 /// A pool as text. Most pools sleep, and a Pod template that says little is some hundred bytes as
@@ -90,12 +92,17 @@ impl Caches {
             }
             pool => pool,
         };
-        pool.map(|pool| Situation {
-            sandboxes: self.sandboxes.by_index(BY_POOL, &key.to_string()),
-            gateways: self.leases.list().iter().map(gateway).collect(),
-            all_seen: unbroken.unwrap_or(now).saturating_add(GRACE).unwrap_or(now),
-            history: memory.recall(key, pool.metadata.uid.as_deref()),
-            pool: Arc::new(pool),
+        pool.map(|pool| {
+            let Remembered { history, incarnation, .. } =
+                memory.recall(key, pool.metadata.uid.as_deref()).unwrap_or_default();
+            Situation {
+                sandboxes: self.sandboxes.by_index(BY_POOL, &key.to_string()),
+                gateways: self.leases.list().iter().map(gateway).collect(),
+                all_seen: unbroken.unwrap_or(now).saturating_add(GRACE).unwrap_or(now),
+                history,
+                incarnation,
+                pool: Arc::new(pool),
+            }
         })
     }
 
@@ -131,31 +138,37 @@ impl Caches {
 /// sandboxes kept a little longer; see [`crate::scale`].
 #[derive(Debug, Default)]
 pub(crate) struct Memory {
-    histories: Mutex<HashMap<ObjectKey, (Option<String>, History)>>,
+    pools: Mutex<HashMap<ObjectKey, Remembered>>,
+}
+
+/// What is remembered of one pool.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct Remembered {
+    uid: Option<String>,
+    /// See [`Situation::history`].
+    pub(crate) history: Option<History>,
+    /// See [`Situation::incarnation`].
+    pub(crate) incarnation: i64,
 }
 
 impl Memory {
-    fn recall(&self, key: &ObjectKey, uid: Option<&str>) -> Option<History> {
-        let histories = self.histories.lock();
-        let (owner, history) = histories.get(key)?;
-        (owner.as_deref() == uid).then(|| history.clone())
+    fn recall(&self, key: &ObjectKey, uid: Option<&str>) -> Option<Remembered> {
+        self.pools.lock().get(key).filter(|pool| pool.uid.as_deref() == uid).cloned()
     }
 
     /// Replaces what is remembered of the pool.
-    pub(crate) fn keep(&self, pool: &SandboxPool, history: Option<History>) {
+    pub(crate) fn keep(&self, pool: &SandboxPool, history: Option<History>, incarnation: i64) {
         let key = ObjectKey::of(pool);
-        match history {
-            Some(history) => {
-                let remembered = (pool.metadata.uid.clone(), history);
-                self.histories.lock().insert(key, remembered);
-            }
-            None => self.forget(&key),
+        if history.is_none() && incarnation == 0 {
+            return self.forget(&key);
         }
+        let uid = pool.metadata.uid.clone();
+        self.pools.lock().insert(key, Remembered { uid, history, incarnation });
     }
 
     /// Forgets a pool that is gone.
     pub(crate) fn forget(&self, key: &ObjectKey) {
-        self.histories.lock().remove(key);
+        self.pools.lock().remove(key);
     }
 }
 

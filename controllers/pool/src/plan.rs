@@ -267,6 +267,7 @@ impl<'a> Planner<'a> {
         let seen = self.situation.sandboxes.iter();
         let seen = seen.filter_map(|sandbox| Some(serial(pool, sandbox)?.1)).max();
         let used = pool.status.as_ref().map_or(0, |status| status.incarnation);
+        let used = used.max(self.situation.incarnation);
         let first = used.max(seen.unwrap_or(0)).saturating_add(1);
         let new = free.zip(first..).take(count);
         self.plan.create = new

@@ -37,6 +37,8 @@ const RETRY_MAX: SignedDuration = SignedDuration::from_secs(60);
 pub(crate) struct Report {
     pub(crate) status: SandboxPoolStatus,
     pub(crate) transitions: Vec<Transition>,
+    /// It is not worth a write of its own yet.
+    pub(crate) may_wait: bool,
     /// When time alone changes the report.
     pub(crate) next: Option<Timestamp>,
 }
@@ -69,11 +71,27 @@ pub(crate) fn status(
         ready_replicas: view.ready,
         draining_replicas: view.draining,
         selector: Some(format!("{}={name}", labels::POOL)),
-        incarnation: observed.incarnation.max(outcome.incarnation),
+        incarnation: observed.incarnation.max(situation.incarnation).max(outcome.incarnation),
         last_activity: plan.decision.last_activity.map(Time),
         conditions,
     };
-    Report { status, transitions, next: [view.next, retry].into_iter().flatten().min() }
+    // A name that a stranger has is known from the status alone.
+    let may_wait = !outcome.name_taken && is_progress(pool.status.as_ref(), &status);
+    let next = [view.next, retry].into_iter().flatten().min();
+    Report { status, transitions, may_wait, next }
+}
+
+/// Whether this is only word of sandboxes that start, which may wait: who waits for a sandbox does
+/// not read of it here. What failed before has to be taken back at once, and nothing may count as
+/// ready that no longer is.
+fn is_progress(observed: Option<&SandboxPoolStatus>, desired: &SandboxPoolStatus) -> bool {
+    let ready = |status: &SandboxPoolStatus| status.conditions.first().map(|c| c.status.clone());
+    let said = observed.and_then(ready);
+    let was_ready = observed.map_or(0, |status| status.ready_replicas);
+    observed != Some(desired)
+        && ready(desired).as_deref() == Some("Unknown")
+        && said.as_deref() != Some("False")
+        && desired.ready_replicas >= was_ready
 }
 
 /// How long to wait before sandboxes that could not be made are tried again: after a refusal as

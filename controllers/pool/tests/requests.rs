@@ -187,9 +187,9 @@ async fn a_pool_that_sleeps_is_not_written_to() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_wake_is_a_pod_a_number_and_one_status() {
+async fn a_wake_is_a_pod_and_a_number_before_it_is_ready() {
     let writes = Cluster { queued: Some(3), ..Cluster::asleep() }.writes().await;
-    assert_eq!(writes.len(), 3, "{writes:#?}");
+    assert_eq!(writes.len(), 2, "{writes:#?}");
     let create = only(&writes, "POST", PODS);
     assert_eq!(create.query, "&fieldManager=portolan-pool");
     let metadata = &create.body["metadata"];
@@ -205,11 +205,18 @@ async fn a_wake_is_a_pod_a_number_and_one_status() {
         "spec": { "replicas": 1 },
     });
     assert_eq!(replicas.body, expected);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pool_that_has_woken_says_so_once() {
+    let mut cluster = Cluster { queued: Some(3), pods: vec![pod(0, 7)], ..Cluster::asleep() };
+    cluster.pool["spec"]["replicas"] = json!(1);
+    let writes = cluster.writes().await;
+    assert_eq!(writes.len(), 1, "{writes:#?}");
     let status = only(&writes, "PATCH", &format!("{}/status", pool_path()));
     let status = &status.body["status"];
-    assert_eq!(status["observedGeneration"], 5, "the generation of our own write");
-    assert_eq!((&status["replicas"], &status["incarnation"]), (&json!(1), &json!(7)));
-    assert_eq!(status["conditions"][0]["reason"], "Starting");
+    assert_eq!((&status["replicas"], &status["readyReplicas"]), (&json!(1), &json!(1)));
+    assert_eq!(status["conditions"][0]["reason"], "Available");
 }
 
 #[tokio::test(start_paused = true)]

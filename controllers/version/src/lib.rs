@@ -13,10 +13,11 @@
 use std::future::Future;
 use std::sync::Arc;
 
+use jiff::SignedDuration;
 use portolan_api::{App, AppVersion, SandboxPool};
 use portolan_reconcile::{
-    Cache, Context, Controller, Events, Next, ObjectKey, Pass, Reconciler, RunError, StatusWrite,
-    Target, Verdict, Watch, Writer,
+    Cache, Context, Controller, Events, Next, ObjectKey, Pass, Progress, Reconciler, RunError,
+    StatusWrite, Target, Verdict, Watch, Writer,
 };
 
 mod apply;
@@ -33,6 +34,9 @@ pub use plan::Settings;
 
 use observe::{AppFacts, BY_APP};
 use verifying::Verifying;
+
+/// How long a version may be on its way before it says so: most serve sooner.
+const PROGRESS_LIMIT: SignedDuration = SignedDuration::from_secs(3);
 
 /// Runs the version controller until the context shuts down.
 ///
@@ -68,7 +72,17 @@ pub fn run(
         },
     );
     let (writer, events) = (controller.writer(), controller.events());
-    controller.run(VersionReconciler { writer, events, apps, versions, pools, verifying, settings })
+    let progress = Progress::new(PROGRESS_LIMIT);
+    controller.run(VersionReconciler {
+        writer,
+        events,
+        apps,
+        versions,
+        pools,
+        verifying,
+        progress,
+        settings,
+    })
 }
 
 struct VersionReconciler {
@@ -78,6 +92,7 @@ struct VersionReconciler {
     versions: Cache<AppVersion>,
     pools: Cache<SandboxPool>,
     verifying: Arc<Verifying>,
+    progress: Progress,
     settings: Settings,
 }
 
@@ -89,26 +104,35 @@ impl Reconciler for VersionReconciler {
         let plan = plan::plan(&seen, &self.settings);
         let outcome = self.apply(pass, &seen, &plan).await;
         let reported = self.report(pass, &seen, &plan).await;
-        outcome.and(reported).map(|()| Next::Settled)
+        outcome.and(reported)
     }
 }
 
 impl VersionReconciler {
-    /// Writes the status of the versions where it differs.
+    /// Writes the status of the versions where it differs; says when what may wait is due.
     async fn report(
         &self,
         pass: &Pass,
         seen: &observe::Seen,
         plan: &plan::Plan,
-    ) -> Result<(), Error> {
+    ) -> Result<Next, Error> {
+        let mut next = Next::Settled;
         for (name, (desired, transitions)) in status::status(seen, plan, pass.now()) {
             let Some(version) = seen.versions.get(&name) else { continue };
+            let key = ObjectKey::of(version.as_ref());
+            if status::is_progress(version.status.as_ref(), &desired)
+                && let Some(due) = self.progress.wait(&key, pass.now())
+            {
+                next = next.earliest(Next::At(due), pass.now());
+                continue;
+            }
             let target = Target::of(version.as_ref());
             let write = self
                 .writer
                 .apply_status::<AppVersion, _>(&target, &desired, version.status.as_ref())
                 .await
                 .map_err(|source| Error::WriteStatus { name, source })?;
+            self.progress.done(&key);
             if let StatusWrite::Written(live) = write {
                 self.versions.observe(*live, pass);
                 // Its owner follows the App; of a version only what went wrong is news.
@@ -117,7 +141,7 @@ impl VersionReconciler {
                 self.events.publish_transitions(version.as_ref(), "Verify", &bad);
             }
         }
-        Ok(())
+        Ok(next)
     }
 }
 

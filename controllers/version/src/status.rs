@@ -36,6 +36,17 @@ pub(crate) fn status(
         .collect()
 }
 
+/// Whether this is word of a step on the way to serve, which may wait: what failed before has to
+/// be taken back at once.
+pub(crate) fn is_progress(observed: Option<&AppVersionStatus>, desired: &AppVersionStatus) -> bool {
+    let said = observed.and_then(|status| status.conditions.first());
+    let ready = desired.conditions.first();
+    let is_step = ready.is_some_and(|ready| {
+        [reason::VERIFYING, reason::VERIFIED].contains(&ready.reason.as_str())
+    });
+    is_step && said.is_none_or(|said| said.status != "False") && said != ready
+}
+
 /// A version that has just been made is named by the App's status a moment later; until then it
 /// has nothing to say.
 fn has_a_part(app: &AppFacts, name: &str, version: &AppVersion) -> bool {

@@ -8,13 +8,14 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use portolan_api::conditions::reason;
 use portolan_api::resolve::{pool_name, resolve};
 use portolan_api::{
-    AppSpec, AppVersion, PoolRole, SandboxPool, SandboxPoolStatus, VersionService, names,
+    AppSpec, AppVersion, AppVersionStatus, PoolRole, SandboxPool, SandboxPoolStatus,
+    VersionService, names,
 };
 use portolan_reconcile::ObjectKey;
 
 use crate::observe::{AppFacts, Seen, owners_in_doubt};
 use crate::plan::{Plan, Settings, plan};
-use crate::status::status;
+use crate::status::{is_progress, status};
 
 const SETTINGS: Settings = Settings { verifying_limit: 2 };
 
@@ -475,4 +476,29 @@ fn a_version_says_what_is_wrong_with_its_pool() {
         ..SandboxPoolStatus::default()
     });
     assert_eq!(world.reason(&v1), "False ImagePullFailed");
+}
+
+#[test]
+fn only_word_of_a_step_may_wait() {
+    let word = |status: &str, reason: &str| AppVersionStatus {
+        observed_generation: Some(1),
+        conditions: vec![
+            serde_json::from_value(serde_json::json!({
+                "type": "Ready", "status": status, "reason": reason, "message": "",
+                "lastTransitionTime": "2026-01-01T00:00:00Z",
+            }))
+            .unwrap(),
+        ],
+    };
+    let verifying = word("Unknown", reason::VERIFYING);
+    let verified = word("True", reason::VERIFIED);
+    let failed = word("False", reason::IMAGE_PULL_FAILED);
+    let waiting = word("Unknown", reason::WAITING);
+    assert!(is_progress(None, &verifying) && is_progress(Some(&verifying), &verified));
+    assert!(is_progress(Some(&word("True", reason::REPLACED)), &verifying), "a rollback");
+    assert!(!is_progress(Some(&verifying), &verifying), "there is nothing to say");
+    assert!(!is_progress(Some(&failed), &verifying), "it does not fail any more");
+    for last in [&failed, &waiting, &word("True", reason::ACTIVE)] {
+        assert!(!is_progress(None, last) && !is_progress(Some(&verifying), last), "{last:?}");
+    }
 }

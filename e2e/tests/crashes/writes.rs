@@ -2,31 +2,63 @@
 
 use std::time::Duration;
 
-use anyhow::ensure;
+use anyhow::{Context, ensure};
 use kube::Api;
 use portolan_api::Route;
 use portolan_cluster::wait;
 use portolan_reconcile::metrics::PassLabel;
-use portolan_reconcile::testing::{self, Recorder};
+use portolan_reconcile::testing::{self, Recorder, Write};
 use serde_json::json;
 
 use crate::stage::{Place, start};
 
 /// Images are there and nothing else happens.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// Writes of all controllers for an App of one service with a Route, until both are ready and
-/// nothing remains to be done.
-const WRITES_MAX: usize = 20;
+/// Writes of all controllers for an App of one service with a Route, up to the one that says that
+/// the App is ready.
+const READY_MAX: usize = 9;
+/// The same until nothing remains to be done: the pool has its role and the version its word.
+const REST_MAX: usize = 12;
+/// Times that a slow node may be met.
+const TRIES: usize = 3;
 
 #[tokio::test]
 async fn an_app_with_a_route_costs_few_writes_and_nothing_at_rest() -> anyhow::Result<()> {
-    let place = Place::make().await?;
-    let told = story(&place).await;
-    place.remove().await?;
-    told
+    for _ in 0..TRIES {
+        let place = Place::make().await?;
+        let told = story(&place).await;
+        place.remove().await?;
+        let writes = told?;
+        if writes.iter().any(is_word_of_a_start) {
+            println!("The sandbox was slow, and the controllers said so");
+            continue;
+        }
+        let list = writes.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n");
+        let ready = writes.iter().position(|write| says(write, "apps/status", "True"));
+        let ready = ready.context("nothing said that the App is ready")? + 1;
+        ensure!(ready <= READY_MAX, "{ready} writes until it is ready:\n{list}");
+        ensure!(writes.len() <= REST_MAX, "{} writes:\n{list}", writes.len());
+        return Ok(());
+    }
+    anyhow::bail!("no sandbox was ready in time")
 }
 
-async fn story(place: &Place) -> anyhow::Result<()> {
+fn is_word_of_a_start(write: &Write) -> bool {
+    says(write, "sandboxpools/status", "Unknown")
+}
+
+/// Whether this is a status of such an object with this verdict on `Ready`.
+fn says(write: &Write, resource: &str, verdict: &str) -> bool {
+    let conditions = write.body["status"]["conditions"].as_array();
+    write.resource == resource
+        && conditions
+            .into_iter()
+            .flatten()
+            .any(|condition| condition["type"] == "Ready" && condition["status"] == verdict)
+}
+
+/// What is written for an App with a Route until it rests; then nothing more may be.
+async fn story(place: &Place) -> anyhow::Result<Vec<Write>> {
     let recorder = Recorder::default();
     let life = start(&testing::context(recorder.client(place.client.clone())));
     let service = json!({ "name": "web", "port": 8080 });
@@ -38,11 +70,8 @@ async fn story(place: &Place) -> anyhow::Result<()> {
     })
     .await?;
     drop(life);
-    let writes = recorder.writes();
-    let list: Vec<_> = writes.iter().map(ToString::to_string).collect();
-    println!("{} writes:\n{}", list.len(), list.join("\n"));
-    ensure!(list.len() <= WRITES_MAX, "{} writes:\n{}", list.len(), list.join("\n"));
-    rests(place).await
+    rests(place).await?;
+    Ok(recorder.writes())
 }
 
 /// Every object is looked at anew by controllers that know nothing of the past.

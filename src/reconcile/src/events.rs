@@ -96,27 +96,36 @@ impl Events {
         }
     }
 
-    /// One Event per transition that an owner can act on or waits for: any condition that turns
-    /// false, and `Ready` when it turns true. What is merely on its way is in the conditions.
+    /// One Event per transition that an owner acts on: `Ready` or what it stands on has become
+    /// false, and `Ready` is true again where it was false.
     ///
-    /// It is a warning if `Ready` stops being true or changes why it is not; the first verdict on
-    /// a new object and every other condition is normal.
+    /// An Event is a write like any other, so what goes as it should makes none: that something is
+    /// on its way, has come up, or does not apply to a new object, its conditions say. It is a
+    /// warning if `Ready` stops being true or changes why it is not; the first verdict on a new
+    /// object and every other condition is normal.
     pub fn publish_transitions<K: Resource<DynamicType = ()>>(
         &self,
         object: &K,
         action: &str,
         transitions: &[Transition],
     ) {
-        for transition in transitions {
+        for transition in transitions.iter().filter(|transition| is_news(transition)) {
             let Transition { type_, from, to, reason, message } = transition;
-            if *to == Verdict::Unknown || (*to == Verdict::True && type_ != "Ready") {
-                continue;
-            }
             let bad = type_ == "Ready" && *to == Verdict::False && from.is_some();
             let event_type = if bad { EventType::Warning } else { EventType::Normal };
             let note = format!("{type_}={}: {message}", to.as_str());
             self.publish(object, event_type, action, reason, &note);
         }
+    }
+}
+
+fn is_news(transition: &Transition) -> bool {
+    let is_ready = transition.type_ == "Ready";
+    match (transition.to, transition.from.as_deref()) {
+        // `Ready` of a new object repeats the word of the condition that keeps it from it.
+        (Verdict::False, from) => is_ready || from.is_some(),
+        (Verdict::True, from) => is_ready && from == Some("False"),
+        (Verdict::Unknown, _) => false,
     }
 }
 
@@ -160,6 +169,35 @@ impl Publisher {
                 self.dropped.inc();
                 tracing::debug!("Event not published in time");
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_goes_wrong_is_news_and_what_goes_well_is_not() {
+        let cases = [
+            ("Ready", None, Verdict::Unknown, false),
+            ("Ready", None, Verdict::True, false),
+            ("Ready", Some("Unknown"), Verdict::True, false),
+            ("Ready", None, Verdict::False, true),
+            ("Ready", Some("Unknown"), Verdict::False, true),
+            ("Ready", Some("True"), Verdict::False, true),
+            ("Ready", Some("False"), Verdict::False, true),
+            ("Ready", Some("False"), Verdict::True, true),
+            ("Ready", Some("False"), Verdict::Unknown, false),
+            ("ServicesReady", None, Verdict::False, false),
+            ("ServicesReady", Some("True"), Verdict::False, true),
+            ("ServicesReady", Some("False"), Verdict::True, false),
+        ];
+        for (type_, from, to, expected) in cases {
+            let from = from.map(str::to_owned);
+            let (reason, message) = (String::new(), String::new());
+            let transition = Transition { type_: type_.into(), from, to, reason, message };
+            assert_eq!(is_news(&transition), expected, "{transition:?}");
         }
     }
 }

@@ -35,6 +35,7 @@ mod key;
 mod leader;
 mod observed;
 mod pass;
+mod progress;
 mod queue;
 mod runner;
 mod watch;
@@ -52,6 +53,7 @@ pub use kube::runtime::events::EventType;
 pub use metrics::ReconcileMetrics;
 pub use observed::Observed;
 pub use pass::{Next, Pass, ReconcileError, Reconciler, Retry};
+pub use progress::Progress;
 pub use queue::{Backoff, Queue};
 pub use watch::{Watch, Watched};
 pub use writer::{

@@ -14,7 +14,7 @@ impl World {
     /// Stores what the API server would, as seen by the service controller: each AppService has
     /// its address.
     pub(super) fn store(&mut self, addresses: &Addresses) {
-        let Addresses { create, replace, delete, is_followed: _ } = addresses;
+        let Addresses { create, replace, delete, is_followed: _, is_needed: _ } = addresses;
         for service in create.iter().chain(replace) {
             let name = service.metadata.name.clone().expect("an AppService has a name");
             let mut stored = service.clone();
@@ -111,7 +111,8 @@ fn an_address_is_made_before_anything_answers_on_it_and_stays() {
     world.ready();
     let switched = world.pass();
     assert_eq!(epochs(&switched), (Some(1), None));
-    assert_eq!(switched.addresses, Addresses { is_followed: true, ..Addresses::default() });
+    let whole = Addresses { is_followed: true, is_needed: true, ..Addresses::default() };
+    assert_eq!(switched.addresses, whole);
     world.check_addresses(&[], &["shop-irc"], &[]);
     let uid = world.service("shop-irc").metadata.uid.clone();
     world.settle();

@@ -41,9 +41,12 @@ fn what_is_remembered_belongs_to_one_pool() {
     };
     let history = scale::decide(&input, at(0)).history;
     assert!(history.is_some(), "a busy pool is remembered");
-    memory.keep(&first, history.clone());
-    assert_eq!(memory.recall(&key, first.metadata.uid.as_deref()), history);
+    memory.keep(&first, history.clone(), 0);
+    let uid = first.metadata.uid.as_deref();
+    assert_eq!(memory.recall(&key, uid).and_then(|pool| pool.history), history);
     assert_eq!(memory.recall(&key, second.metadata.uid.as_deref()), None, "same name, other pool");
-    memory.keep(&first, None);
-    assert_eq!(memory.recall(&key, first.metadata.uid.as_deref()), None);
+    memory.keep(&first, None, 7);
+    assert_eq!(memory.recall(&key, uid).map(|pool| pool.incarnation), Some(7));
+    memory.keep(&first, None, 0);
+    assert_eq!(memory.recall(&key, uid), None);
 }

@@ -293,3 +293,32 @@ fn it_looks_again_when_a_program_should_have_listened() {
     let report = reported(&situation(fixed(1), vec![unready(0, 1, -5)], live()), at(0));
     assert_eq!(report.next, Some(at(10) + jiff::SignedDuration::from_millis(1)));
 }
+
+#[test]
+fn only_word_of_a_start_may_wait() {
+    let word = |situation: &Situation| reported(situation, at(0)).status;
+    let starting = word(&situation(fixed(1), vec![pending(0, 1)], live()));
+    let available = word(&situation(fixed(1), vec![sandbox(0, 1)], live()));
+    let failing =
+        word(&situation(fixed(1), vec![failing(0, 1, "CreateContainerConfigError")], live()));
+    let asleep = word(&situation(with_role(fixed(0), PoolRole::Active), vec![], live()));
+    assert!(is_progress(None, &starting), "of a new pool");
+    assert!(is_progress(Some(&asleep), &starting), "of one that wakes");
+    assert!(!is_progress(Some(&starting), &starting), "there is nothing to say");
+    assert!(!is_progress(Some(&failing), &starting), "it does not fail any more");
+    assert!(!is_progress(Some(&available), &starting), "it is not ready any more");
+    for said in [None, Some(&starting), Some(&available), Some(&asleep)] {
+        assert!(!is_progress(said, &failing));
+    }
+    assert!(!is_progress(Some(&starting), &available));
+    assert!(!is_progress(None, &asleep));
+}
+
+#[test]
+fn an_incarnation_that_is_used_up_is_told_later() {
+    let mut late = situation(fixed(1), vec![], live());
+    late.incarnation = 9;
+    let plan = plan(&late, &settings(), at(0));
+    assert_eq!(plan.create[0].incarnation, 10, "its sandbox has gone before the status told");
+    assert_eq!(status(&late, &plan, &Outcome::default(), at(0)).status.incarnation, 9);
+}
