@@ -17,6 +17,9 @@ pub struct Extent {
     pub sandboxes: u32,
     /// Restarts of the gateways' Deployment.
     pub restarts: u32,
+    /// How soon others answer in the place of a gateway that was killed. It takes a kubelet that
+    /// looks once a second, and a kube-proxy; where tests run, both have little of a processor.
+    pub hand_over: Duration,
     /// How long the controllers are killed again and again.
     pub controllers: Duration,
     /// How long the API server is away.
@@ -36,6 +39,7 @@ impl Extent {
         never_ready: Duration::from_secs(60),
         sandboxes: 50,
         restarts: 20,
+        hand_over: Duration::from_secs(1),
         controllers: Duration::from_secs(300),
         outage: Duration::from_secs(300),
         wakes: 100,
@@ -49,6 +53,7 @@ impl Extent {
         never_ready: Duration::from_secs(5),
         sandboxes: 2,
         restarts: 1,
+        hand_over: Duration::from_secs(3),
         controllers: Duration::from_secs(10),
         outage: Duration::from_secs(10),
         wakes: 5,

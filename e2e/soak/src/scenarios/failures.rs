@@ -15,8 +15,6 @@ const SHOP: &str = "portolan.dev/app=shop";
 /// Between two kills of the controllers: long enough that they get to lead, and so to be in the
 /// midst of something.
 const KILL_INTERVAL: Duration = Duration::from_secs(4);
-/// How soon after a gateway's end another one answers in its place, or it does itself.
-const HAND_OVER: Duration = Duration::from_secs(1);
 /// How soon the kubelet has a killed gateway listen again. While the API server is away nobody
 /// can tell kube-proxy to send visitors elsewhere meanwhile.
 const RESTART: Duration = Duration::from_secs(3);
@@ -49,11 +47,11 @@ pub(super) async fn gateway_killed(scene: &mut Scene, extent: &Extent) -> anyhow
         .visited(extent, async |scene| {
             killed = kill_a_gateway(scene).await?;
             // Those who come after it, for as long again as it may take.
-            tokio::time::sleep(HAND_OVER * 4).await;
+            tokio::time::sleep(extent.hand_over * 4).await;
             scene.two_gateways().await
         })
         .await?;
-    let is_excused = killed_at(killed, HAND_OVER);
+    let is_excused = killed_at(killed, extent.hand_over);
     Ok(Report::judged("a gateway ended by kill -9".into(), &outcome, is_excused))
 }
 
