@@ -7,12 +7,13 @@
 //! It deliberately does not know versions or activation: which pool serves, and which ports there
 //! are, the `AppService` says. It does not forward anything and knows no kernel.
 //!
-//! Entry point: [`run`], which runs two small controllers with a Lease each:
+//! Entry point: [`run`], which runs three small controllers with a Lease each:
 //!
 //! | name | key | does |
 //! |---|---|---|
 //! | `service` | AppService | keeps address, Claims and slices; writes the status |
 //! | `nodeport` | Claim | deletes Claims on node ports whose AppService is gone |
+//! | `internal` | App | keeps the Services of http-only services' internal names |
 //!
 //! A pass of `service` is observe → plan → apply, repeated while applying changed something, and
 //! then status.
@@ -29,6 +30,7 @@
 mod address;
 mod apply;
 mod error;
+mod internal;
 mod observe;
 mod plan;
 mod ports;
@@ -71,7 +73,7 @@ pub struct Settings {
     pub node_ports: PortPolicy,
 }
 
-/// Runs the controllers of AppServices and of the Claims on node ports until `ctx.shutdown` is
+/// Runs the controllers of AppServices, of Claims on node ports and of internal names until `ctx.shutdown` is
 /// cancelled.
 ///
 /// # Errors
@@ -83,7 +85,8 @@ pub fn run(
 ) -> impl Future<Output = Result<(), RunError>> + Send + use<> {
     let (services, claims) =
         (run_services(ctx, settings), sweep::<AppService>(Controller::new(ctx, "nodeport"), REALM));
-    async move { try_join!(services, claims).map(|((), ())| ()) }
+    let names = internal::run(ctx);
+    async move { try_join!(services, claims, names).map(|((), (), ())| ()) }
 }
 
 fn run_services(

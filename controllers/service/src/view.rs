@@ -16,7 +16,8 @@ use crate::ports::NodePort;
 pub(crate) enum Belongs {
     /// To this AppService.
     Here,
-    /// To an AppService of this name that is gone, or it is going itself: the name becomes free.
+    /// To an AppService of this name that is gone, or to the same App, which gave the service an
+    /// internal name while it was http-only; or it is going itself: the name becomes free.
     Former,
     /// To somebody else.
     Elsewhere,
@@ -33,6 +34,8 @@ impl Belongs {
         let is_here = to.metadata.uid.as_ref() == Some(&owner.uid);
         let is_namesake = owner.kind == AppService::kind(&())
             && to.metadata.name.as_deref() == Some(owner.name.as_str());
+        let mut apps = to.metadata.owner_references.iter().flatten();
+        let is_namesake = is_namesake || apps.any(|app| app.uid == owner.uid);
         match (is_here, is_namesake) {
             (true, _) if meta.deletion_timestamp.is_none() => Self::Here,
             (true, _) | (_, true) => Self::Former,
