@@ -45,7 +45,11 @@ capabilities:
   drop: [ALL]
 {{- end }}
 
-{{/* Liveness asks the process alone: restarting it would not bring an API server back. */}}
+{{/*
+Liveness asks the process alone: restarting it would not bring an API server back.
+Readiness notices a process that was killed sooner than the kubelet, which looks at its containers
+once a second and only then tells: a refused connection is proof at once, and a slow answer has time.
+*/}}
 {{- define "portolan.probes" -}}
 livenessProbe:
   httpGet: { path: /healthz, port: admin }
@@ -54,9 +58,9 @@ livenessProbe:
   failureThreshold: 6
 readinessProbe:
   httpGet: { path: /readyz, port: admin }
-  periodSeconds: 2
-  timeoutSeconds: 2
-  failureThreshold: 3
+  periodSeconds: 1
+  timeoutSeconds: 5
+  failureThreshold: 1
 {{- end }}
 
 {{/* Where a Pod may run. Argument: the values of the component. */}}
