@@ -58,6 +58,12 @@ $PORTOLAN_OUTSIDE timeout 10 bash -c 'exec 3<>"/dev/tcp/$0/6697"
 	printf "NICK visitor\r\nUSER visitor 0 * :A visitor\r\n" >&3
 	grep --max-count=1 " 001 " <&3' "${PORTOLAN_NODES%% *}"
 
+say "Pods reach every service by its name, and wake it if it sleeps"
+sandbox=$(kubectl get pods --selector portolan.dev/app=echo,portolan.dev/service=wire \
+	--output jsonpath='{.items[0].metadata.name}')
+run kubectl exec "$sandbox" -- /sample-echo --get http://echo-web.portolan-samples/
+run kubectl exec "$sandbox" -- /sample-echo --get http://echo-wire:8080/
+
 say "Nobody asks any more: after ten seconds hello sleeps, and has no Pod"
 # shellcheck disable=SC2086
 run kubectl wait $asleep app/hello

@@ -12,6 +12,9 @@ pub struct Settings {
     pub queue_limit: usize,
     /// Longest time a request waits for a slot, over all switches of the active pool.
     pub wait: Duration,
+    /// How long a request waits where no version is active: whoever has seen that an App is ready
+    /// may ask before this gateway has seen it.
+    pub no_version_wait: Duration,
     /// Longest time to establish a connection to a sandbox.
     pub connect_timeout: Duration,
     /// Unused connections kept per sandbox.
@@ -104,6 +107,7 @@ impl Settings {
         Self {
             queue_limit: 1_000,
             wait: Duration::from_secs(60),
+            no_version_wait: Duration::from_secs(1),
             // A sandbox is in the same cluster: a handshake takes well below a millisecond, and one
             // lost SYN is repeated after one second.
             connect_timeout: Duration::from_secs(3),

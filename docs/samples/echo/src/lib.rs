@@ -10,6 +10,7 @@
 //! Invariants: what runs when [`Server::serve`] is told to stop may end within the drain limit;
 //! no task outlives it.
 
+pub mod client;
 mod concurrency;
 mod grpc;
 pub mod pages;

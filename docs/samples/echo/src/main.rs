@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use clap::{Parser, ValueEnum};
-use portolan_sample_echo::{Ended, Listen, Server};
+use portolan_sample_echo::{Ended, Listen, Server, client};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
@@ -14,6 +14,9 @@ use tokio_util::sync::CancellationToken;
 #[derive(Debug, Parser)]
 #[command(version)]
 struct Arguments {
+    /// Instead of serving: ask for this page, print it, and fail unless the answer is 2xx.
+    #[arg(long)]
+    get: Option<http::Uri>,
     /// Address of all ports; a loopback address makes a program that nobody can reach.
     #[arg(long, env = "LISTEN_ADDRESS", default_value = "0.0.0.0")]
     listen_address: IpAddr,
@@ -57,12 +60,21 @@ enum OnTerm {
 
 #[tokio::main]
 async fn main() -> anyhow::Result<ExitCode> {
-    Arguments::parse().run().await
+    let arguments = Arguments::parse();
+    match &arguments.get {
+        Some(page) => {
+            let body = client::get(page).await?;
+            print!("{}", String::from_utf8_lossy(&body));
+            Ok(ExitCode::SUCCESS)
+        }
+        None => arguments.run().await,
+    }
 }
 
 impl Arguments {
     async fn run(self) -> anyhow::Result<ExitCode> {
         let Self {
+            get: _,
             listen_address: address,
             port: http,
             tcp_port: tcp,

@@ -39,6 +39,8 @@ impl Refusal {
 pub(crate) struct Turn {
     ticket: Option<Ticket>,
     deadline: Option<Instant>,
+    /// When a service without an active version is believed to have none.
+    believes: Option<Instant>,
 }
 
 /// Where the requests of a service go.
@@ -85,7 +87,7 @@ impl Service {
     ///
     /// A caller that goes away leaves the queue; no slot is lost.
     pub(crate) async fn acquire(&self, core: &Core, turn: &mut Turn) -> Result<Slot, Refusal> {
-        let Turn { ticket, deadline } = turn;
+        let Turn { ticket, deadline, believes } = turn;
         loop {
             let mut changed = std::pin::pin!(self.changed.notified());
             let mut enter = |pool: &Arc<Pool>| {
@@ -120,8 +122,15 @@ impl Service {
                         continue;
                     }
                     let _place = self.stand_by(core)?;
-                    if timeout_at(deadline(), changed).await.is_err() {
-                        return Err(Refusal::WaitTimeout);
+                    let (end, refusal) = match self.is_activated.load(Ordering::Acquire) {
+                        true => (deadline(), Refusal::WaitTimeout),
+                        false => {
+                            let end = Instant::now() + core.settings.no_version_wait;
+                            (*believes.get_or_insert(end), Refusal::NoVersion)
+                        }
+                    };
+                    if timeout_at(end, changed).await.is_err() {
+                        return Err(refusal);
                     }
                 }
             }
@@ -130,9 +139,6 @@ impl Service {
 
     /// A place among those who wait for the pool to be seen.
     fn stand_by(&self, core: &Core) -> Result<Unplaced<'_>, Refusal> {
-        if !self.is_activated.load(Ordering::Acquire) {
-            return Err(Refusal::NoVersion);
-        }
         let place = Unplaced(&self.unplaced);
         if self.unplaced.fetch_add(1, Ordering::Relaxed) >= core.settings.queue_limit {
             return Err(Refusal::QueueFull);

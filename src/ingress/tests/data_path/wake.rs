@@ -7,7 +7,7 @@ use portolan_ingress::{
 };
 
 use crate::client::{Reply, fetch, get, post, send};
-use crate::gateway::{App, Gateway, mk_pool, mk_sandbox, soon};
+use crate::gateway::{App, Gateway, mk_pool, mk_sandbox, soon, until};
 use crate::program::{Program, free_address};
 
 #[tokio::test]
@@ -243,4 +243,24 @@ async fn a_service_without_a_version_says_so() {
     app.activate(1, &app.pool);
     gateway.ingress.deactivate(&app.service);
     fetch(gateway.http, get("/")).await.assert_error(503, "no_version");
+}
+
+#[tokio::test]
+async fn who_asks_before_the_activation_is_seen_is_answered_all_the_same() {
+    let program = Program::start().await;
+    let gateway = Gateway::start_with(|settings| {
+        settings.no_version_wait = Duration::from_secs(60);
+    });
+    let app = App::new(&gateway, "shop");
+    app.route(|_| {});
+    let asked = tokio::spawn(fetch(gateway.http, get("/echo")));
+    until("the request to be there", || {
+        let running = gateway.metric("requests_in_flight");
+        if running == 1.0 { Ok(()) } else { Err(running) }
+    })
+    .await;
+    app.configure(&app.pool, program.address.port(), |_| {});
+    app.sandbox("one", program.address.ip(), SandboxPhase::Ready, Slots::Unlimited);
+    app.activate(1, &app.pool);
+    assert_eq!(soon("an answer", asked).await.unwrap().status, 200);
 }
