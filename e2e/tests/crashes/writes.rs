@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use kube::Api;
+use kube::api::ListParams;
 use portolan_api::Route;
 use portolan_cluster::wait;
 use portolan_reconcile::metrics::PassLabel;
@@ -59,6 +60,12 @@ fn says(write: &Write, resource: &str, verdict: &str) -> bool {
 
 /// What is written for an App with a Route until it rests; then nothing more may be.
 async fn story(place: &Place) -> anyhow::Result<Vec<Write>> {
+    wait::until("what was here before to go", PATIENCE, async || {
+        let routes = Api::<Route>::all(place.client.clone()).list(&ListParams::default()).await?;
+        ensure!(routes.items.is_empty(), "{} Routes are left", routes.items.len());
+        anyhow::Ok(())
+    })
+    .await?;
     let recorder = Recorder::default();
     let life = start(&testing::context(recorder.client(place.client.clone())));
     let service = json!({ "name": "web", "port": 8080 });

@@ -101,7 +101,7 @@ impl Scene {
         done?;
         let failed = tally.failures.len();
         ensure!(failed == 0, "{failed} visitors failed, the first: {:?}", tally.failures[0]);
-        ensure!(tally.asked() > 100, "only {} asked", tally.asked());
+        ensure!(tally.asked() > 0, "nobody asked");
         Ok(tally)
     }
 

@@ -1,5 +1,7 @@
 //! A question to another program.
 
+use std::time::Duration;
+
 use anyhow::{Context, ensure};
 use bytes::Bytes;
 use http::{Request, Uri, header};
@@ -7,6 +9,10 @@ use http_body_util::{BodyExt, Empty};
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
+use tokio::time::timeout;
+
+/// An address that nobody has any more answers nothing at all.
+const CONNECT: Duration = Duration::from_secs(2);
 
 /// The body of a page of another program, over HTTP/1.1 in plain text.
 ///
@@ -16,7 +22,9 @@ pub async fn get(page: &Uri) -> anyhow::Result<Bytes> {
     let authority = page.authority().context("the address names no host")?;
     let host = authority.host().trim_matches(['[', ']']);
     let target = (host, authority.port_u16().unwrap_or(80));
-    let stream = TcpStream::connect(target).await.with_context(|| format!("reach {authority}"))?;
+    let stream = timeout(CONNECT, TcpStream::connect(target)).await;
+    let stream = stream.context("no connection in time")?;
+    let stream = stream.with_context(|| format!("reach {authority}"))?;
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
     let path = page.path_and_query().map_or("/", |path| path.as_str());
     let request = Request::get(path).header(header::HOST, authority.as_str());
