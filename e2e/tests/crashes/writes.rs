@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use kube::Api;
-use kube::api::ListParams;
-use portolan_api::Route;
+use kube::api::{DeleteParams, ListParams};
+use portolan_api::{Claim, Route};
 use portolan_cluster::wait;
 use portolan_reconcile::metrics::PassLabel;
 use portolan_reconcile::testing::{self, Recorder, Write};
@@ -66,6 +66,9 @@ async fn story(place: &Place) -> anyhow::Result<Vec<Write>> {
         anyhow::Ok(())
     })
     .await?;
+    // What the controllers of the story before had no time to release.
+    let claims = Api::<Claim>::all(place.client.clone());
+    claims.delete_collection(&DeleteParams::default(), &ListParams::default()).await?;
     let recorder = Recorder::default();
     let life = start(&testing::context(recorder.client(place.client.clone())));
     let service = json!({ "name": "web", "port": 8080 });

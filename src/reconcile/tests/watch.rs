@@ -400,8 +400,9 @@ async fn after_an_interruption_a_watch_is_whole_from_its_return_even_if_nothing_
     )
     .await;
     let [(0, Some(0)), (100, None), (back, Some(since))] = seen[..] else { panic!("{seen:?}") };
-    assert_eq!(back, since);
-    assert!((120..125).contains(&back), "resumed within the second rest, not at {back}");
+    // Seconds may change between the return and the next look.
+    assert!((since..=since + 1).contains(&back), "{since} noticed at {back}");
+    assert!((120..=125).contains(&back), "resumed within the second rest, not at {back}");
 }
 
 #[tokio::test(start_paused = true)]
