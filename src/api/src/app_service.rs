@@ -140,7 +140,7 @@ pub struct AppServiceStatus {
     /// Its ports in one line, for people: `6667/TCP,6697:6697/TCP`, with the node port that is
     /// held after the colon.
     #[serde(default, skip_serializing_if = "String::is_empty")]
-    #[schemars(length(max = 255))]
+    #[schemars(length(min = 1, max = 255))]
     pub port_summary: String,
     /// How many sandboxes take connections.
     #[serde(default)]
