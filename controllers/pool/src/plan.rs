@@ -224,6 +224,7 @@ impl<'a> Planner<'a> {
             floor: spec.floor.unwrap_or_default(),
             replicas: spec.wanted(),
             demand: &demand,
+            waits: self.gateways.iter().any(|gateway| gateway.demand.queued > 0),
             reported: reported.max(),
             stored: status.and_then(|status| Some(status.last_activity.as_ref()?.0)),
             history: self.situation.history.as_ref(),

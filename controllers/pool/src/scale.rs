@@ -28,6 +28,8 @@ pub(crate) struct Input<'a> {
     pub(crate) replicas: i32,
     /// Requests queued or running, for each live gateway.
     pub(crate) demand: &'a [i64],
+    /// Whether any of them is queued.
+    pub(crate) waits: bool,
     /// The latest activity that live gateways report.
     pub(crate) reported: Option<Timestamp>,
     /// `status.lastActivity`.
@@ -75,7 +77,7 @@ fn active(input: &Input<'_>, now: Timestamp) -> Decision {
     let scale = input.scale;
     let max = scale.max.clamp(0, REPLICAS_MAX);
     let least = scale.min.max(input.floor).clamp(0, max);
-    let needed = needed(scale, input.demand).min(max);
+    let needed = needed(input).min(max);
     let Some(delay) = scale.scale_down_delay_seconds else {
         let wanted = if scale.min == scale.max { least } else { least.max(input.replicas) };
         return Decision {
@@ -101,14 +103,16 @@ fn active(input: &Input<'_>, now: Timestamp) -> Decision {
     }
 }
 
-/// The sandboxes that this demand fills.
-fn needed(scale: &PoolScale, demand: &[i64]) -> i32 {
-    let sum = demand.iter().fold(0_i64, |sum, one| sum.saturating_add(*one));
-    let Some(slots) = scale.requests_per_instance.map(|slots| i64::from(slots.max(1))) else {
-        return i32::from(sum > 0);
-    };
+/// The sandboxes that the demand fills.
+fn needed(input: &Input<'_>) -> i32 {
+    let sum = input.demand.iter().fold(0_i64, |sum, one| sum.saturating_add(*one));
+    let slots = input.scale.requests_per_instance.map(|slots| i64::from(slots.max(1)));
+    let Some(slots) = slots else { return i32::from(sum > 0) };
     // Gateways lend each other slots, so that no slot is free where another gateway lacks one.
-    i32::try_from(filled(sum, slots)).unwrap_or(i32::MAX)
+    let filled = i32::try_from(filled(sum, slots)).unwrap_or(i32::MAX);
+    // So one that lacks a slot says so, and reports are not of one moment: visitors who went from
+    // one gateway to another are in the sum twice for a while.
+    if input.waits { filled } else { filled.min(input.replicas.max(1)) }
 }
 
 /// How many sandboxes with that many slots so many requests fill; neither is negative.

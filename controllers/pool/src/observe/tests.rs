@@ -35,6 +35,7 @@ fn what_is_remembered_belongs_to_one_pool() {
         floor: 0,
         replicas: 1,
         demand: &demand,
+        waits: true,
         reported: None,
         stored: None,
         history: None,

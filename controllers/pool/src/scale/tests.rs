@@ -14,6 +14,7 @@ fn input() -> Input<'static> {
         floor: 0,
         replicas: 0,
         demand: IDLE,
+        waits: true,
         reported: None,
         stored: Some(at(-10_000)),
         history: None,
@@ -82,6 +83,19 @@ fn gateways_need_together_what_their_requests_fill() {
         }
         let single = PoolScale { requests_per_instance: Some(1), ..scale };
         check(&Input { scale: &single, demand: &[0, 1], ..input() }, 1);
+    }
+}
+
+#[test]
+fn visitors_who_go_to_another_gateway_are_not_twice_as_many() {
+    let settled = Input { waits: false, ..input() };
+    for (demand, replicas, wanted) in
+        [(&[9, 4][..], 1, 1), (&[9, 4], 2, 2), (&[9, 4], 0, 1), (&[30, 4], 3, 3), (&[3, 4], 3, 3)]
+    {
+        check(&Input { demand, replicas, stored: Some(at(0)), ..settled.clone() }, wanted);
+        let waiting = Input { demand, replicas, waits: true, stored: Some(at(0)), ..input() };
+        let filled = i32::try_from((demand.iter().sum::<i64>() + 9) / 10).unwrap();
+        check(&waiting, filled.max(replicas));
     }
 }
 
