@@ -123,11 +123,18 @@ soak: packages ## Do to a cluster what operators and failures do, while visitors
 BENCH := $(TARGET)/release/portolan-bench
 
 .PHONY: bench
-bench: bench-ingress bench-hostile bench-wake bench-routes bench-apps ## Every benchmark, beside its peers; writes docs/benchmarks.md.
+bench: bench-instructions bench-ingress bench-hostile bench-wake bench-routes bench-apps ## Every benchmark, beside its peers; writes docs/benchmarks.md.
 
 .PHONY: bench-build
 bench-build: packages
-	cargo build --release --locked -p portolan-bench -p portolan -p portolan-sample-echo
+	cargo build --release --locked --bins --examples -p portolan-bench -p portolan -p portolan-node \
+		-p portolan-nft -p portolan-sample-echo
+
+.PHONY: bench-instructions
+bench-instructions: packages ## Instructions of hot functions, counted by callgrind; the tests compare.
+	UPDATE=1 cargo test --locked -p portolan-ingress -p portolan-controller-pool --lib \
+		-- --nocapture costs_what_is_committed cost_what_is_committed
+	UPDATE=1 cargo test --locked -p portolan-nft --test instructions -- --nocapture
 
 .PHONY: bench-ingress
 bench-ingress: bench-build ## The gateway against nginx and HAProxy.
@@ -148,3 +155,7 @@ bench-routes: bench-build ## From an applied Route to its first answer.
 .PHONY: bench-apps
 bench-apps: bench-build ## Ten thousand Apps: memory, API writes, Apps to Ready per second.
 	$(BENCH) apps
+
+.PHONY: bench-node
+bench-node: bench-build ## The node's data plane, beside kube-proxy's rules.
+	$(BENCH) node

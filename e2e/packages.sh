@@ -6,7 +6,7 @@ set -euo pipefail
 declare -A wanted=([gcc]=/usr/bin/gcc [libc6-dev]=/usr/include/stdio.h [make]=/usr/bin/make
 	[libmnl-dev]=/usr/include/libmnl/libmnl.h [libnftnl-dev]=/usr/include/libnftnl/set.h
 	[pkg-config]=/usr/bin/pkg-config [iproute2]=/usr/sbin/ip [nftables]=/usr/sbin/nft
-	[conntrack]=/usr/sbin/conntrack)
+	[conntrack]=/usr/sbin/conntrack [valgrind]=/usr/bin/valgrind)
 missing=()
 for package in "${!wanted[@]}"; do
 	[ -e "${wanted[$package]}" ] || missing+=("$package")

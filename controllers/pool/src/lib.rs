@@ -32,6 +32,8 @@ mod status;
 mod convergence;
 #[cfg(test)]
 mod fixture;
+#[cfg(test)]
+mod instructions;
 
 use std::future::Future;
 

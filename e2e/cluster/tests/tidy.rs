@@ -6,7 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Which crates of ours a crate may depend on; `CONTROLLERS` stands for each of them.
-const OURS: [(&str, &[&str]); 19] = [
+const OURS: [(&str, &[&str]); 20] = [
     ("src/api", &[]),
     ("src/process", &[]),
     ("src/reconcile", &["portolan-api", "portolan-process"]),
@@ -40,6 +40,7 @@ const OURS: [(&str, &[&str]); 19] = [
     ("e2e/bench", &["portolan-api", "portolan-cluster", "portolan-hostile", "portolan-ingress"]),
     ("e2e/cluster", &[]),
     ("e2e/hostile", &[]),
+    ("e2e/instructions", &[]),
     ("e2e/soak", &["portolan-cluster"]),
     ("docs/samples/echo", &[]),
 ];

@@ -3,6 +3,8 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use futures::FutureExt;
+use portolan_instructions::Hot;
 use proptest::collection::vec;
 use proptest::prelude::*;
 use tokio::task::JoinHandle;
@@ -209,4 +211,29 @@ proptest! {
     fn no_slot_leaks_and_no_waiter_is_lost(steps in vec(step(), 1..60)) {
         run(steps);
     }
+}
+
+#[test]
+fn a_free_slot_costs_what_is_committed() {
+    let hot = Hot {
+        row: "gateway: take a free slot of 3 sandboxes and give it back",
+        module: module_path!(),
+        test: "a_free_slot_costs_what_is_committed",
+        rounds: 1_000,
+    };
+    let prepare = || {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let _entered = runtime.enter();
+        let mut world = World::new();
+        world.switch(0);
+        for sandbox in 0..SANDBOX_COUNT {
+            world.sandbox(0, sandbox, SandboxPhase::Ready, Slots::Limited(10));
+        }
+        world
+    };
+    hot.check(prepare, |world, _| {
+        let mut turn = Turn::default();
+        let slot = world.service.acquire(&world.core, &mut turn).now_or_never();
+        assert!(slot.expect("nobody else has one").is_ok());
+    });
 }

@@ -1,5 +1,7 @@
 use std::sync::Arc;
 
+use portolan_instructions::Hot;
+
 use super::{Found, Table};
 use crate::activator::Registry;
 use crate::core::Core;
@@ -105,4 +107,30 @@ async fn removing_a_route_spares_the_one_that_took_its_host() {
     fixture.remove("second");
     fixture.check("shop.example.com", "nothing");
     assert_eq!(fixture.registry.sizes(), (0, 0), "services nobody names are forgotten");
+}
+
+#[test]
+fn a_look_up_among_thousands_costs_what_is_committed() {
+    const ROUTES: u32 = 3_000;
+    let host = |number: u32| format!("app-{number}.example.com");
+    let hot = Hot {
+        row: "gateway: find one of 3 000 routes",
+        module: module_path!(),
+        test: "a_look_up_among_thousands_costs_what_is_committed",
+        rounds: ROUTES,
+    };
+    let prepare = || {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let _entered = runtime.enter();
+        let mut fixture = Fixture::new();
+        let hosts: Vec<_> = (0..ROUTES).map(host).collect();
+        for host in &hosts {
+            fixture.upsert(host, host);
+        }
+        (fixture, hosts)
+    };
+    hot.check(prepare, |(fixture, hosts), round| {
+        let found = fixture.table.find(&hosts[round as usize]);
+        assert!(matches!(found, Found::Exact(_)));
+    });
 }

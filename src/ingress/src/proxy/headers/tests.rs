@@ -1,4 +1,5 @@
 use http::header::{HeaderMap, HeaderName, HeaderValue};
+use portolan_instructions::Hot;
 
 use super::{Forwarded, Hop, X_REQUEST_ID, is_sane_id, request_id, strip_hop_by_hop};
 
@@ -123,4 +124,40 @@ fn sane_request_ids_are_kept() {
 
     assert!(!is_sane_id(b""));
     assert!(!is_sane_id(&[b'a'; 129]));
+}
+
+#[test]
+fn the_headers_of_a_request_cost_what_is_committed() {
+    const ROUNDS: u32 = 1_000;
+    let hot = Hot {
+        row: "gateway: word the 12 headers of a browser's request anew",
+        module: module_path!(),
+        test: "the_headers_of_a_request_cost_what_is_committed",
+        rounds: ROUNDS,
+    };
+    let sent = [
+        ("host", "shop.example.com"),
+        ("connection", "keep-alive"),
+        ("user-agent", "Mozilla/5.0 (X11; Linux x86_64; rv:140.0) Gecko/20100101 Firefox/140.0"),
+        ("accept", "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"),
+        ("accept-language", "en-US,en;q=0.5"),
+        ("accept-encoding", "gzip, deflate, br, zstd"),
+        ("referer", "https://shop.example.com/"),
+        ("cookie", "session=5f3k9q2m5f3k9q2m5f3k9q2m"),
+        ("upgrade-insecure-requests", "1"),
+        ("sec-fetch-dest", "document"),
+        ("sec-fetch-mode", "navigate"),
+        ("sec-fetch-site", "same-origin"),
+    ];
+    let (client, host) = (HeaderValue::from_static("192.0.2.9"), HeaderValue::from_static("a"));
+    let forwarded = Forwarded { is_trusted: false, client: &client, host: &host, scheme: "https" };
+    hot.check(
+        || (0..ROUNDS).map(|_| mk_headers(&sent)).collect::<Vec<_>>(),
+        |requests, round| {
+            let headers = &mut requests[round as usize];
+            let hop = strip_hop_by_hop(headers);
+            forwarded.apply(headers);
+            (hop, request_id(headers))
+        },
+    );
 }

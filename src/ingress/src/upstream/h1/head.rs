@@ -198,6 +198,7 @@ fn is_persistent(version: Version, headers: &HeaderMap) -> bool {
 #[cfg(test)]
 mod tests {
     use http_body_util::{Empty, Full};
+    use portolan_instructions::Hot;
 
     use super::*;
 
@@ -310,5 +311,48 @@ mod tests {
         check_refused("HTTP/1.1 200 OK\nbad name: x");
         check_refused("HTTP/2 200 OK");
         check_refused("SSH-2.0-OpenSSH_9.2");
+    }
+
+    #[test]
+    fn writing_a_head_costs_what_is_committed() {
+        let hot = Hot {
+            row: "gateway: write the head of a request with 12 fields",
+            module: module_path!(),
+            test: "writing_a_head_costs_what_is_committed",
+            rounds: 1_000,
+        };
+        let prepare = || {
+            let mut builder = request(Method::GET);
+            for number in 0..11 {
+                builder = builder.header(format!("x-field-{number}"), "a value of some bytes");
+            }
+            (builder.body(Empty::<bytes::Bytes>::new()).unwrap(), BytesMut::new())
+        };
+        hot.check(prepare, |(request, output), _| {
+            // What was written before is gone, as when a connection is used again.
+            output.clear();
+            encode(request, output)
+        });
+    }
+
+    #[test]
+    fn reading_a_head_costs_what_is_committed() {
+        const ROUNDS: u32 = 1_000;
+        const HEAD: &str = "HTTP/1.1 200 OK\r\ncontent-type: text/html; charset=utf-8\r\n\
+            content-length: 13\r\ndate: Tue, 15 Nov 2033 08:12:31 GMT\r\nserver: shop\r\n\
+            cache-control: no-cache\r\netag: \"5f3k9q2m\"\r\nvary: accept-encoding\r\n\
+            set-cookie: session=5f3k9q2m; Path=/; HttpOnly\r\n\r\nHello, world!";
+        let hot = Hot {
+            row: "gateway: read the head of a response with 8 fields",
+            module: module_path!(),
+            test: "reading_a_head_costs_what_is_committed",
+            rounds: ROUNDS,
+        };
+        let prepare = || (0..=ROUNDS).map(|_| BytesMut::from(HEAD)).collect::<Vec<_>>();
+        hot.check(prepare, |inputs, _| {
+            let mut input = inputs.pop().expect("one for each round, and one before");
+            let head = parse(&mut input, &Method::GET).unwrap();
+            assert!(head.is_some(), "the head is whole");
+        });
     }
 }
