@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
+use portolan_cluster::addresses::Stack;
 use portolan_cluster::cluster::Cluster;
 use portolan_cluster::images::Known;
 use portolan_cluster::paths::{ClusterPaths, Paths};
@@ -28,6 +29,9 @@ enum Action {
         /// How many nodes, 1 to 200.
         #[arg(long, env = "NODES", default_value_t = 1)]
         nodes: u8,
+        /// Its IP families.
+        #[arg(long, value_enum, default_value_t)]
+        stack: Stack,
     },
     /// Take a cluster down.
     Down {
@@ -102,8 +106,8 @@ impl Args {
                 packages::ensure()?;
                 go::ensure(&Paths::discover())
             }
-            Action::Up { cluster, nodes } => {
-                let cluster = Cluster::ensure(&cluster.name, nodes).await?;
+            Action::Up { cluster, nodes, stack } => {
+                let cluster = Cluster::ensure_with(&cluster.name, nodes, stack).await?;
                 println!("source {}", cluster.files().env().display());
                 Ok(())
             }

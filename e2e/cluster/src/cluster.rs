@@ -12,7 +12,7 @@ use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::Node as NodeObject;
 use kube::{Api, Client};
 
-use crate::addresses;
+use crate::addresses::{self, Stack};
 use crate::archive::{self, Described};
 use crate::certificates::Authority;
 use crate::control_plane;
@@ -52,6 +52,14 @@ impl Cluster {
     /// # Errors
     /// When something it needs cannot be installed, built or started.
     pub async fn ensure(name: &str, nodes: u8) -> anyhow::Result<Self> {
+        Self::ensure_with(name, nodes, Stack::Single).await
+    }
+
+    /// As [`Cluster::ensure`], with these IP families.
+    ///
+    /// # Errors
+    /// As [`Cluster::ensure`].
+    pub async fn ensure_with(name: &str, nodes: u8, stack: Stack) -> anyhow::Result<Self> {
         check_name(name)?;
         if !(1..=addresses::NODES_MAX).contains(&nodes) {
             bail!("a cluster has 1 to {} nodes, not {nodes}", addresses::NODES_MAX);
@@ -62,13 +70,13 @@ impl Cluster {
         let files = ClusterPaths::new(&paths, name);
         let _lock = lock(name)?;
         if let Some(cluster) = Self::running(&paths, &files)?
-            && cluster.state.nodes == nodes
+            && (cluster.state.nodes, cluster.state.stack) == (nodes, stack)
         {
             cluster.write_env()?;
             return Ok(cluster);
         }
         take_down(&files)?;
-        let mut cluster = Self::prepare(paths, files, nodes)?;
+        let mut cluster = Self::prepare(paths, files, nodes, stack)?;
         let name = format!("start the cluster {name} with {nodes} node(s)");
         step_async(&name, cluster.start()).await?;
         Ok(cluster)
@@ -140,7 +148,9 @@ impl Cluster {
     /// The names of the nodes.
     #[must_use]
     pub fn nodes(&self) -> Vec<Node> {
-        (1..=self.state.nodes).map(|number| Node::new(&self.files, number)).collect()
+        (1..=self.state.nodes)
+            .map(|number| Node::new(&self.files, number, self.state.stack))
+            .collect()
     }
 
     /// A command that runs one of the cluster's programs (`kubectl`, `helm`) on this cluster.
@@ -291,13 +301,14 @@ impl Cluster {
     }
 
     /// Makes the machines and writes every file, without starting a component.
-    fn prepare(paths: Paths, files: ClusterPaths, nodes: u8) -> anyhow::Result<Self> {
+    fn prepare(paths: Paths, files: ClusterPaths, nodes: u8, stack: Stack) -> anyhow::Result<Self> {
         for folder in [&files.run, &files.data, &files.user] {
             fs::create_dir_all(folder).with_context(|| format!("make {}", folder.display()))?;
         }
         let state = State {
             boot: process::boot_id()?,
             nodes,
+            stack,
             complete: false,
             ports: free_ports()?,
             machines: Default::default(),
@@ -305,7 +316,7 @@ impl Cluster {
         };
         state.save(&files)?;
         let mut cluster = Self { paths, files, state };
-        network::create(&cluster.files, nodes)?;
+        network::create(&cluster.files, nodes, stack)?;
         cluster.boot(CONTROL, &control_plane::mounts(&cluster.files))?;
         let authority = Authority::create(&cluster.files.pki())?;
         control_plane::write_identities(&cluster.files, &authority, cluster.state.ports)?;
@@ -326,7 +337,8 @@ impl Cluster {
 
     async fn start(&mut self) -> anyhow::Result<()> {
         self.start_forwarder()?;
-        let mut control = control_plane::processes(&self.paths, &self.files).into_iter();
+        let mut control =
+            control_plane::processes(&self.paths, &self.files, self.state.stack).into_iter();
         // etcd and the API server first: the others would only ask in vain.
         for (name, spec) in control.by_ref().take(2) {
             self.start_essential(name, spec)?;

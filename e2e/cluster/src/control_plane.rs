@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 
-use crate::addresses;
+use crate::addresses::{self, Stack};
 use crate::certificates::{ADMINISTRATORS, Authority};
 use crate::machine::Mount;
 use crate::network::CONTROL;
@@ -79,7 +79,7 @@ pub fn write_identities(
 
 /// The processes in the order in which they start.
 #[must_use]
-pub fn processes(paths: &Paths, cluster: &ClusterPaths) -> Vec<(&'static str, Spec)> {
+pub fn processes(paths: &Paths, cluster: &ClusterPaths, stack: Stack) -> Vec<(&'static str, Spec)> {
     let program = |name: &str, args: Vec<String>| Spec {
         machine: Some(CONTROL.to_owned()),
         program: paths.programs().join(name),
@@ -88,7 +88,7 @@ pub fn processes(paths: &Paths, cluster: &ClusterPaths) -> Vec<(&'static str, Sp
     };
     vec![
         ("control/etcd", program("etcd", etcd(cluster))),
-        (API_SERVER, program("kube-apiserver", api_server(cluster))),
+        (API_SERVER, program("kube-apiserver", api_server(cluster, stack))),
         (
             "control/kube-controller-manager",
             program("kube-controller-manager", controller_manager(cluster)),
@@ -122,7 +122,7 @@ fn etcd(cluster: &ClusterPaths) -> Vec<String> {
     ]
 }
 
-fn api_server(cluster: &ClusterPaths) -> Vec<String> {
+fn api_server(cluster: &ClusterPaths, stack: Stack) -> Vec<String> {
     let pki = |file: &str| cluster.pki().join(file).display().to_string();
     vec![
         flag("etcd-servers", "http://127.0.0.1:2379"),
@@ -134,7 +134,7 @@ fn api_server(cluster: &ClusterPaths) -> Vec<String> {
         flag("enable-admission-plugins", "NodeRestriction"),
         // Webhooks are called at their endpoints: the control plane has no kube-proxy.
         flag("enable-aggregator-routing", true),
-        flag("service-cluster-ip-range", addresses::SERVICE_RANGE),
+        flag("service-cluster-ip-range", stack.service_range()),
         flag("client-ca-file", pki("ca.crt")),
         flag("tls-cert-file", pki("apiserver.crt")),
         flag("tls-private-key-file", pki("apiserver.key")),

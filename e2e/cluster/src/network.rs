@@ -7,6 +7,8 @@
 //!                        +-- outside 10.90.0.2
 //! ```
 //!
+//! With two families all of them have an IPv6 address beside, which ends alike.
+//!
 //! Nothing here touches the host's own network: no link of the host is moved, and no rule or
 //! address is added to it.
 
@@ -17,7 +19,7 @@ use std::process::Command;
 
 use anyhow::Context;
 
-use crate::addresses;
+use crate::addresses::{self, Stack};
 use crate::command;
 use crate::paths::ClusterPaths;
 
@@ -44,35 +46,37 @@ pub fn namespace_file(namespace: &str) -> PathBuf {
 ///
 /// # Errors
 /// When `ip` fails; what exists by then is removed by [`remove`].
-pub fn create(cluster: &ClusterPaths, nodes: u8) -> anyhow::Result<()> {
+pub fn create(cluster: &ClusterPaths, nodes: u8, stack: Stack) -> anyhow::Result<()> {
     let lab = cluster.namespace(LAB);
     add_namespace(&lab)?;
-    batch(
-        &lab,
-        &format!(
-            "link set lo up\n\
-             link add br0 type bridge\n\
-             address add {}/{} dev br0\n\
-             link set br0 up\n",
-            addresses::LAB,
-            addresses::LAB_PREFIX
-        ),
-    )?;
+    let mut inside = format!(
+        "link set lo up\n\
+         link add br0 type bridge\n\
+         address add {}/{} dev br0\n\
+         link set br0 up\n",
+        addresses::LAB,
+        addresses::LAB_PREFIX
+    );
+    if stack == Stack::Dual {
+        inside.push_str(&address_v6("br0", addresses::LAB));
+    }
+    batch(&lab, &inside)?;
     // The lab routes nothing. It forwards only so that it can answer "unreachable" at once, where
     // a silent drop would let every connection to the world wait for its timeout.
     command::output(
         Command::new("nsenter").arg(format!("--net={}", namespace_file(&lab).display())).args([
             "sh",
             "-c",
-            "echo 1 > /proc/sys/net/ipv4/ip_forward",
+            "echo 1 > /proc/sys/net/ipv4/ip_forward; \
+             echo 1 > /proc/sys/net/ipv6/conf/all/forwarding",
         ]),
     )?;
-    attach(cluster, OUTSIDE, addresses::OUTSIDE, &[])?;
+    attach(cluster, OUTSIDE, addresses::OUTSIDE, &[], stack)?;
     let all: Vec<u8> = (1..=nodes).collect();
-    attach(cluster, CONTROL, addresses::CONTROL, &all)?;
+    attach(cluster, CONTROL, addresses::CONTROL, &all, stack)?;
     for &number in &all {
         let others: Vec<u8> = all.iter().copied().filter(|other| *other != number).collect();
-        attach(cluster, &node_name(number), addresses::node(number), &others)?;
+        attach(cluster, &node_name(number), addresses::node(number), &others, stack)?;
     }
     Ok(())
 }
@@ -102,6 +106,7 @@ fn attach(
     machine: &str,
     address: Ipv4Addr,
     routes_to: &[u8],
+    stack: Stack,
 ) -> anyhow::Result<()> {
     let lab = cluster.namespace(LAB);
     let namespace = cluster.namespace(machine);
@@ -126,7 +131,22 @@ fn attach(
         let via = addresses::node(number);
         inside.push_str(&format!("route add {} via {via}\n", addresses::pods(number)));
     }
+    if stack == Stack::Dual {
+        inside.push_str(&address_v6("eth0", address));
+        let lab = addresses::v6(addresses::LAB);
+        inside.push_str(&format!("-6 route add default via {lab}\n"));
+        for &number in routes_to {
+            let (pods, via) = (addresses::pods_v6(number), addresses::v6(addresses::node(number)));
+            inside.push_str(&format!("-6 route add {pods} via {via}\n"));
+        }
+    }
     batch(&namespace, &inside)
+}
+
+/// Nobody else can have the address, so it need not be looked for.
+fn address_v6(link: &str, member: Ipv4Addr) -> String {
+    let (address, prefix) = (addresses::v6(member), addresses::LAB_PREFIX_V6);
+    format!("address add {address}/{prefix} dev {link} nodad\n")
 }
 
 fn add_namespace(namespace: &str) -> anyhow::Result<()> {

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 use serde_json::{Value, json};
 
-use crate::addresses;
+use crate::addresses::{self, Stack};
 use crate::certificates::Authority;
 use crate::control_plane;
 use crate::machine::Mount;
@@ -25,6 +25,7 @@ pub const PAUSE_IMAGE: &str = "docker.io/portolan/pause:dev";
 #[derive(Debug, Clone)]
 pub struct Node {
     number: u8,
+    stack: Stack,
     name: String,
     files: PathBuf,
     disk: PathBuf,
@@ -34,10 +35,11 @@ pub struct Node {
 impl Node {
     /// The node with this number, counted from 1.
     #[must_use]
-    pub fn new(cluster: &ClusterPaths, number: u8) -> Self {
+    pub fn new(cluster: &ClusterPaths, number: u8, stack: Stack) -> Self {
         let name = node_name(number);
         Self {
             number,
+            stack,
             files: cluster.machine(&name),
             disk: cluster.disk(&name),
             logs: cluster.logs().join(format!("{name}-pods")),
@@ -101,13 +103,14 @@ impl Node {
             env: BTreeMap::new(),
         };
         let ours = paths.programs();
+        let addresses = self.stack.node(self.number).into_iter().map(|address| address.to_string());
         let kubelet = vec![
             format!("--config={}", file("kubelet.json")),
             format!("--kubeconfig={}", file("kubelet.kubeconfig")),
             format!("--root-dir={}", self.disk.join("kubelet").display()),
             format!("--cert-dir={}", file("pki")),
             format!("--hostname-override={}", self.name),
-            format!("--node-ip={}", addresses::node(self.number)),
+            format!("--node-ip={}", addresses.collect::<Vec<_>>().join(",")),
         ];
         let containerd = vec!["--config".to_owned(), file("containerd.toml")];
         let proxy = vec![format!("--config={}", file("kube-proxy.json"))];
@@ -172,6 +175,10 @@ conf_dir = "{network}"
     /// Pods are routed, never bridged: between two Pods on one bridge the answer to a Service's
     /// address would bypass the translation back.
     fn network(&self) -> Value {
+        let ranges = self.stack.pods(self.number).into_iter();
+        let ranges: Vec<_> = ranges.map(|range| json!([{ "subnet": range }])).collect();
+        let routes = self.stack.everywhere().iter();
+        let routes: Vec<_> = routes.map(|everywhere| json!({ "dst": everywhere })).collect();
         json!({
             "cniVersion": "1.0.0",
             "name": "portolan",
@@ -182,8 +189,8 @@ conf_dir = "{network}"
                     "ipam": {
                         "type": "host-local",
                         "dataDir": self.files.join("addresses"),
-                        "ranges": [[{ "subnet": addresses::pods(self.number) }]],
-                        "routes": [{ "dst": "0.0.0.0/0" }],
+                        "ranges": ranges,
+                        "routes": routes,
                     },
                 },
                 { "type": "portmap", "capabilities": { "portMappings": true } },
@@ -246,7 +253,7 @@ conf_dir = "{network}"
             "clientConnection": { "kubeconfig": self.files.join("kube-proxy.kubeconfig") },
             "hostnameOverride": self.name,
             "detectLocalMode": "ClusterCIDR",
-            "clusterCIDR": addresses::POD_RANGE,
+            "clusterCIDR": self.stack.pod_range(),
             "nftables": { "minSyncPeriod": "50ms", "syncPeriod": "30s" },
             // Its limits are sysctls of the host, which are not ours to set.
             "conntrack": {

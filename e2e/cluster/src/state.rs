@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use anyhow::Context;
 use serde::{Deserialize, Serialize};
 
+use crate::addresses::Stack;
 use crate::machine::{Machine, detached};
 use crate::paths::ClusterPaths;
 use crate::process::ProcessId;
@@ -65,6 +66,9 @@ pub struct State {
     pub boot: String,
     /// How many nodes the cluster has.
     pub nodes: u8,
+    /// The IP families it has.
+    #[serde(default)]
+    pub stack: Stack,
     /// Set at the end of `up`; without it the cluster is a ruin.
     pub complete: bool,
     /// The way in from this host.
