@@ -6,7 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Which crates of ours a crate may depend on; `CONTROLLERS` stands for each of them.
-const OURS: [(&str, &[&str]); 20] = [
+const OURS: [(&str, &[&str]); 21] = [
     ("src/api", &[]),
     ("src/process", &[]),
     ("src/reconcile", &["portolan-api", "portolan-process"]),
@@ -14,6 +14,7 @@ const OURS: [(&str, &[&str]); 20] = [
     ("src/nft", &[]),
     ("src/ingress", &["portolan-api", "portolan-process", "portolan-reconcile"]),
     ("controllers/app", CONTROLLER),
+    ("controllers/gateway", CONTROLLER),
     (
         "controllers/node",
         &["portolan-api", "portolan-nft", "portolan-process", "portolan-reconcile"],
@@ -27,6 +28,7 @@ const OURS: [(&str, &[&str]); 20] = [
         &[
             "portolan-api",
             "portolan-controller-app",
+            "portolan-controller-gateway",
             "portolan-controller-pool",
             "portolan-controller-route",
             "portolan-controller-service",

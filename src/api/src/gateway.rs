@@ -13,6 +13,12 @@ pub const PEER_ADDRESS: &str = "portolan.dev/peer-address";
 /// certificates that it may show to other gateways and that these may expect of it.
 pub const PEER_CERTIFICATES: &str = "portolan.dev/peer-certificates";
 
+/// The name of the process that `started` in the Pod of a gateway. What an earlier process of the
+/// Pod had on its way may still run in a sandbox, so slots are granted to this name.
+pub fn instance(pod: &str, started: Timestamp) -> String {
+    format!("{pod}.{:x}", started.as_millisecond())
+}
+
 /// How far a gateway is in its life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
 pub enum GatewayPhase {
@@ -96,6 +102,13 @@ impl Gateway {
         })
     }
 
+    /// When its process started, by the clock of its node, in whole milliseconds; `None` if the
+    /// name of the process does not tell, as [`instance`] makes it.
+    pub fn started(&self) -> Option<Timestamp> {
+        let time = self.instance.strip_prefix(&self.name)?.strip_prefix('.')?;
+        Timestamp::from_millisecond(i64::from_str_radix(time, 16).ok()?).ok()
+    }
+
     /// When the Lease lapses unless it is renewed. From then on the gateway's reports are not
     /// demand, and nobody waits for it.
     pub fn lapses(&self) -> Timestamp {
@@ -163,6 +176,16 @@ mod tests {
             ..gateway(100)
         };
         assert_eq!(Gateway::of(lease.unwrap()), Some(expected));
+    }
+
+    #[test]
+    fn the_name_of_a_process_tells_when_it_started() {
+        let started =
+            |instance: &str| Gateway { instance: instance.into(), ..gateway(100) }.started();
+        assert_eq!(started(&instance("gw-1", at(7))), Some(at(7)));
+        for strange in ["gw-1", "gw-1.", "gw-1.x", "gw-2.ff", "gw-1.ffffffffffffffff"] {
+            assert_eq!(started(strange), None, "{strange}");
+        }
     }
 
     #[test]

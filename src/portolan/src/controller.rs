@@ -9,9 +9,9 @@ use jiff::SignedDuration;
 use portolan_process::{AdminServer, Metrics, Readiness, Signals, Tasks};
 use portolan_reconcile::{Context, ContextParts, LeaseSettings, Settings, connect, system_clock};
 use {
-    portolan_controller_app as app, portolan_controller_pool as pool,
-    portolan_controller_route as route, portolan_controller_service as service,
-    portolan_controller_version as version,
+    portolan_controller_app as app, portolan_controller_gateway as gateway,
+    portolan_controller_pool as pool, portolan_controller_route as route,
+    portolan_controller_service as service, portolan_controller_version as version,
 };
 
 /// How long passes may run on after a signal.
@@ -64,6 +64,8 @@ enum Kind {
     Pool,
     /// Routes, Claims of hosts, and Domains.
     Route,
+    /// Leases of gateways that ended without a word.
+    Gateway,
     /// Addresses, node ports and endpoints of services that are not only http.
     Service,
 }
@@ -120,6 +122,10 @@ impl ControllerArgs {
                     let gateway_service_account = gateway_service_account.clone();
                     let settings = route::Settings { system_namespace, gateway_service_account };
                     tasks.spawn("route", route::run(&ctx, settings));
+                }
+                Kind::Gateway => {
+                    let settings = gateway::Settings { system_namespace };
+                    tasks.spawn("gateway", gateway::run(&ctx, settings));
                 }
                 Kind::Service => {
                     let settings = service::Settings { node_ports: node_ports.clone() };

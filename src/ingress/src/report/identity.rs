@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
-use portolan_api::labels;
+use portolan_api::{gateway, labels};
 
 /// Who this gateway is: its Pod, and which process in it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -25,7 +25,7 @@ pub struct Identity {
 impl Identity {
     /// The process that was `started` in the Pod.
     pub fn new(namespace: String, pod: String, uid: Option<String>, started: Timestamp) -> Self {
-        let instance = format!("{pod}.{:x}", started.as_millisecond()).into();
+        let instance = gateway::instance(&pod, started).into();
         Self { namespace, pod, uid, instance }
     }
 

@@ -1,0 +1,54 @@
+//! What is kept of Leases and Pods.
+
+use jiff::Timestamp;
+use k8s_openapi::api::coordination::v1::Lease;
+use k8s_openapi::api::core::v1::{ContainerStatus, Pod};
+use portolan_api::Gateway;
+use portolan_reconcile::Target;
+
+/// Label selector of the gateways' Pods.
+pub(crate) const PODS: &str = "app.kubernetes.io/component=gateway";
+/// The container that is the gateway; others may be put beside it.
+const CONTAINER: &str = "gateway";
+
+/// The Lease of a gateway.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct HeldLease {
+    pub(crate) gateway: Gateway,
+    /// UID of the Pod that the Lease goes with.
+    pub(crate) pod: Option<String>,
+    /// The Lease at the version that was seen: a renewal makes another.
+    pub(crate) target: Target,
+}
+
+/// The gateway's container in a Pod.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Process {
+    /// UID of the Pod.
+    pub(crate) pod: Option<String>,
+    /// When the last process that ended did, in whole seconds, rounded down.
+    pub(crate) ended: Option<Timestamp>,
+}
+
+impl HeldLease {
+    /// `None` for a Lease that no gateway has taken.
+    pub(crate) fn of(lease: Lease) -> Option<Self> {
+        let target = Target::at(&lease);
+        let owners = lease.metadata.owner_references.iter().flatten();
+        let pod = owners.filter(|owner| owner.kind == "Pod").map(|owner| owner.uid.clone()).next();
+        Some(Self { gateway: Gateway::of(lease)?, pod, target })
+    }
+}
+
+impl Process {
+    pub(crate) fn of(pod: Pod) -> Option<Self> {
+        let statuses = pod.status.and_then(|status| status.container_statuses).unwrap_or_default();
+        let gateway = statuses.into_iter().find(|status| status.name == CONTAINER);
+        Some(Self { pod: pod.metadata.uid, ended: gateway.and_then(ended) })
+    }
+}
+
+fn ended(status: ContainerStatus) -> Option<Timestamp> {
+    let states = [status.state, status.last_state].into_iter().flatten();
+    states.filter_map(|state| Some(state.terminated?.finished_at?.0)).max()
+}

@@ -1,0 +1,102 @@
+//! What the controller sends when a gateway's process has ended, and when not.
+
+use std::time::Duration;
+
+use portolan_controller_gateway::{Settings, run};
+use portolan_reconcile::testing::{Answer, Sent, Wire, context, initial_events_end};
+use serde_json::{Value, json};
+use tokio::time::sleep;
+
+/// A gateway's Lease; its process started at second 100.
+fn lease() -> Value {
+    json!({
+        "apiVersion": "coordination.k8s.io/v1", "kind": "Lease",
+        "metadata": {
+            "name": "gw-1", "namespace": "system", "uid": "uid-of-lease", "resourceVersion": "10",
+            "ownerReferences": [
+                { "apiVersion": "v1", "kind": "Pod", "name": "gw-1", "uid": "uid-of-pod" },
+            ],
+        },
+        "spec": {
+            "holderIdentity": "gw-1.186a0", "leaseDurationSeconds": 15,
+            "renewTime": "1970-01-01T00:02:00.000000Z",
+        },
+    })
+}
+
+fn pod(statuses: &Value) -> Value {
+    json!({
+        "apiVersion": "v1", "kind": "Pod",
+        "metadata": {
+            "name": "gw-1", "namespace": "system", "uid": "uid-of-pod", "resourceVersion": "11",
+        },
+        "spec": { "containers": [{ "name": "gateway" }] },
+        "status": { "containerStatuses": statuses },
+    })
+}
+
+fn container(name: &str, state: &Value, last: &Value) -> Value {
+    json!({
+        "name": name, "image": "i", "imageID": "i", "ready": false, "restartCount": 1,
+        "state": state, "lastState": last,
+    })
+}
+
+fn ended(time: &str) -> Value {
+    json!({ "terminated": { "exitCode": 137, "finishedAt": time } })
+}
+
+/// Runs the controller for a while and returns the deletions that it sent.
+async fn deletions(statuses: Value) -> Vec<Sent> {
+    let (lease, pod) = (lease(), pod(&statuses));
+    let (wire, client) = Wire::answering(move |sent| match sent.path.rsplit('/').next() {
+        Some("leases") => listing("Lease", &lease),
+        Some("pods") => listing("Pod", &pod),
+        _ => Answer::Json(200, json!({ "kind": "Status", "status": "Success" })),
+    });
+    let context = context(client);
+    let settings = Settings { system_namespace: "system".into() };
+    let running = tokio::spawn(run(&context, settings));
+    sleep(Duration::from_secs(60)).await;
+    context.shutdown().cancel();
+    running.await.expect("it does not panic").expect("it ends as it was told");
+    wire.sent().into_iter().filter(|sent| sent.method.as_str() == "DELETE").collect()
+}
+
+fn listing(kind: &str, object: &Value) -> Answer {
+    let added = json!({ "type": "ADDED", "object": object });
+    Answer::Watch(vec![added, initial_events_end(kind, 12)])
+}
+
+#[tokio::test(start_paused = true)]
+async fn exactly_the_lease_that_was_seen_is_taken_away_once() {
+    let waiting = json!({ "waiting": { "reason": "CrashLoopBackOff" } });
+    for (state, last) in [
+        (ended("1970-01-01T00:02:01Z"), json!({})),
+        (waiting, ended("1970-01-01T00:02:01Z")),
+        (json!({ "running": {} }), ended("1970-01-01T00:02:01Z")),
+    ] {
+        let sent = deletions(json!([container("gateway", &state, &last)])).await;
+        assert_eq!(sent.len(), 1, "{sent:?}");
+        let lease = "/apis/coordination.k8s.io/v1/namespaces/system/leases/gw-1";
+        assert_eq!(sent[0].path, lease);
+        let seen = json!({ "uid": "uid-of-lease", "resourceVersion": "10" });
+        assert_eq!(sent[0].body["preconditions"], seen);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_process_that_may_be_running_keeps_its_lease() {
+    let (running, before) = (json!({ "running": {} }), ended("1970-01-01T00:01:39Z"));
+    for statuses in [
+        json!([]),
+        json!([container("gateway", &running, &before)]),
+        json!([
+            container("gateway", &running, &json!({})),
+            container("proxy", &ended("1970-01-01T00:02:01Z"), &json!({})),
+        ]),
+    ] {
+        let sent = deletions(statuses.clone()).await;
+        assert!(sent.is_empty(), "{statuses}: {sent:?}");
+    }
+}
