@@ -8,6 +8,7 @@ mod figures;
 mod hostile;
 mod ingress;
 mod load;
+mod node;
 mod paced;
 mod peers;
 mod program;
@@ -38,6 +39,8 @@ enum Command {
     Routes(stub::RoutesArgs),
     /// Thousands of Apps on fake nodes: memory, API writes, Apps to Ready per second.
     Apps(stub::AppsArgs),
+    /// The node's data plane beside kube-proxy's rules, and the agent beside an API server.
+    Node(node::NodeArgs),
     /// The program behind the proxies; started by the benchmarks.
     #[command(hide = true)]
     Backend {
@@ -71,6 +74,7 @@ fn main() -> anyhow::Result<()> {
         Command::Wake(args) => runtime.block_on(args.run()),
         Command::Routes(args) => runtime.block_on(args.run()),
         Command::Apps(args) => runtime.block_on(args.run()),
+        Command::Node(args) => runtime.block_on(args.run()),
         Command::Backend { address } => roles::backend(address),
         Command::Attackers { attack, address } => hostile::attackers(&attack, address),
         Command::Gateway { address, sandbox } => runtime.block_on(roles::gateway(address, sandbox)),

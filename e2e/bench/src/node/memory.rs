@@ -1,0 +1,80 @@
+//! Memory: of the kernel for a table, by a control group of the one who makes it; and of a process.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+
+/// Where version 1 of control groups has memory, and where version 2 has all.
+const FIRST: &str = "/sys/fs/cgroup/memory";
+const SECOND: &str = "/sys/fs/cgroup";
+
+/// A control group that counts what the kernel allocates for its processes. Removed when dropped;
+/// its processes have to have ended by then.
+pub(super) struct Group {
+    folder: PathBuf,
+}
+
+impl Group {
+    /// A new one, with a process.
+    pub(super) fn of(pid: u32) -> anyhow::Result<Self> {
+        let parent = if Path::new(FIRST).exists() { FIRST } else { SECOND };
+        let folder = Path::new(parent).join(format!("portolan-bench-{pid}"));
+        fs::create_dir(&folder).with_context(|| format!("make {}", folder.display()))?;
+        let group = Self { folder };
+        fs::write(group.folder.join("cgroup.procs"), pid.to_string()).context("join a group")?;
+        Ok(group)
+    }
+
+    /// Bytes that the kernel holds for it.
+    pub(super) fn kernel(&self) -> anyhow::Result<f64> {
+        let first = fs::read_to_string(self.folder.join("memory.kmem.usage_in_bytes"));
+        let bytes = match first {
+            Ok(bytes) => bytes,
+            Err(_) => {
+                let text = fs::read_to_string(self.folder.join("memory.stat"));
+                let text = text.context("read the memory of a control group")?;
+                let line = text.lines().find_map(|line| line.strip_prefix("kernel "));
+                line.context("the kernel's memory is not counted")?.to_owned()
+            }
+        };
+        bytes.trim().parse().context("understand a number of bytes")
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        if let Err(error) = fs::remove_dir(&self.folder) {
+            eprintln!("could not remove {}: {error}", self.folder.display());
+        }
+    }
+}
+
+/// Bytes that the kernel holds for nobody in particular: slabs, areas of its own, and what there is
+/// for each processor. Other work on the machine moves it.
+pub(super) fn shared() -> anyhow::Result<f64> {
+    let text = fs::read_to_string("/proc/meminfo").context("read the machine's memory")?;
+    let fields = ["Slab:", "VmallocUsed:", "Percpu:"];
+    fields.iter().map(|name| field(&text, name)).sum()
+}
+
+/// Resident memory of a process in bytes.
+#[derive(Clone, Copy)]
+pub(super) struct Resident {
+    pub(super) now: f64,
+    /// The most it ever was.
+    pub(super) peak: f64,
+}
+
+/// What a process has in memory.
+pub(super) fn resident(pid: u32) -> anyhow::Result<Resident> {
+    let text = fs::read_to_string(format!("/proc/{pid}/status")).context("read a process")?;
+    Ok(Resident { now: field(&text, "VmRSS:")?, peak: field(&text, "VmHWM:")? })
+}
+
+/// A field in kilobytes, in bytes.
+fn field(text: &str, name: &str) -> anyhow::Result<f64> {
+    let line = text.lines().find_map(|line| line.strip_prefix(name));
+    let number = line.and_then(|line| line.split_whitespace().next());
+    Ok(number.with_context(|| format!("no {name}"))?.parse::<f64>()? * 1024.0)
+}
