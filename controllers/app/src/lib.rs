@@ -19,8 +19,8 @@ use portolan_api::{
     App, AppService, AppVersion, Gateway, GatewayReport, Route, SandboxPool, labels,
 };
 use portolan_reconcile::{
-    Cache, Change, Context, Controller, Events, Next, ObjectKey, Pass, Progress, Reconciler,
-    RunError, StatusWrite, Target, Watch, Writer,
+    Cache, Change, Context, Controller, Events, Next, ObjectKey, Packed, Pass, Progress,
+    Reconciler, RunError, StatusWrite, Target, Watch, Writer,
 };
 
 mod apply;
@@ -51,18 +51,20 @@ pub fn run(
     settings: Settings,
 ) -> impl Future<Output = Result<(), RunError>> + Send + use<> {
     let mut controller = Controller::new(ctx, "app");
-    let apps: Cache<App> = controller.primary(
-        Watch::new()
-            .prune()
-            .index(BY_SETTLING, |app: &App| is_unsettled(app).then(|| UNSETTLED.into())),
+    let apps = controller.primary(
+        Watch::<App>::new()
+            .pack()
+            .index(BY_SETTLING, |app| is_unsettled(&app.unpack()).then(|| UNSETTLED.into())),
     );
+    let of = |version: &Packed<AppVersion>| app_of_version(&version.unpack());
     let versions = controller.watch(
-        Watch::new().prune().index(BY_APP, |version: &AppVersion| index(app_of_version(version))),
-        |change| change.each(app_of_version),
+        Watch::<AppVersion>::new().pack().index(BY_APP, move |version| index(of(version))),
+        move |change| change.each(of),
     );
+    let of = |pool: &Packed<SandboxPool>| app_of_pool(&pool.unpack());
     let pools = controller.watch(
-        Watch::new().prune().index(BY_APP, |pool: &SandboxPool| index(app_of_pool(pool))),
-        |change| change.each(app_of_pool),
+        Watch::<SandboxPool>::new().pack().index(BY_APP, move |pool| index(of(pool))),
+        move |change| change.each(of),
     );
     let routes = controller.watch(
         Watch::new()
@@ -73,8 +75,8 @@ pub fn run(
     let policies = controller.watch(
         Watch::<NetworkPolicy>::new()
             .labels(&format!("{}={}", labels::MANAGED_BY, labels::MANAGER))
-            .prune(),
-        |change| change.each(app_of_policy),
+            .pack(),
+        |change| change.each(|policy| app_of_policy(&policy.unpack())),
     );
     let named = apps.clone();
     let services = controller.watch(
@@ -96,7 +98,7 @@ pub fn run(
             return Vec::new();
         }
         let unsettled = unsettled.by_index(BY_SETTLING, UNSETTLED);
-        unsettled.iter().map(|app| ObjectKey::of(app.as_ref())).collect()
+        unsettled.iter().map(|app| ObjectKey::of(&app.unpack())).collect()
     });
     let (writer, events) = (controller.writer(), controller.events());
     controller.run(AppReconciler {
@@ -118,11 +120,11 @@ pub fn run(
 struct AppReconciler {
     writer: Writer,
     events: Events,
-    apps: Cache<App>,
-    versions: Cache<AppVersion>,
-    pools: Cache<SandboxPool>,
+    apps: Cache<App, Packed<App>>,
+    versions: Cache<AppVersion, Packed<AppVersion>>,
+    pools: Cache<SandboxPool, Packed<SandboxPool>>,
     routes: Cache<Route, RouteFacts>,
-    policies: Cache<NetworkPolicy>,
+    policies: Cache<NetworkPolicy, Packed<NetworkPolicy>>,
     services: Cache<AppService>,
     reports: Cache<GatewayReport, EpochFacts>,
     gateways: Cache<Lease, Gateway>,
@@ -195,7 +197,10 @@ fn changed_epochs(old: Option<&EpochFacts>, new: Option<&EpochFacts>) -> Vec<Obj
 
 /// The App that an AppService names; and, when the object of that name is another one or none,
 /// also every App that could want the name.
-fn apps_of_service(change: &Change<'_, AppService>, apps: &Cache<App>) -> Vec<ObjectKey> {
+fn apps_of_service(
+    change: &Change<'_, AppService>,
+    apps: &Cache<App, Packed<App>>,
+) -> Vec<ObjectKey> {
     if change.old.zip(change.new).is_some_and(|(old, new)| is_count(old, new)) {
         return Vec::new();
     }

@@ -109,7 +109,7 @@ pub(crate) struct Seen {
 impl AppReconciler {
     /// Reads everything that the plan for `key` may know.
     pub(crate) fn observe(&self, key: &ObjectKey, now: Timestamp) -> Seen {
-        let Some(app) = self.apps.get(key) else { return Seen::default() };
+        let Some(app) = self.apps.unpack(key) else { return Seen::default() };
         let index = key.to_string();
         let reports = self.reports.list();
         let epoch_of = |gateway: &str| {
@@ -124,16 +124,17 @@ impl AppReconciler {
             lapses: gateway.lapses_for(unbroken, now),
             epoch: epoch_of(&gateway.name),
         });
-        let versions = by_name(self.versions.by_index(BY_APP, &index), |v| v.metadata.name.clone());
+        let versions =
+            by_name(self.versions.unpack_by_index(BY_APP, &index), |v| v.metadata.name.clone());
         Seen {
             services: self.observe_services(key, &app, versions.values()),
             versions,
-            pools: by_name(self.pools.by_index(BY_APP, &index), |p| p.metadata.name.clone()),
+            pools: by_name(self.pools.unpack_by_index(BY_APP, &index), |p| p.metadata.name.clone()),
             routes: by_name(self.routes.by_index(BY_APP, &index), |r| Some(r.key.name.clone())),
             gateways: gateways.collect(),
             policy: self
                 .policies
-                .get(&ObjectKey::new(key.namespace.clone(), names::network_policy(&key.name))),
+                .unpack(&ObjectKey::new(key.namespace.clone(), names::network_policy(&key.name))),
             app: Some(app),
         }
     }

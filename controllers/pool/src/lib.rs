@@ -48,7 +48,7 @@ use portolan_reconcile::{
 use self::{
     apply::{Applier, Outcome},
     gateway::ReportView,
-    observe::{BY_GATEWAY, BY_POOL, Caches, Memory, Packed, Situation},
+    observe::{BY_GATEWAY, BY_POOL, Caches, Memory, Situation},
     plan::Plan,
     sandbox::Sandbox,
 };
@@ -76,7 +76,7 @@ pub fn run(
 }
 
 fn watch(controller: &mut Controller, settings: &Settings) -> Caches {
-    let pools = controller.primary(Watch::<SandboxPool>::new().project(Packed::of));
+    let pools = controller.primary(Watch::<SandboxPool>::new().project(observe::packed));
     let sandboxes = controller.watch(
         Watch::<Pod>::new()
             .labels(labels::POOL)

@@ -7,7 +7,7 @@ use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::{coordination::v1::Lease, core::v1::Pod};
 use parking_lot::Mutex;
 use portolan_api::{Gateway as GatewayLease, GatewayReport, SandboxPool};
-use portolan_reconcile::{Cache, ObjectKey, Observed};
+use portolan_reconcile::{Cache, ObjectKey, Observed, Packed};
 
 use crate::{
     gateway::{Demand, Gateway, ReportView},
@@ -41,28 +41,15 @@ pub(crate) struct Situation {
     pub(crate) incarnation: i64,
 }
 
-/// A pool as text. Most pools sleep, and a Pod template that says little is some hundred bytes as
-/// text and three thousand as a struct; reading it again costs a pass a few microseconds.
-#[derive(Debug, PartialEq, Eq)]
-pub(crate) struct Packed(Box<[u8]>);
-
-impl Packed {
-    /// Keeps all of a pool but its annotations and managed fields, which nothing here reads.
-    pub(crate) fn of(mut pool: SandboxPool) -> Option<Self> {
-        pool.metadata.annotations = None;
-        pool.metadata.managed_fields = None;
-        let text = serde_json::to_vec(&pool).expect("a pool that was read can be written");
-        Some(Self(text.into_boxed_slice()))
-    }
-
-    fn unpack(&self) -> SandboxPool {
-        serde_json::from_slice(&self.0).expect("a pool that was written can be read")
-    }
+/// Keeps all of a pool but its annotations, which nothing here reads.
+pub(crate) fn packed(mut pool: SandboxPool) -> Option<Packed<SandboxPool>> {
+    pool.metadata.annotations = None;
+    Packed::of(pool)
 }
 
 /// The caches.
 pub(crate) struct Caches {
-    pub(crate) pools: Cache<SandboxPool, Packed>,
+    pub(crate) pools: Cache<SandboxPool, Packed<SandboxPool>>,
     pub(crate) sandboxes: Cache<Pod, Sandbox>,
     pub(crate) leases: Cache<Lease, GatewayLease>,
     pub(crate) reports: Cache<GatewayReport, ReportView>,

@@ -16,8 +16,8 @@ use std::sync::Arc;
 use jiff::SignedDuration;
 use portolan_api::{App, AppVersion, SandboxPool};
 use portolan_reconcile::{
-    Cache, Context, Controller, Events, Next, ObjectKey, Pass, Progress, Reconciler, RunError,
-    StatusWrite, Target, Verdict, Watch, Writer,
+    Cache, Context, Controller, Events, Next, ObjectKey, Packed, Pass, Progress, Reconciler,
+    RunError, StatusWrite, Target, Verdict, Watch, Writer,
 };
 
 mod apply;
@@ -50,22 +50,26 @@ pub fn run(
     let mut controller = Controller::new(ctx, "version");
     let verifying = Arc::new(Verifying::default());
     let apps = controller.primary(Watch::<App>::new().project(AppFacts::of));
+    let of = |version: &Packed<AppVersion>| app_of_version(&version.unpack());
     let versions = controller.watch(
-        Watch::new().prune().index(BY_APP, |version: &AppVersion| {
-            app_of_version(version).map(|key| key.to_string())
-        }),
-        |change| change.each(app_of_version),
+        Watch::<AppVersion>::new()
+            .pack()
+            .index(BY_APP, move |version| of(version).map(|key| key.to_string())),
+        move |change| change.each(of),
     );
     let counted = verifying.clone();
+    let of = |pool: &Packed<SandboxPool>| apply::app_of(&pool.unpack());
     let pools = controller.watch(
-        Watch::new()
-            .prune()
-            .index(BY_APP, |pool: &SandboxPool| apply::app_of(pool).map(|key| key.to_string())),
+        Watch::<SandboxPool>::new()
+            .pack()
+            .index(BY_APP, move |pool| of(pool).map(|key| key.to_string())),
         move |change| {
-            let mut keys = change.each(apply::app_of);
-            let was = change.old.is_some_and(|pool| observe::is_verifying(pool));
-            let is = change.new.is_some_and(|pool| observe::is_verifying(pool));
-            if let Some(app) = change.new.or(change.old).and_then(|pool| apply::app_of(pool)) {
+            let mut keys = change.each(of);
+            let is_verifying =
+                |pool: &Arc<Packed<SandboxPool>>| observe::is_verifying(&pool.unpack());
+            let was = change.old.is_some_and(is_verifying);
+            let is = change.new.is_some_and(is_verifying);
+            if let Some(app) = change.new.or(change.old).and_then(|pool| of(pool)) {
                 keys.extend(counted.note(&app, was, is));
             }
             keys
@@ -89,8 +93,8 @@ struct VersionReconciler {
     writer: Writer,
     events: Events,
     apps: Cache<App, AppFacts>,
-    versions: Cache<AppVersion>,
-    pools: Cache<SandboxPool>,
+    versions: Cache<AppVersion, Packed<AppVersion>>,
+    pools: Cache<SandboxPool, Packed<SandboxPool>>,
     verifying: Arc<Verifying>,
     progress: Progress,
     settings: Settings,

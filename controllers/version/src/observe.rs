@@ -66,14 +66,14 @@ impl VersionReconciler {
         let index = key.to_string();
         let versions: BTreeMap<_, _> = self
             .versions
-            .by_index(BY_APP, &index)
+            .unpack_by_index(BY_APP, &index)
             .into_iter()
             .filter(|version| is_controlled_by(version, &app.uid))
             .filter_map(|version| Some((version.metadata.name.clone()?, version)))
             .collect();
         let pools: BTreeMap<_, _> = self
             .pools
-            .by_index(BY_APP, &index)
+            .unpack_by_index(BY_APP, &index)
             .into_iter()
             .filter_map(|pool| Some((pool.metadata.name.clone()?, pool)))
             .collect();

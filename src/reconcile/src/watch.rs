@@ -4,10 +4,10 @@ use std::{fmt::Debug, future::Future};
 
 use k8s_openapi::NamespaceResourceScope;
 use kube::{Api, Client, Resource};
-use serde::de::DeserializeOwned;
+use serde::{Serialize, de::DeserializeOwned};
 
 use crate::{
-    Cache, Change, Context, ObjectKey, Queue,
+    Cache, Change, Context, ObjectKey, Packed, Queue,
     cache::{CacheParts, Handler, IndexBy, IsSame, Project, Wholeness},
     controller::RunError,
     feed::{Feed, Selectors},
@@ -64,6 +64,14 @@ impl<K: Watched> Watch<K> {
             Some(object)
         });
         self
+    }
+
+    /// Keeps objects as text, without `managedFields`: see [`Packed`].
+    pub fn pack(self) -> Watch<K, Packed<K>>
+    where
+        K: Serialize,
+    {
+        self.project(Packed::of)
     }
 
     /// Keeps only what `project` makes of an object; nothing of those it answers `None` for.

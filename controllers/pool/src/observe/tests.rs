@@ -17,9 +17,9 @@ fn a_packed_pool_is_the_pool() {
     let mut stored = pool.clone();
     stored.metadata.annotations = Some([("note".to_owned(), "x".repeat(9000))].into());
     stored.metadata.managed_fields = Some(vec![]);
-    let packed = Packed::of(stored).expect("every pool is kept");
+    let packed = packed(stored).expect("every pool is kept");
     assert_eq!(packed.unpack(), pool);
-    assert!(packed.0.len() < 1000, "ten thousand pools take {} bytes each", packed.0.len());
+    assert!(packed.size() < 1000, "ten thousand pools take {} bytes each", packed.size());
 }
 
 #[test]
