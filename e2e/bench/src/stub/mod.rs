@@ -7,22 +7,27 @@
 
 mod apps;
 mod counts;
+mod first;
 mod routes;
 mod wake;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::fs::File;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
+use std::pin::pin;
 use std::thread;
 use std::time::Duration;
 
-use anyhow::{Context, ensure};
+use anyhow::{Context, bail, ensure};
+use futures::StreamExt;
 use http::{Request, Response};
 use http_body_util::{BodyExt, Empty};
 use hyper::body::{Bytes, Incoming};
 use kube::api::{Patch, PatchParams, PostParams};
-use kube::{Api, Client};
+use kube::runtime::WatchStreamExt;
+use kube::runtime::watcher::{self, Event, watcher};
+use kube::{Api, Client, ResourceExt};
 use nix::sched::{CloneFlags, setns};
 use portolan_api::{App, Route};
 use portolan_cluster::cluster::Cluster;
@@ -30,6 +35,7 @@ use portolan_cluster::network::{CONTROL, namespace_file};
 use portolan_cluster::state::Spec;
 use portolan_cluster::{command, control_plane, forward, kwok, platform, wait};
 use serde_json::json;
+use tokio::time::timeout;
 
 use crate::paced::{Connection, connect};
 
@@ -53,6 +59,8 @@ const PEER_PORT: u16 = 8480;
 const ADMIN_PORT: u16 = 9191;
 /// Where the controllers say what they did.
 const CONTROLLER_ADMIN: &str = "127.0.0.1:9190";
+/// The delay of an App that sleeps as soon as nobody needs it, in seconds.
+const AT_ONCE: u32 = 1;
 /// Starting, and settling after a change.
 const LIMIT: Duration = Duration::from_secs(60);
 
@@ -221,12 +229,12 @@ fn host(name: &str) -> String {
     format!("{name}.bench.test")
 }
 
-/// An App of one service that sleeps at once when nobody needs it.
-fn app(name: &str) -> anyhow::Result<App> {
+/// An App of one service that sleeps so many seconds after nobody needs it any more.
+fn app(name: &str, delay_seconds: u32) -> anyhow::Result<App> {
     let service = json!({
         "name": "web",
         "port": PROGRAM_PORT,
-        "scale": { "mode": "Auto", "min": 0, "max": 3, "scaleDownDelaySeconds": 1 },
+        "scale": { "mode": "Auto", "min": 0, "max": 3, "scaleDownDelaySeconds": delay_seconds },
         "template": { "tolerations": [{ "key": kwok::MARK, "operator": "Exists" }] },
     });
     let app = json!({
@@ -254,14 +262,16 @@ async fn make(
     numbers: std::ops::Range<usize>,
     routed: usize,
 ) -> anyhow::Result<()> {
-    use futures::{StreamExt, stream};
+    use futures::stream;
     let apps: Api<App> = Api::namespaced(client.clone(), NAMESPACE);
     let routes: Api<Route> = Api::namespaced(client.clone(), NAMESPACE);
     let (apps, routes) = (&apps, &routes);
     let mut made = stream::iter(numbers)
         .map(async |number| {
             let name = app_name(number);
-            apps.create(&PostParams::default(), &app(&name)?).await.context("make an App")?;
+            apps.create(&PostParams::default(), &app(&name, AT_ONCE)?)
+                .await
+                .context("make an App")?;
             if number < routed {
                 let route = route(&name, &name)?;
                 routes.create(&PostParams::default(), &route).await.context("make a Route")?;
@@ -275,24 +285,36 @@ async fn make(
     Ok(())
 }
 
-/// Waits until so many Apps are Ready and their sandboxes sleep.
+/// Waits until so many Apps are Ready and their sandboxes sleep. It follows a watch: listing all of
+/// them again and again would be most of what the API server does.
 async fn asleep(client: &Client, count: usize, limit: Duration) -> anyhow::Result<()> {
     let apps: Api<App> = Api::namespaced(client.clone(), NAMESPACE);
-    wait::until(&format!("{count} Apps to sleep"), limit, async || {
-        let all = apps.list(&Default::default()).await?;
-        let is_asleep = |app: &&App| {
-            let conditions = app.status.iter().flat_map(|status| &status.conditions);
-            conditions.into_iter().any(|condition| {
-                condition.type_ == "Ready"
-                    && condition.status == "True"
-                    && condition.reason == "Asleep"
-            })
-        };
-        let asleep = all.iter().filter(is_asleep).count();
-        ensure!(asleep >= count, "{asleep} of {} sleep", all.items.len());
-        Ok(())
+    let mut events = pin!(watcher(apps, watcher::Config::default()).default_backoff());
+    let mut asleep = HashSet::new();
+    let all = async {
+        while asleep.len() < count {
+            match events.next().await.context("the watch ended")? {
+                Ok(Event::InitApply(app) | Event::Apply(app)) if is_asleep(&app) => {
+                    asleep.insert(app.name_any());
+                }
+                Ok(Event::InitApply(app) | Event::Apply(app) | Event::Delete(app)) => {
+                    asleep.remove(&app.name_any());
+                }
+                // It begins again by itself, with a pause.
+                Ok(Event::Init | Event::InitDone) | Err(_) => {}
+            }
+        }
+        anyhow::Ok(())
+    };
+    let ended = timeout(limit, all).await;
+    ended.unwrap_or_else(|_| bail!("{} of {count} Apps sleep after {limit:?}", asleep.len()))
+}
+
+fn is_asleep(app: &App) -> bool {
+    let conditions = app.status.iter().flat_map(|status| &status.conditions);
+    conditions.into_iter().any(|condition| {
+        condition.type_ == "Ready" && condition.status == "True" && condition.reason == "Asleep"
     })
-    .await
 }
 
 /// Applies a Route, as `kubectl apply --server-side` does.

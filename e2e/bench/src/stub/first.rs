@@ -1,0 +1,170 @@
+//! What an applied App costs the API server until it is Ready, and until nothing more follows.
+
+use std::pin::pin;
+use std::time::Duration;
+
+use anyhow::{Context, bail, ensure};
+use futures::StreamExt;
+use k8s_openapi::api::core::v1::{Event, Pod};
+use k8s_openapi::api::networking::v1::NetworkPolicy;
+use kube::api::{DeleteParams, ListParams, PostParams};
+use kube::core::{ApiResource, DynamicObject, ObjectMeta};
+use kube::runtime::{WatchStreamExt, watcher};
+use kube::{Api, Client};
+use portolan_api::{App, AppVersion, Claim, GatewayReport, Route, SandboxPool};
+use portolan_cluster::wait;
+use tokio::time::{Instant, sleep, timeout};
+
+use super::counts::Writes;
+use super::{LIMIT, NAMESPACE, app, route};
+
+/// How many Apps, each with a Route, one after the other.
+const APPS: u32 = 10;
+/// They stay awake: neither what going to sleep costs belongs to it, nor the fake kubelet's part
+/// in that.
+const STAYS_AWAKE: u32 = 86_400;
+/// Once nothing was written for so long, all that follows from the apply has been: word that may
+/// wait waits for less.
+const QUIET: Duration = Duration::from_secs(5);
+/// How long writes may go on after an App is Ready.
+const QUIET_LIMIT: Duration = Duration::from_secs(60);
+
+/// What was written for these Apps, without what their user wrote and what the kubelet and the
+/// scheduler did.
+#[derive(Debug)]
+pub(super) struct First {
+    /// Until nothing more came.
+    all: Writes,
+    /// Of those, after the App was Ready.
+    late: usize,
+}
+
+impl First {
+    /// Writes from the apply of an App with a Route until it is Ready.
+    pub(super) fn until_ready(&self) -> f64 {
+        #[expect(clippy::cast_precision_loss, reason = "counts of one run")]
+        let (all, late) = (self.all.total() as f64, self.late as f64);
+        (all - late) / f64::from(APPS)
+    }
+
+    /// What they were, and how they were counted.
+    pub(super) fn note(&self) -> String {
+        format!(
+            "Writes from apply to Ready: {APPS} Apps with a Route that stay awake, one after the \
+             other; all but the user's two, until none came for {} s ({}), less the objects that \
+             were written after the App was Ready.",
+            QUIET.as_secs(),
+            self.all.text(f64::from(APPS))
+        )
+    }
+}
+
+/// Applies Apps with Routes, counts what is written, and takes them away again.
+pub(super) async fn writes_until_ready(client: &Client) -> anyhow::Result<First> {
+    let apps: Api<App> = Api::namespaced(client.clone(), NAMESPACE);
+    let routes: Api<Route> = Api::namespaced(client.clone(), NAMESPACE);
+    let before = quiet(client).await?;
+    let mut late = 0;
+    for number in 0..APPS {
+        let name = name(number);
+        apps.create(&PostParams::default(), &app(&name, STAYS_AWAKE)?).await?;
+        routes.create(&PostParams::default(), &route(&name, &name)?).await?;
+        let ready = timeout(LIMIT, ready_version(&apps, &name)).await;
+        let ready = ready.with_context(|| format!("App {name} was not Ready in time"))??;
+        quiet(client).await?;
+        late += written_after(client, ready).await?;
+    }
+    let all = Writes::read(client).await?.since(&before);
+    take_away(client, &apps, &routes).await?;
+    let count = u64::from(APPS);
+    // The scheduler says of each Pod where it put it.
+    let events = all.get("events").min(count);
+    Ok(First { all: all.less("apps", count).less("routes", count).less("events", events), late })
+}
+
+/// The version of the write that first says that the App is Ready.
+async fn ready_version(apps: &Api<App>, name: &str) -> anyhow::Result<u64> {
+    let config = watcher::Config::default().fields(&format!("metadata.name={name}"));
+    let mut changes = pin!(watcher::watcher(apps.clone(), config).default_backoff());
+    while let Some(change) = changes.next().await {
+        // What is interrupted is begun again.
+        let Ok(watcher::Event::InitApply(app) | watcher::Event::Apply(app)) = change else {
+            continue;
+        };
+        if is_ready(&app) {
+            return version(&app.metadata);
+        }
+    }
+    bail!("the watch of {name} ended")
+}
+
+/// All writes, once no more come.
+async fn quiet(client: &Client) -> anyhow::Result<Writes> {
+    let began = Instant::now();
+    let mut last = Writes::read(client).await?;
+    loop {
+        sleep(QUIET).await;
+        let now = Writes::read(client).await?;
+        let new = now.since(&last);
+        if new.total() == 0 {
+            return Ok(now);
+        }
+        ensure!(began.elapsed() < QUIET_LIMIT, "still written: {}", new.text(1.0));
+        last = now;
+    }
+}
+
+/// How many objects were written after this version; Pods are left out, as their kubelet writes.
+async fn written_after(client: &Client, ready: u64) -> anyhow::Result<usize> {
+    let here = [
+        ApiResource::erase::<App>(&()),
+        ApiResource::erase::<AppVersion>(&()),
+        ApiResource::erase::<SandboxPool>(&()),
+        ApiResource::erase::<Route>(&()),
+        ApiResource::erase::<NetworkPolicy>(&()),
+        ApiResource::erase::<Event>(&()),
+    ];
+    let here = here.map(|kind| Api::namespaced_with(client.clone(), NAMESPACE, &kind));
+    let elsewhere = [ApiResource::erase::<GatewayReport>(&()), ApiResource::erase::<Claim>(&())];
+    let elsewhere = elsewhere.map(|kind| Api::all_with(client.clone(), &kind));
+    let mut count = 0;
+    for kind in here.into_iter().chain(elsewhere) {
+        let kind: Api<DynamicObject> = kind;
+        for object in kind.list_metadata(&ListParams::default()).await? {
+            count += usize::from(version(&object.metadata)? > ready);
+        }
+    }
+    Ok(count)
+}
+
+fn version(meta: &ObjectMeta) -> anyhow::Result<u64> {
+    let version = meta.resource_version.as_deref().context("an object without a version")?;
+    version.parse().context("a version that is no number")
+}
+
+async fn take_away(client: &Client, apps: &Api<App>, routes: &Api<Route>) -> anyhow::Result<()> {
+    for number in 0..APPS {
+        let name = name(number);
+        apps.delete(&name, &DeleteParams::background()).await.context("delete an App")?;
+        routes.delete(&name, &DeleteParams::default()).await.context("delete a Route")?;
+    }
+    let pods: Api<Pod> = Api::namespaced(client.clone(), NAMESPACE);
+    wait::until("what belonged to them to be gone", LIMIT * 3, async || {
+        let left = pods.list_metadata(&ListParams::default()).await?.items.len();
+        ensure!(left == 0, "{left} Pods are left");
+        Ok(())
+    })
+    .await
+}
+
+fn name(number: u32) -> String {
+    format!("first-{number:03}")
+}
+
+fn is_ready(app: &App) -> bool {
+    let Some(status) = &app.status else { return false };
+    let ready = status.conditions.iter().find(|condition| condition.type_ == "Ready");
+    ready.is_some_and(|ready| {
+        ready.status == "True" && ready.observed_generation == app.metadata.generation
+    })
+}
