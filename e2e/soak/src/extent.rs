@@ -17,6 +17,8 @@ pub struct Extent {
     pub sandboxes: u32,
     /// Restarts of the gateways' Deployment.
     pub restarts: u32,
+    /// Gateways that are killed. Each but the first rests longer before it comes back.
+    pub kills: u32,
     /// How soon others answer in the place of a gateway that was killed. It takes a kubelet that
     /// looks once a second, and a kube-proxy; where tests run, both have little of a processor.
     pub hand_over: Duration,
@@ -39,6 +41,7 @@ impl Extent {
         never_ready: Duration::from_secs(60),
         sandboxes: 50,
         restarts: 20,
+        kills: 5,
         hand_over: Duration::from_secs(1),
         controllers: Duration::from_secs(300),
         outage: Duration::from_secs(300),
@@ -53,6 +56,7 @@ impl Extent {
         never_ready: Duration::from_secs(5),
         sandboxes: 2,
         restarts: 1,
+        kills: 2,
         hand_over: Duration::from_secs(3),
         controllers: Duration::from_secs(10),
         outage: Duration::from_secs(10),

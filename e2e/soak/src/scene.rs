@@ -211,6 +211,12 @@ impl Scene {
         gateways.into_iter().min_by_key(|gateway| gateway.restarts).context("a gateway")
     }
 
+    /// The gateway that was ended most often: the kubelet lets it rest before it starts it again.
+    pub(crate) async fn frequent_victim(&self) -> anyhow::Result<Running> {
+        let gateways = self.running(NAMESPACE, GATEWAYS).await?;
+        gateways.into_iter().max_by_key(|gateway| gateway.restarts).context("a gateway")
+    }
+
     /// Waits until two gateways are ready, and those before them have gone.
     pub(crate) async fn two_gateways(&self) -> anyhow::Result<()> {
         wait::until("two gateways", PATIENCE, async || {

@@ -7,6 +7,7 @@ use portolan_cluster::platform::NAMESPACE;
 use portolan_cluster::{control_plane, wait};
 
 use crate::extent::Extent;
+use crate::load::Failure;
 use crate::report::{Report, killed_at};
 use crate::scene::{CONTROLLERS, PATIENCE, Scene, TEAM, shop};
 
@@ -42,25 +43,26 @@ pub(super) async fn killed_sandboxes(scene: &mut Scene, extent: &Extent) -> anyh
 }
 
 pub(super) async fn gateway_killed(scene: &mut Scene, extent: &Extent) -> anyhow::Result<Report> {
-    let mut killed = Instant::now();
+    let mut killed = Vec::new();
     let outcome = scene
         .visited(extent, async |scene| {
-            killed = kill_a_gateway(scene).await?;
-            // Those who come after it, for as long again as it may take.
-            tokio::time::sleep(extent.hand_over * 4).await;
-            scene.two_gateways().await
+            for _ in 0..extent.kills {
+                let victim = scene.frequent_victim().await?;
+                scene.pods.note_killed(&victim);
+                killed.push(Instant::now());
+                scene.kill(&victim)?;
+                // Those who come after it, for as long again as it may take.
+                tokio::time::sleep(extent.hand_over * 4).await;
+                scene.two_gateways().await?;
+            }
+            anyhow::Ok(())
         })
         .await?;
-    let is_excused = killed_at(killed, extent.hand_over);
-    Ok(Report::judged("a gateway ended by kill -9".into(), &outcome, is_excused))
-}
-
-async fn kill_a_gateway(scene: &Scene) -> anyhow::Result<Instant> {
-    let victim = scene.victim().await?;
-    scene.pods.note_killed(&victim);
-    let killed = Instant::now();
-    scene.kill(&victim)?;
-    Ok(killed)
+    let is_excused = |failure: &Failure| {
+        killed.iter().any(|moment| killed_at(*moment, extent.hand_over)(failure))
+    };
+    let what = format!("a gateway ended by kill -9, {} times", extent.kills);
+    Ok(Report::judged(what, &outcome, is_excused))
 }
 
 pub(super) async fn controllers_killed(
