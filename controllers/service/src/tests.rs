@@ -310,6 +310,20 @@ fn ownership_is_by_uid() {
     check_belongs(owner("AppService", "other", "other", true), Belongs::Elsewhere);
 }
 
+/// While a service was http-only, its App gave it an internal name: that Service goes by itself.
+#[test]
+fn an_internal_name_of_the_same_app_is_handed_over() {
+    let owner = |name: &str, uid: &str| {
+        json!([{ "apiVersion": "portolan.dev/v1alpha1", "kind": "App", "name": name, "uid": uid,
+            "controller": true }])
+    };
+    check_belongs(owner("chat", "uid-of-chat"), Belongs::Former);
+    // Of an App that was deleted and applied again, before the garbage collector came by.
+    check_belongs(owner("chat", "uid-of-a-former-chat"), Belongs::Former);
+    // `chat-irc` with a service of its own whose name makes the same one.
+    check_belongs(owner("chat-x", "uid-of-chat-x"), Belongs::Elsewhere);
+}
+
 fn refused(code: u16, message: &str) -> Outcome {
     let status = json!({ "status": "Failure", "code": code, "message": message, "reason": "" });
     let error = WriteError {

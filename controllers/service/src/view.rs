@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use k8s_openapi::api::core::v1::{Pod, Service};
 use kube::Resource;
-use portolan_api::{AppService, NodeReport, SandboxPool, Transport, labels};
+use portolan_api::{App, AppService, NodeReport, SandboxPool, Transport, labels};
 use portolan_reconcile::ObjectKey;
 use serde::Serialize;
 
@@ -16,8 +16,9 @@ use crate::ports::NodePort;
 pub(crate) enum Belongs {
     /// To this AppService.
     Here,
-    /// To an AppService of this name that is gone, or to the same App, which gave the service an
-    /// internal name while it was http-only; or it is going itself: the name becomes free.
+    /// To an AppService of this name that is gone, or to the same App or one of its name that is
+    /// gone, which gave the service an internal name while it was http-only; or it is going itself:
+    /// the name becomes free.
     Former,
     /// To somebody else.
     Elsewhere,
@@ -34,8 +35,9 @@ impl Belongs {
         let is_here = to.metadata.uid.as_ref() == Some(&owner.uid);
         let is_namesake = owner.kind == AppService::kind(&())
             && to.metadata.name.as_deref() == Some(owner.name.as_str());
-        let mut apps = to.metadata.owner_references.iter().flatten();
-        let is_namesake = is_namesake || apps.any(|app| app.uid == owner.uid);
+        // Of two Apps of one name one is gone, so by name this is the same one or a former one.
+        let is_apps = owner.kind == App::kind(&()) && owner.name == to.spec.app;
+        let is_namesake = is_namesake || is_apps;
         match (is_here, is_namesake) {
             (true, _) if meta.deletion_timestamp.is_none() => Self::Here,
             (true, _) | (_, true) => Self::Former,
