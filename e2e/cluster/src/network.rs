@@ -134,10 +134,10 @@ fn attach(
     if stack == Stack::Dual {
         inside.push_str(&address_v6("eth0", address));
         let lab = addresses::v6(addresses::LAB);
-        inside.push_str(&format!("-6 route add default via {lab}\n"));
+        inside.push_str(&format!("route add default via {lab}\n"));
         for &number in routes_to {
             let (pods, via) = (addresses::pods_v6(number), addresses::v6(addresses::node(number)));
-            inside.push_str(&format!("-6 route add {pods} via {via}\n"));
+            inside.push_str(&format!("route add {pods} via {via}\n"));
         }
     }
     batch(&namespace, &inside)
