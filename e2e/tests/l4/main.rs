@@ -9,6 +9,7 @@ mod addresses;
 mod admission;
 mod crashes;
 mod endpoints;
+mod internal;
 mod ports;
 mod races;
 mod stage;

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{Namespace, Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::api::events::v1::Event;
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
@@ -184,6 +185,17 @@ impl Stage {
         pool: Option<&str>,
         ports: &[(&str, i32, &str, Option<i32>)],
     ) -> AppService {
+        self.apply_as(namespace, (name, name), pool, ports).await
+    }
+
+    /// The same, with another name than that of the service.
+    pub(crate) async fn apply_as(
+        &self,
+        namespace: &str,
+        (name, service): (&str, &str),
+        pool: Option<&str>,
+        ports: &[(&str, i32, &str, Option<i32>)],
+    ) -> AppService {
         let port = |&(name, port, kind, node_port): &(&str, i32, &str, Option<i32>)| {
             let mut port = json!({ "name": name, "port": port, "type": kind, "targetPort": port });
             if let Some(node_port) = node_port {
@@ -192,7 +204,7 @@ impl Stage {
             port
         };
         let ports: Vec<_> = ports.iter().map(port).collect();
-        let mut spec = json!({ "app": "chat", "service": name, "ports": ports });
+        let mut spec = json!({ "app": "chat", "service": service, "ports": ports });
         if let Some(pool) = pool {
             spec["pool"] = pool.into();
         }
@@ -310,6 +322,16 @@ impl Stage {
         let name = names::claim(ClaimKind::NodePort, &names::node_port(port, "TCP"));
         let claim = self.claims().get_opt(&name).await.expect("read")?;
         Some(format!("{}/{}", claim.spec.holder.namespace, claim.spec.holder.name))
+    }
+
+    /// What Events tell of an object.
+    pub(crate) async fn told(&self, uid: &str) -> Vec<String> {
+        let events: Api<Event> = Api::namespaced(self.client.clone(), &self.ours);
+        let events = events.list(&ListParams::default()).await.expect("listed").items.into_iter();
+        let about = events.filter(|event| {
+            event.regarding.as_ref().is_some_and(|object| object.uid.as_deref() == Some(uid))
+        });
+        about.filter_map(|event| event.note).collect()
     }
 
     /// Waits until an AppService says so about its present generation; returns the message.
