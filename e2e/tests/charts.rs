@@ -86,7 +86,11 @@ fn the_agent_has_the_network_of_its_node_and_no_more() {
             .filter(is_in_it)
             .map(|object| object["kind"].as_str().unwrap())
             .collect();
-        assert_eq!(inside, BTreeSet::from(["DaemonSet", "ServiceAccount"]));
+        let is_scraped = values.ends_with("full-values.yaml");
+        let monitor = is_scraped.then_some("PodMonitor");
+        let expected: BTreeSet<_> =
+            ["DaemonSet", "ServiceAccount"].into_iter().chain(monitor).collect();
+        assert_eq!(inside, expected, "{}", values.display());
         for absent in ["hostPID", "hostIPC", "volumes"] {
             assert!(pod[absent].is_null(), "{absent}");
         }
@@ -99,6 +103,46 @@ fn the_agent_has_the_network_of_its_node_and_no_more() {
         assert_eq!(container["securityContext"], security);
         assert!(container["resources"]["limits"]["memory"].is_string());
     }
+}
+
+/// Every Pod with an admin port that others reach is selected by one monitor, at a port it has.
+#[test]
+fn every_process_that_can_be_reached_is_scraped() {
+    let rendered = render(&ci("full-values.yaml"));
+    let all =
+        |kind: &str| rendered.iter().filter(|object| object["kind"] == kind).collect::<Vec<_>>();
+    let [service, pod] = [all("ServiceMonitor"), all("PodMonitor")];
+    assert_eq!((service.len(), pod.len()), (1, 1));
+    for monitor in [service[0], pod[0]] {
+        assert_eq!(
+            monitor["metadata"]["labels"]["release"], "prometheus",
+            "its Prometheus finds it"
+        );
+    }
+    let [endpoint] = &pod[0]["spec"]["podMetricsEndpoints"].as_array().unwrap()[..] else {
+        panic!("{}", pod[0]);
+    };
+    assert_eq!((&endpoint["port"], &endpoint["interval"]), (&json!("admin"), &json!("15s")));
+    let agents = all("DaemonSet")[0];
+    let template = &agents["spec"]["template"];
+    assert_eq!(pod[0]["metadata"]["namespace"], agents["metadata"]["namespace"]);
+    for (label, value) in pod[0]["spec"]["selector"]["matchLabels"].as_object().unwrap() {
+        assert_eq!(&template["metadata"]["labels"][label], value, "{label}");
+    }
+    let ports = template["spec"]["containers"][0]["ports"].as_array().unwrap();
+    assert!(ports.iter().any(|port| port["name"] == endpoint["port"]), "{ports:?}");
+    assert_eq!(template["spec"]["imagePullSecrets"], json!([{ "name": "registry" }]));
+}
+
+#[test]
+fn an_agent_that_only_its_node_reaches_has_no_monitor() {
+    let set = "metrics.serviceMonitor.enabled=true";
+    let output = helm(&["template", "portolan", &chart(), "--set", set]);
+    let objects: Vec<Value> =
+        serde_saphyr::from_multiple(std::str::from_utf8(&output.stdout).unwrap()).unwrap();
+    let monitors = objects.iter().filter_map(|object| object["kind"].as_str());
+    let monitors: Vec<_> = monitors.filter(|kind| kind.ends_with("Monitor")).collect();
+    assert_eq!(monitors, ["ServiceMonitor"]);
 }
 
 #[test]
