@@ -30,13 +30,13 @@ const SETTLE_UP_LOOK: Duration = Duration::from_millis(20);
 #[derive(Debug, clap::Args)]
 pub(crate) struct GatewayArgs {
     /// Where plain http is served.
-    #[arg(long, env = "PORTOLAN_HTTP_ADDRESS", default_value = "0.0.0.0:8080")]
+    #[arg(long, env = "PORTOLAN_HTTP_ADDRESS", default_value = "[::]:8080")]
     http_address: SocketAddr,
     /// Where https is served.
-    #[arg(long, env = "PORTOLAN_HTTPS_ADDRESS", default_value = "0.0.0.0:8443")]
+    #[arg(long, env = "PORTOLAN_HTTPS_ADDRESS", default_value = "[::]:8443")]
     https_address: SocketAddr,
     /// Where callers inside the cluster are served, by the names of services.
-    #[arg(long, env = "PORTOLAN_INTERNAL_ADDRESS", default_value = "0.0.0.0:8081")]
+    #[arg(long, env = "PORTOLAN_INTERNAL_ADDRESS", default_value = "[::]:8081")]
     internal_address: SocketAddr,
     /// What cluster DNS puts behind `.svc`.
     #[arg(long, env = "PORTOLAN_CLUSTER_DOMAIN", default_value = "cluster.local")]

@@ -12,9 +12,10 @@ mod proxy_protocol;
 mod transport;
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
+use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
@@ -68,6 +69,8 @@ impl Listener {
     /// Binds an address. Several processes may share it (`SO_REUSEPORT`), so that a new one can
     /// take over before the old one ends.
     ///
+    /// `[::]` is every address of both families, and of IPv4 alone where the kernel has no IPv6.
+    ///
     /// # Errors
     ///
     /// What the operating system says.
@@ -76,12 +79,12 @@ impl Listener {
     ///
     /// Outside a tokio runtime.
     pub fn bind(address: SocketAddr, config: ListenerConfig) -> io::Result<Self> {
-        use socket2::{Domain, Protocol, Socket, Type};
-        let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
-        socket.set_reuse_address(true)?;
-        socket.set_reuse_port(true)?;
-        socket.set_nonblocking(true)?;
-        socket.bind(&address.into())?;
+        let socket = bound(address).or_else(|error| match address.ip() {
+            IpAddr::V6(Ipv6Addr::UNSPECIFIED) => {
+                bound((Ipv4Addr::UNSPECIFIED, address.port()).into()).map_err(|_| error)
+            }
+            _ => Err(error),
+        })?;
         // Bursts of connections are short; the kernel cuts this to its own limit.
         socket.listen(4096)?;
         Ok(Self { socket: TcpListener::from_std(socket.into())?, config })
@@ -95,6 +98,19 @@ impl Listener {
     pub fn local_addr(&self) -> io::Result<SocketAddr> {
         self.socket.local_addr()
     }
+}
+
+fn bound(address: SocketAddr) -> io::Result<Socket> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    if address.ip() == IpAddr::V6(Ipv6Addr::UNSPECIFIED) {
+        // A switch of the machine says otherwise on some.
+        socket.set_only_v6(false)?;
+    }
+    socket.set_reuse_address(true)?;
+    socket.set_reuse_port(true)?;
+    socket.set_nonblocking(true)?;
+    socket.bind(&address.into())?;
+    Ok(socket)
 }
 
 /// Why serving could not begin.
@@ -134,4 +150,23 @@ pub(crate) async fn serve(
         connections.shutdown().await;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::net::TcpStream;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn one_listener_is_reached_over_both_families() {
+        let config = ListenerConfig { scheme: Scheme::Internal, proxy_protocol: ProxyProtocol::Off };
+        let any = (Ipv6Addr::UNSPECIFIED, 0).into();
+        let listener = Listener::bind(any, config).expect("a socket");
+        let port = listener.local_addr().expect("its address").port();
+        let addresses = [IpAddr::from(Ipv4Addr::LOCALHOST), Ipv6Addr::LOCALHOST.into()];
+        for address in addresses {
+            TcpStream::connect((address, port)).await.expect("it is reached");
+        }
+    }
 }
