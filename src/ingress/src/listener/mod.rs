@@ -160,7 +160,8 @@ mod tests {
 
     #[tokio::test]
     async fn one_listener_is_reached_over_both_families() {
-        let config = ListenerConfig { scheme: Scheme::Internal, proxy_protocol: ProxyProtocol::Off };
+        let config =
+            ListenerConfig { scheme: Scheme::Internal, proxy_protocol: ProxyProtocol::Off };
         let any = (Ipv6Addr::UNSPECIFIED, 0).into();
         let listener = Listener::bind(any, config).expect("a socket");
         let port = listener.local_addr().expect("its address").port();
