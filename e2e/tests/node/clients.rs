@@ -3,7 +3,7 @@
 use std::fmt;
 use std::fs::File;
 use std::io::{ErrorKind, Read, Write};
-use std::net::{Ipv4Addr, SocketAddr, TcpStream, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
 use std::path::PathBuf;
 use std::process::Command;
 use std::thread;
@@ -12,6 +12,7 @@ use std::time::Duration;
 use anyhow::{Context, ensure};
 use nix::sched::{CloneFlags, setns};
 use portolan_cluster::command;
+use socket2::SockRef;
 
 /// How long an answer may take before it counts as none.
 const ANSWER: Duration = Duration::from_secs(2);
@@ -77,10 +78,10 @@ impl Place {
         }
     }
 
-    /// Which sandbox answers over HTTP.
-    pub(crate) fn sandbox(&self, to: SocketAddr) -> anyhow::Result<String> {
+    /// Which sandbox answers over HTTP for this host.
+    pub(crate) fn sandbox(&self, to: SocketAddr, host: &str) -> anyhow::Result<String> {
         let mut stream = self.tcp(to)?;
-        write!(stream, "GET / HTTP/1.1\r\nHost: chat\r\nConnection: close\r\n\r\n")?;
+        write!(stream, "GET / HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n")?;
         let mut answer = String::new();
         stream.read_to_string(&mut answer)?;
         let named = answer.lines().find_map(|line| {
@@ -100,6 +101,36 @@ impl Place {
         Ok(Sender(self.udp(to)?))
     }
 
+    /// Connects and leaves again, this often; how many did not get through.
+    pub(crate) fn failed_connects(&self, to: SocketAddr, times: usize) -> usize {
+        let attempt = |_: &usize| {
+            let opened = TcpStream::connect_timeout(&to, ANSWER);
+            // Reset rather than closed, so that no port waits for late packets.
+            opened
+                .is_ok_and(|stream| SockRef::from(&stream).set_linger(Some(Duration::ZERO)).is_ok())
+        };
+        self.inside(|| times - (0..times).filter(attempt).count())
+    }
+
+    /// Who is connected to this TCP port here.
+    pub(crate) fn peers(&self, port: u16) -> anyhow::Result<Vec<IpAddr>> {
+        let port = format!("sport = :{port}");
+        let listing = self.output("ss", &["-Htn", "state", "established", &port])?;
+        let peers = listing.lines().filter_map(|line| {
+            let peer: SocketAddr = line.split_whitespace().nth(3)?.parse().ok()?;
+            Some(peer.ip().to_canonical())
+        });
+        Ok(peers.collect())
+    }
+
+    /// The addresses by which others know it.
+    pub(crate) fn addresses(&self) -> anyhow::Result<Vec<IpAddr>> {
+        let listing = self.output("ip", &["-o", "address", "show", "scope", "global"])?;
+        let networks = listing.lines().filter_map(|line| line.split_whitespace().nth(3));
+        let addresses = networks.filter_map(|network| network.split_once('/')?.0.parse().ok());
+        Ok(addresses.collect())
+    }
+
     /// Runs a program here.
     pub(crate) fn output(&self, program: &str, words: &[&str]) -> anyhow::Result<String> {
         let mut command = Command::new("nsenter");
@@ -114,7 +145,11 @@ impl Place {
     }
 
     fn udp(&self, to: SocketAddr) -> std::io::Result<UdpSocket> {
-        let socket = self.inside(|| UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)))?;
+        let any: IpAddr = match to {
+            SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+            SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+        };
+        let socket = self.inside(|| UdpSocket::bind((any, 0)))?;
         socket.connect(to)?;
         socket.set_read_timeout(Some(ANSWER))?;
         Ok(socket)

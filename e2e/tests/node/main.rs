@@ -3,10 +3,12 @@
 //!
 //! On a cluster of its own, because agents are killed and tables of nodes compared.
 
+mod churn;
 mod clients;
+mod exhaustion;
 mod scene;
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
@@ -15,9 +17,19 @@ use portolan_cluster::wait;
 use portolan_e2e::on_own_cluster;
 
 use crate::clients::{Outcome, Place, Talk};
-use crate::scene::{DNS, HTTP, IRC, PATIENCE, Scene};
+use crate::scene::{DNS, HTTP, IRC, PATIENCE, STACK, Scene};
 
 const CLUSTER: &str = "node";
+
+/// An App that speaks http only.
+const SITE: &str = "
+apiVersion: portolan.dev/v1alpha1
+kind: App
+metadata: { name: site, namespace: node }
+spec:
+  image: docker.io/portolan/sample-echo:dev
+  services: [{ name: web, port: 8080, terminationGracePeriodSeconds: 1 }]
+";
 
 #[tokio::test(flavor = "multi_thread")]
 async fn services_are_reached_through_the_agents() -> anyhow::Result<()> {
@@ -25,14 +37,18 @@ async fn services_are_reached_through_the_agents() -> anyhow::Result<()> {
 }
 
 async fn story() -> anyhow::Result<()> {
-    let scene = Scene::set(Cluster::ensure(CLUSTER, 2).await?).await?;
+    let mut scene = Scene::set(Cluster::ensure_with(CLUSTER, 2, STACK).await?).await?;
     addresses_answer_from_everywhere(&scene)?;
     node_ports_answer_on_every_node_and_there_only(&scene)?;
+    programs_see_who_connects_as_documented(&scene)?;
+    an_internal_name_answers_at_both_its_addresses(&scene).await?;
     nothing_of_others_has_changed(&scene)?;
     nobody_else_changes_the_table(&scene)?;
     an_agent_speaks_for_its_node_alone(&scene)?;
     a_killed_agent_interrupts_nobody_and_changes_nothing(&scene).await?;
     a_sender_of_datagrams_follows_the_sandboxes(&scene).await?;
+    exhaustion::an_app_without_an_address_gets_one_when_there_are_more(&mut scene).await?;
+    churn::no_connection_is_lost_while_endpoints_come_and_go(&scene).await?;
     a_service_that_goes_leaves_nothing(scene).await
 }
 
@@ -41,16 +57,20 @@ fn addresses_answer_from_everywhere(scene: &Scene) -> anyhow::Result<()> {
     let mut seen = std::collections::BTreeSet::new();
     for place in scene.nodes().into_iter().chain(scene.sandboxes()?) {
         for port in [IRC, DNS] {
-            let outcome = place.ask(scene.address(port.number), port.talk);
-            ensure!(outcome == Outcome::Echo, "{place}, {port:?}: {outcome:?}");
+            for address in scene.addresses(port.number) {
+                let outcome = place.ask(address, port.talk);
+                ensure!(outcome == Outcome::Echo, "{place}, {address}, {port:?}: {outcome:?}");
+            }
         }
-        // Ten each: that all of them meet the same of two is one chance in 2^39.
-        for _ in 0..10 {
-            seen.insert(place.sandbox(scene.address(HTTP.number))?);
+        // Ten each: that all of them meet the same of two is one chance in 2^79.
+        for address in scene.addresses(HTTP.number) {
+            for _ in 0..10 {
+                seen.insert(place.sandbox(address, "chat")?);
+            }
         }
-        for talk in [Talk::Tcp, Talk::Udp] {
-            let outcome = place.ask_patiently(scene.address(9), talk);
-            ensure!(outcome == Outcome::Refused, "{place}, {talk:?} to no port of it: {outcome:?}");
+        for (address, talk) in each(&scene.addresses(9), [Talk::Tcp, Talk::Udp]) {
+            let outcome = place.ask_patiently(address, talk);
+            ensure!(outcome == Outcome::Refused, "{place}, {talk:?} to {address}: {outcome:?}");
         }
     }
     ensure!(seen.len() == 2, "all connections went to {seen:?}");
@@ -59,7 +79,7 @@ fn addresses_answer_from_everywhere(scene: &Scene) -> anyhow::Result<()> {
 
 fn node_ports_answer_on_every_node_and_there_only(scene: &Scene) -> anyhow::Result<()> {
     let outside = scene.outside();
-    for node in scene.node_addresses() {
+    for node in scene.node_addresses().into_iter().flatten() {
         for port in [IRC, DNS] {
             let outcome = outside.ask(SocketAddr::new(node, port.number), port.talk);
             ensure!(outcome == Outcome::Echo, "{node}, {port:?}: {outcome:?}");
@@ -67,14 +87,73 @@ fn node_ports_answer_on_every_node_and_there_only(scene: &Scene) -> anyhow::Resu
         let other = outside.ask(SocketAddr::new(node, HTTP.number), Talk::Tcp);
         ensure!(other == Outcome::Refused, "{node}, a port that is no node port: {other:?}");
     }
-    for (place, address) in scene.nodes().into_iter().zip(scene.node_addresses()) {
-        let outcome = place.ask(SocketAddr::new(address, IRC.number), Talk::Tcp);
-        ensure!(outcome == Outcome::Echo, "{place}, its own address: {outcome:?}");
-        let loopback = IpAddr::V4(Ipv4Addr::LOCALHOST);
-        let outcome = place.ask(SocketAddr::new(loopback, IRC.number), Talk::Tcp);
-        ensure!(outcome == Outcome::Refused, "{place}, its loopback: {outcome:?}");
+    for (place, addresses) in scene.nodes().into_iter().zip(scene.node_addresses()) {
+        for address in addresses {
+            let outcome = place.ask(SocketAddr::new(address, IRC.number), Talk::Tcp);
+            ensure!(outcome == Outcome::Echo, "{place}, its own {address}: {outcome:?}");
+        }
+        for loopback in [Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()] {
+            let outcome = place.ask(SocketAddr::new(loopback, IRC.number), Talk::Tcp);
+            ensure!(outcome == Outcome::Refused, "{place}, its {loopback}: {outcome:?}");
+        }
     }
     Ok(())
+}
+
+/// As docs/traffic.md has it, for both families.
+fn programs_see_who_connects_as_documented(scene: &Scene) -> anyhow::Result<()> {
+    let sandboxes = scene.sandboxes()?;
+    let seen = || -> anyhow::Result<Vec<_>> {
+        sandboxes.iter().map(|sandbox| sandbox.peers(IRC.number)).collect()
+    };
+    let (outside, nodes) = (scene.outside(), scene.node_addresses());
+    for (family, client) in scene::outside_addresses().into_iter().enumerate() {
+        let node = nodes[0][family];
+        let (mut local, mut remote) = (false, false);
+        // That one of two sandboxes is never chosen is one chance in 2^19.
+        for _ in 0..20 {
+            let _open = outside.connect(SocketAddr::new(node, IRC.number))?;
+            let peers = seen()?;
+            local |= peers[0].contains(&client);
+            remote |= peers[1].contains(&node);
+            ensure!(!peers[0].contains(&node) && !peers[1].contains(&client), "{peers:?}");
+        }
+        ensure!(local && remote, "{node}: the client here {local}, the node there {remote}");
+    }
+    for (asker, vip) in each(&sandboxes, scene.addresses(IRC.number)) {
+        let own = asker.addresses()?;
+        let other = sandboxes.iter().position(|one| one.name != asker.name).context("another")?;
+        let (mut itself, mut kept) = (false, false);
+        for _ in 0..20 {
+            let _open = asker.connect(vip)?;
+            let peers = seen()?;
+            kept |= peers[other].iter().any(|peer| own.contains(peer));
+            itself |= !peers[1 - other].is_empty();
+            ensure!(!peers[1 - other].iter().any(|peer| own.contains(peer)), "{peers:?}");
+        }
+        ensure!(itself && kept, "{asker} at {vip}: itself {itself}, by its own address {kept}");
+    }
+    Ok(())
+}
+
+async fn an_internal_name_answers_at_both_its_addresses(scene: &Scene) -> anyhow::Result<()> {
+    scene.apply(SITE)?;
+    let addresses = wait::until("the internal name", PATIENCE, async || {
+        let spec = scene.kubectl(&["-n", scene::TEAM, "get", "svc", "site-web", "-o", "json"])?;
+        let spec: serde_json::Value = serde_json::from_str(&spec)?;
+        scene::addresses_of(&spec["spec"])
+    })
+    .await?;
+    ensure!(addresses.len() == 2, "{addresses:?}");
+    for (place, address) in each(&scene.sandboxes()?, addresses) {
+        wait::until(&format!("{address} to answer to {place}"), PATIENCE, async || {
+            let sandbox = place.sandbox(SocketAddr::new(address, 80), "site-web.node")?;
+            ensure!(sandbox.starts_with("site-"), "{sandbox}");
+            anyhow::Ok(())
+        })
+        .await?;
+    }
+    scene.kubectl(&["-n", scene::TEAM, "delete", "app", "site"]).map(drop)
 }
 
 fn nothing_of_others_has_changed(scene: &Scene) -> anyhow::Result<()> {
@@ -89,7 +168,7 @@ fn nothing_of_others_has_changed(scene: &Scene) -> anyhow::Result<()> {
 fn nobody_else_changes_the_table(scene: &Scene) -> anyhow::Result<()> {
     for node in scene.nodes() {
         let listing = node.nft("list table inet portolan")?;
-        ensure!(listing.contains(&scene.vip.to_string()), "{listing}");
+        ensure!(scene.vips.iter().all(|vip| listing.contains(&vip.to_string())), "{listing}");
         let refused = node.nft("delete table inet portolan");
         ensure!(refused.is_err(), "{node}: the table could be deleted");
     }
@@ -118,7 +197,7 @@ fn an_agent_speaks_for_its_node_alone(scene: &Scene) -> anyhow::Result<()> {
 
 async fn a_killed_agent_interrupts_nobody_and_changes_nothing(scene: &Scene) -> anyhow::Result<()> {
     let [node, _] = scene.nodes();
-    let address = SocketAddr::new(scene.node_addresses()[0], IRC.number);
+    let address = SocketAddr::new(scene.node_addresses()[0][0], IRC.number);
     let mut open = scene.outside().connect(address)?;
     let before = node.nft("list table inet portolan")?;
     let agents = scene.agents()?;
@@ -142,7 +221,7 @@ async fn a_killed_agent_interrupts_nobody_and_changes_nothing(scene: &Scene) -> 
 /// One socket, one source port: its connection is tracked, and has to be led anew.
 async fn a_sender_of_datagrams_follows_the_sandboxes(scene: &Scene) -> anyhow::Result<()> {
     let outside = scene.outside();
-    let address = SocketAddr::new(scene.node_addresses()[0], DNS.number);
+    let address = SocketAddr::new(scene.node_addresses()[0][0], DNS.number);
     let sender = outside.sender(address)?;
     sender.echo().context("before anything happens")?;
     let sandboxes: Vec<_> = scene.running()?.into_iter().map(|pod| pod.name).collect();
@@ -169,7 +248,8 @@ async fn a_service_that_goes_leaves_nothing(scene: Scene) -> anyhow::Result<()> 
     for node in scene.nodes() {
         wait::until("the address to leave the node", PATIENCE, async || {
             let listing = node.nft("list table inet portolan")?;
-            ensure!(!listing.contains(&scene.vip.to_string()), "{listing}");
+            let left = scene.vips.iter().any(|vip| listing.contains(&vip.to_string()));
+            ensure!(!left, "{listing}");
             anyhow::Ok(())
         })
         .await?;
@@ -185,13 +265,20 @@ async fn a_service_that_goes_leaves_nothing(scene: Scene) -> anyhow::Result<()> 
     Ok(())
 }
 
+/// Each of these with each of those.
+fn each<A: Clone, B: Clone>(these: &[A], those: impl IntoIterator<Item = B>) -> Vec<(A, B)> {
+    let those: Vec<_> = those.into_iter().collect();
+    let pair = |this: &A| those.iter().map(|that| (this.clone(), that.clone())).collect::<Vec<_>>();
+    these.iter().flat_map(pair).collect()
+}
+
 impl Place {
-    fn nft(&self, words: &str) -> anyhow::Result<String> {
+    pub(crate) fn nft(&self, words: &str) -> anyhow::Result<String> {
         self.output("nft", &words.split(' ').collect::<Vec<_>>())
     }
 
     /// A metric of the agent on this node.
-    fn metric(&self, name: &str) -> anyhow::Result<f64> {
+    pub(crate) fn metric(&self, name: &str) -> anyhow::Result<f64> {
         let page = self.output("curl", &["-sSf", "-m", "5", "http://127.0.0.1:9462/metrics"])?;
         let found = page.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
         Ok(found.with_context(|| format!("no {name}"))?.parse()?)

@@ -6,6 +6,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
+use portolan_cluster::addresses::Stack;
 use portolan_cluster::cluster::Cluster;
 use portolan_cluster::network::{OUTSIDE, namespace_file, node_name};
 use portolan_cluster::{addresses, command, platform, wait};
@@ -19,6 +20,9 @@ pub(crate) const TEAM: &str = "node";
 pub(crate) const AGENTS: &str = "portolan-system-node";
 /// How long anything may take that starts a Pod, on a busy machine.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(90);
+
+/// The families of the cluster.
+pub(crate) const STACK: Stack = Stack::Dual;
 
 /// A port of the App.
 #[derive(Clone, Copy, Debug)]
@@ -41,7 +45,10 @@ kind: App
 metadata: { name: chat, namespace: node }
 spec:
   image: docker.io/portolan/sample-echo:dev
-  env: [{ name: TCP_PORT, value: '6667' }, { name: UDP_PORT, value: '5353' }]
+  env:
+  - { name: LISTEN_ADDRESS, value: '::' }
+  - { name: TCP_PORT, value: '6667' }
+  - { name: UDP_PORT, value: '5353' }
   services:
   - name: irc
     ports:
@@ -59,8 +66,8 @@ spec:
 
 pub(crate) struct Scene {
     pub(crate) cluster: Cluster,
-    /// The virtual address of the App's service.
-    pub(crate) vip: IpAddr,
+    /// The virtual addresses of the App's service, one of each family.
+    pub(crate) vips: Vec<IpAddr>,
     /// What others had in each node's kernel before there was a service.
     pub(crate) tables: Vec<String>,
 }
@@ -68,20 +75,19 @@ pub(crate) struct Scene {
 impl Scene {
     pub(crate) async fn set(cluster: Cluster) -> anyhow::Result<Self> {
         tokio::task::block_in_place(|| platform::install(&cluster, &[]))?;
-        let unknown = IpAddr::from([0, 0, 0, 0]);
-        let mut scene = Self { cluster, vip: unknown, tables: Vec::new() };
+        let mut scene = Self { cluster, vips: Vec::new(), tables: Vec::new() };
         scene.tables = scene.rested_tables().await?;
-        command::feed(scene.cluster.program("kubectl").args(["apply", "-f", "-"]), APP)?;
-        scene.vip = wait::until("the service to be available", PATIENCE, async || {
-            let found = scene.kubectl(&["-n", TEAM, "get", "asvc", "chat-irc", "-o", "json"])?;
-            let found: Value = serde_json::from_str(&found)?;
-            let status = &found["status"];
+        scene.apply(APP)?;
+        scene.vips = wait::until("the service to be available", PATIENCE, async || {
+            let status = scene.service("chat-irc")?;
             ensure!(status["readyEndpoints"] == 2, "{status}");
             let ready = &status["conditions"][0];
             ensure!(ready["status"] == "True", "{ready}");
-            Ok(status["clusterIPs"][0].as_str().context("an address")?.parse::<IpAddr>()?)
+            addresses_of(&status)
         })
         .await?;
+        let families: Vec<_> = scene.vips.iter().map(IpAddr::is_ipv4).collect();
+        ensure!(families == [true, false], "{:?}", scene.vips);
         for place in scene.nodes() {
             wait::until("the agents to know the sandboxes", PATIENCE, async || {
                 let sandboxes = place.output("nft", &["list", "table", "inet", "portolan"])?;
@@ -100,17 +106,29 @@ impl Scene {
         tokio::task::block_in_place(|| command::output(kubectl.args(words)))
     }
 
-    /// A port of the virtual address.
-    pub(crate) fn address(&self, port: u16) -> SocketAddr {
-        SocketAddr::new(self.vip, port)
+    pub(crate) fn apply(&self, manifest: &str) -> anyhow::Result<()> {
+        command::feed(self.cluster.program("kubectl").args(["apply", "-f", "-"]), manifest)
+    }
+
+    /// The status of an AppService.
+    pub(crate) fn service(&self, name: &str) -> anyhow::Result<Value> {
+        let found = self.kubectl(&["-n", TEAM, "get", "asvc", name, "-o", "json"])?;
+        let mut found: Value = serde_json::from_str(&found)?;
+        Ok(found["status"].take())
+    }
+
+    /// A port of the virtual addresses.
+    pub(crate) fn addresses(&self, port: u16) -> Vec<SocketAddr> {
+        self.vips.iter().map(|vip| SocketAddr::new(*vip, port)).collect()
     }
 
     pub(crate) fn nodes(&self) -> [Place; 2] {
         [1, 2].map(|number| self.machine(&node_name(number)))
     }
 
-    pub(crate) fn node_addresses(&self) -> [IpAddr; 2] {
-        [1, 2].map(|number| addresses::node(number).into())
+    /// The addresses of each node, IPv4 first.
+    pub(crate) fn node_addresses(&self) -> [Vec<IpAddr>; 2] {
+        [1, 2].map(|number| STACK.node(number))
     }
 
     pub(crate) fn outside(&self) -> Place {
@@ -127,9 +145,10 @@ impl Scene {
         running(&self.cluster, TEAM, "portolan.dev/app=chat")
     }
 
-    /// The networks of the sandboxes, one on each node.
+    /// The networks of the sandboxes, the one of the first node first.
     pub(crate) fn sandboxes(&self) -> anyhow::Result<Vec<Place>> {
-        let pods = self.running()?;
+        let mut pods = self.running()?;
+        pods.sort_by(|one, other| one.node.cmp(&other.node));
         ensure!(pods.len() == 2 && pods[0].node != pods[1].node, "{pods:?}");
         let place =
             |pod: Running| Ok(Place { network: pod.process()?.join("ns/net"), name: pod.name });
@@ -157,7 +176,7 @@ impl Scene {
     }
 
     /// The same, once kube-proxy has taken in what was installed.
-    async fn rested_tables(&self) -> anyhow::Result<Vec<String>> {
+    pub(crate) async fn rested_tables(&self) -> anyhow::Result<Vec<String>> {
         let (mut before, mut rested) = (Vec::new(), 0);
         wait::until("kube-proxy to come to rest", PATIENCE, async || {
             let now = self.tables_of_others()?;
@@ -216,6 +235,17 @@ impl Scene {
         std::fs::write(&path, config.to_string())?;
         Ok(path)
     }
+}
+
+/// The addresses of who is outside, IPv4 first.
+pub(crate) fn outside_addresses() -> [IpAddr; 2] {
+    [addresses::OUTSIDE.into(), addresses::v6(addresses::OUTSIDE).into()]
+}
+
+/// The addresses that an AppService or a Service reports.
+pub(crate) fn addresses_of(reported: &Value) -> anyhow::Result<Vec<IpAddr>> {
+    let all = reported["clusterIPs"].as_array().context("addresses")?.iter();
+    all.map(|address| Ok(address.as_str().context("an address")?.parse()?)).collect()
 }
 
 impl Place {
