@@ -32,7 +32,7 @@ use crate::internal::observe::{BY_NAME, BY_OWNER, Named, Names, Sources};
 /// Runs the controller of internal names until `ctx.shutdown` is cancelled.
 pub(crate) fn run(ctx: &Context) -> impl Future<Output = Result<(), RunError>> + Send + use<> {
     let mut controller = Controller::new(ctx, "internal");
-    let apps = controller.primary(Watch::<App>::new().prune());
+    let apps = controller.primary(Watch::<App>::new().pack());
     let versions = controller.watch(
         Watch::<AppVersion>::new()
             .project(|version| Some(Names::of(&version)))
@@ -71,7 +71,7 @@ impl Reconciler for NameReconciler {
 
     async fn reconcile(&self, pass: &Pass) -> Result<Next, Error> {
         // What an App that goes has made, the garbage collector removes.
-        let app = self.sources.apps.get(pass.key());
+        let app = self.sources.apps.unpack(pass.key());
         let Some(app) = app.filter(|app| app.metadata.deletion_timestamp.is_none()) else {
             self.news(pass.key(), BTreeSet::new());
             return Ok(Next::Settled);

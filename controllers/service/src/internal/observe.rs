@@ -7,7 +7,7 @@ use k8s_openapi::api::core::v1::Service;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::Resource;
 use portolan_api::{App, AppService, AppVersion, PortType, labels, names};
-use portolan_reconcile::{Cache, ObjectKey, Observed, Writer};
+use portolan_reconcile::{Cache, ObjectKey, Observed, Packed, Writer};
 
 /// Versions by `namespace/name` of the internal names of their services.
 pub(crate) const BY_NAME: &str = "name";
@@ -17,7 +17,7 @@ pub(crate) const BY_OWNER: &str = "owner";
 /// Where a pass reads.
 pub(crate) struct Sources {
     pub(crate) writer: Writer,
-    pub(crate) apps: Cache<App>,
+    pub(crate) apps: Cache<App, Packed<App>>,
     pub(crate) versions: Cache<AppVersion, Names>,
     pub(crate) services: Cache<Service, Named>,
 }
