@@ -95,7 +95,7 @@ impl AppsArgs {
             let client = stub.client().await?;
             let raw = raw_rate(&client).await?;
             let first = first::writes_until_ready(&client).await?;
-            println!("==> {:.2} writes per App until it is Ready", first.until_ready());
+            println!("==> {:.2} per App. {}", first.until_ready(), first.note());
             let before = Writes::read(&client).await?;
             let began = Instant::now();
             make(&client, 0..self.apps, self.routes).await?;
