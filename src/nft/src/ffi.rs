@@ -31,6 +31,9 @@ const BEGIN_SIZE: usize = 20;
 /// Bytes of a word of the scratch space.
 const WORD: usize = size_of::<u64>();
 
+/// Elements that libnftnl holds at once: about as many as one message takes.
+const PIECE: usize = 1024;
+
 /// Builds messages, one after the other, as they go to the kernel.
 ///
 /// None of them asks for an answer: a batch is answered as a whole.
@@ -195,8 +198,21 @@ impl Encoder {
         self.elements(set, elements, (libc::NFT_MSG_DELSETELEM, 0));
     }
 
-    /// Writes messages of elements, as many as their limit of 64 KiB makes necessary.
+    /// Writes messages of elements, piece by piece: libnftnl keeps half a kilobyte for each.
     fn elements<'a>(
+        &mut self,
+        set: Set,
+        elements: impl Iterator<Item = (&'a Element, &'a Data)>,
+        message: (c_int, c_int),
+    ) {
+        let mut elements = elements.peekable();
+        while elements.peek().is_some() {
+            self.piece(set, elements.by_ref().take(PIECE), message);
+        }
+    }
+
+    /// Writes messages of a few elements, as many as their limit of 64 KiB makes necessary.
+    fn piece<'a>(
         &mut self,
         set: Set,
         elements: impl Iterator<Item = (&'a Element, &'a Data)>,

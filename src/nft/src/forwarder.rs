@@ -207,8 +207,7 @@ impl Forwarder {
             change.commits += 1;
             change.added += elements.len();
             change.replaced = true;
-            self.table.recovered(elements);
-            self.table.settled();
+            self.table.installed(elements);
             return Ok(());
         }
     }

@@ -36,10 +36,15 @@ type Owned = Vec<(Element, Data)>;
 impl Table {
     /// A table with this desired state, of which the kernel has nothing.
     pub fn new(desired: Ruleset) -> Self {
-        let mut table = Self::default();
-        table.replace(desired);
-        // Nothing is known of before; `Conntrack::sweep` finds what is left of it.
-        table.stale.clear();
+        // Nothing is known of before, so no connection is stale: `Conntrack::sweep` finds those.
+        let mut table = Self { desired, ..Self::default() };
+        let Ruleset { services, node_ports, .. } = &table.desired;
+        let backends = services.values().chain(node_ports.values());
+        let ends = backends.flat_map(|backends| &backends.endpoints).filter(|end| end.local);
+        for address in ends.map(|end| end.address) {
+            *table.local.entry(address).or_default() += 1;
+        }
+        table.dirty = table.owners();
         table
     }
 
@@ -228,17 +233,19 @@ impl Table {
         }
     }
 
-    /// Notes what the kernel has, after it was read or made anew: all is looked at again.
+    /// Notes what the kernel has, after it was read: all is looked at again.
     pub fn recovered(&mut self, elements: Elements) {
-        self.programmed.clear();
-        for (element, data) in elements {
-            // In order of the elements, so each owner's are in order too.
-            self.programmed.entry(element.owner()).or_default().push((element, data));
-        }
+        self.programmed = by_owner(elements);
         self.left.clear();
         self.dirty = self.owners();
         self.dirty.extend(self.programmed.keys().copied());
         self.dirty.retain(|owner| !self.refused.contains(owner));
+    }
+
+    /// Notes that the kernel has [`Self::elements`] and nothing else, after it was made anew.
+    pub fn installed(&mut self, elements: Elements) {
+        self.programmed = by_owner(elements);
+        self.settled();
     }
 
     /// Leaves an owner as it is in the kernel until it changes, or until
@@ -324,6 +331,20 @@ impl Table {
             }
         }
     }
+}
+
+/// Elements in the order of their owners, and of themselves.
+fn by_owner(elements: Elements) -> BTreeMap<Owner, Owned> {
+    let mut owned: Vec<_> =
+        elements.into_iter().map(|(element, data)| (element.owner(), element, data)).collect();
+    // They come in a few long runs, one for each set. Stable, so each owner's stay in order.
+    owned.sort_by_key(|(owner, ..)| *owner);
+    let by_owner = owned.chunk_by(|(one, ..), (other, ..)| one == other);
+    let by_owner = by_owner.map(|owned| {
+        (owned[0].0, owned.iter().map(|(_, element, data)| (*element, *data)).collect())
+    });
+    // From what is in order a map is built without looking for a place for each.
+    by_owner.collect()
 }
 
 /// What leads from one list of an owner's elements to another; both are in order. What goes
