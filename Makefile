@@ -123,12 +123,17 @@ soak: packages ## Do to a cluster what operators and failures do, while visitors
 BENCH := $(TARGET)/release/portolan-bench
 
 .PHONY: bench
-bench: bench-instructions bench-ingress bench-hostile bench-wake bench-routes bench-apps ## Every benchmark, beside its peers; writes docs/benchmarks.md.
+bench: bench-instructions bench-ingress bench-hostile bench-wake bench-kubelet bench-routes bench-apps bench-node ## Every benchmark, beside its peers; writes docs/benchmarks.md.
 
 .PHONY: bench-build
 bench-build: packages
 	cargo build --release --locked --bins --examples -p portolan-bench -p portolan -p portolan-node \
 		-p portolan-nft -p portolan-sample-echo
+
+.PHONY: bench-cluster
+bench-cluster: bench-build
+	cargo build --locked -p portolan-cluster
+	$(PORTOLAN_CLUSTER) deps
 
 .PHONY: bench-instructions
 bench-instructions: packages ## Instructions of hot functions, counted by callgrind; the tests compare.
@@ -145,17 +150,21 @@ bench-hostile: bench-build ## A neighbour's latency while others are attacked.
 	$(BENCH) hostile
 
 .PHONY: bench-wake
-bench-wake: bench-build ## Waking sleeping Apps, with a stub for the kubelet.
+bench-wake: bench-cluster ## Waking sleeping Apps, with a stub for the kubelet.
 	$(BENCH) wake
 
+.PHONY: bench-kubelet
+bench-kubelet: deps bench-build ## Waking on the real kubelet, beside a bare Pod.
+	$(BENCH) kubelet
+
 .PHONY: bench-routes
-bench-routes: bench-build ## From an applied Route to its first answer.
+bench-routes: bench-cluster ## From an applied Route to its first answer.
 	$(BENCH) routes
 
 .PHONY: bench-apps
-bench-apps: bench-build ## Ten thousand Apps: memory, API writes, Apps to Ready per second.
+bench-apps: bench-cluster ## Ten thousand Apps: memory, API writes, Apps to Ready per second.
 	$(BENCH) apps
 
 .PHONY: bench-node
-bench-node: bench-build ## The node's data plane, beside kube-proxy's rules.
+bench-node: bench-cluster ## The node's data plane, beside kube-proxy's rules.
 	$(BENCH) node

@@ -7,6 +7,7 @@
 mod figures;
 mod hostile;
 mod ingress;
+mod kubelet;
 mod load;
 mod node;
 mod paced;
@@ -39,6 +40,8 @@ enum Command {
     Routes(stub::RoutesArgs),
     /// Thousands of Apps on fake nodes: memory, API writes, Apps to Ready per second.
     Apps(stub::AppsArgs),
+    /// A wake on the real kubelet, beside a bare Pod of the same program.
+    Kubelet(kubelet::KubeletArgs),
     /// The node's data plane beside kube-proxy's rules, and the agent beside an API server.
     Node(node::NodeArgs),
     /// The program behind the proxies; started by the benchmarks.
@@ -74,6 +77,7 @@ fn main() -> anyhow::Result<()> {
         Command::Wake(args) => runtime.block_on(args.run()),
         Command::Routes(args) => runtime.block_on(args.run()),
         Command::Apps(args) => runtime.block_on(args.run()),
+        Command::Kubelet(args) => runtime.block_on(args.run()),
         Command::Node(args) => runtime.block_on(args.run()),
         Command::Backend { address } => roles::backend(address),
         Command::Attackers { attack, address } => hostile::attackers(&attack, address),

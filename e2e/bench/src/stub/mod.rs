@@ -46,7 +46,7 @@ pub(crate) use wake::WakeArgs;
 /// The cluster of these benchmarks.
 const CLUSTER: &str = "bench";
 /// Where everything of the benchmarks lives.
-const NAMESPACE: &str = "bench";
+pub(crate) const NAMESPACE: &str = "bench";
 /// The addresses that kwok gives to Pods.
 const POD_NETWORK: &str = "10.93.0.0/16";
 /// Where the program listens, on every Pod's address.
@@ -143,26 +143,16 @@ impl Stub {
         })
     }
 
-    /// Runs what needs the sockets of the control machine there, on a runtime and a thread of its
-    /// own.
     fn inside<T: Send>(
         &self,
         work: impl AsyncFnOnce() -> anyhow::Result<T> + Send,
     ) -> anyhow::Result<T> {
-        let network = namespace_file(&self.cluster.files().namespace(CONTROL));
-        let inside = move || {
-            let network = File::open(&network).context("open the control machine's network")?;
-            setns(network, CloneFlags::CLONE_NEWNET).context("enter the control machine")?;
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-            runtime.block_on(work())
-        };
-        thread::scope(|scope| scope.spawn(inside).join())
-            .map_err(|_| anyhow::anyhow!("the measuring thread panicked"))?
+        Control::of(&self.cluster).inside(work)
     }
 
     /// A client for the API server, for work [`Self::inside`].
     async fn client(&self) -> anyhow::Result<Client> {
-        forward::connect(&control_plane::admin_kubeconfig(self.cluster.files())).await
+        Control::of(&self.cluster).client().await
     }
 
     /// Where a gateway answers, from inside.
@@ -195,6 +185,43 @@ impl Stub {
     /// Takes the cluster down.
     pub(crate) fn end(self) -> anyhow::Result<()> {
         Cluster::down(CLUSTER)
+    }
+}
+
+/// The control machine of a cluster.
+pub(crate) struct Control {
+    network: PathBuf,
+    kubeconfig: PathBuf,
+}
+
+impl Control {
+    pub(crate) fn of(cluster: &Cluster) -> Self {
+        Self {
+            network: namespace_file(&cluster.files().namespace(CONTROL)),
+            kubeconfig: control_plane::admin_kubeconfig(cluster.files()),
+        }
+    }
+
+    /// Runs what needs the sockets of the control machine there, on a runtime and a thread of its
+    /// own.
+    pub(crate) fn inside<T: Send>(
+        &self,
+        work: impl AsyncFnOnce() -> anyhow::Result<T> + Send,
+    ) -> anyhow::Result<T> {
+        let inside = move || {
+            let network =
+                File::open(&self.network).context("open the control machine's network")?;
+            setns(network, CloneFlags::CLONE_NEWNET).context("enter the control machine")?;
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+            runtime.block_on(work())
+        };
+        thread::scope(|scope| scope.spawn(inside).join())
+            .map_err(|_| anyhow::anyhow!("the measuring thread panicked"))?
+    }
+
+    /// A client for the API server, for work [`Self::inside`].
+    pub(crate) async fn client(&self) -> anyhow::Result<Client> {
+        forward::connect(&self.kubeconfig).await
     }
 }
 
@@ -287,7 +314,7 @@ async fn make(
 
 /// Waits until so many Apps are Ready and their sandboxes sleep. It follows a watch: listing all of
 /// them again and again would be most of what the API server does.
-async fn asleep(client: &Client, count: usize, limit: Duration) -> anyhow::Result<()> {
+pub(crate) async fn asleep(client: &Client, count: usize, limit: Duration) -> anyhow::Result<()> {
     let apps: Api<App> = Api::namespaced(client.clone(), NAMESPACE);
     let mut events = pin!(watcher(apps, watcher::Config::default()).default_backoff());
     let mut asleep = HashSet::new();
@@ -326,7 +353,11 @@ async fn apply_route(client: &Client, name: &str, app: &str) -> anyhow::Result<(
 }
 
 /// One request on a connection of its own.
-async fn ask(address: SocketAddr, host: &str, path: &str) -> anyhow::Result<Response<Bytes>> {
+pub(crate) async fn ask(
+    address: SocketAddr,
+    host: &str,
+    path: &str,
+) -> anyhow::Result<Response<Bytes>> {
     let mut connection = connect(address).await?;
     let answer = send(&mut connection, host, path).await?;
     let (parts, body) = answer.into_parts();
