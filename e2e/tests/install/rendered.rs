@@ -12,7 +12,7 @@ use portolan_e2e::with_platform;
 use serde_json::Value;
 
 /// Kinds of others, which the cluster of the tests does not have.
-const FOREIGN: [&str; 1] = ["ServiceMonitor"];
+const FOREIGN: [&str; 2] = ["PodMonitor", "ServiceMonitor"];
 
 #[tokio::test]
 async fn the_api_server_takes_every_set_of_values() -> anyhow::Result<()> {
