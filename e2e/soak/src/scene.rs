@@ -295,7 +295,9 @@ impl Pods {
     /// What was ended by force: its streams may be cut at once.
     pub(crate) fn note_killed(&self, victim: &Running) {
         let mut departures = self.departures.lock().unwrap_or_else(PoisonError::into_inner);
-        departures.0.insert(victim.address.to_string(), (Instant::now(), Duration::ZERO));
+        // One that is ended again has been allowed to cut since the first time.
+        let address = victim.address.to_string();
+        departures.0.entry(address).or_insert((Instant::now(), Duration::ZERO));
     }
 }
 
