@@ -97,7 +97,7 @@ impl ServiceFacts {
                 Some(SessionAffinity::ClientIP) => Affinity::Source,
                 Some(SessionAffinity::None) | None => Affinity::None,
             },
-            ports: service.spec.ports.iter().filter_map(port).collect(),
+            ports: exact(service.spec.ports.iter().filter_map(port)),
         }
     }
 }
@@ -125,8 +125,8 @@ impl SliceFacts {
         Some(Self {
             service: service.as_str().into(),
             controller: controller.map(|owner| owner.uid.as_str().into()),
-            ports: ports.collect(),
-            endpoints: endpoints.filter_map(|end| EndpointFacts::of(end, family, node)).collect(),
+            ports: exact(ports),
+            endpoints: exact(endpoints.filter_map(|end| EndpointFacts::of(end, family, node))),
         })
     }
 }
@@ -168,7 +168,7 @@ impl InternalFacts {
         }
         let port =
             |port: &ApiServicePort| Some((protocol(port.protocol.as_deref())?, number(port.port)?));
-        let ports = spec.ports.iter().flatten().filter_map(port).collect();
+        let ports = exact(spec.ports.iter().flatten().filter_map(port));
         Some(Self { addresses, ports })
     }
 }
@@ -211,7 +211,14 @@ fn number(port: i32) -> Option<u16> {
 /// Headless Services have the word `None` here.
 fn addresses(texts: &[String]) -> Vec<IpAddr> {
     let addresses = texts.iter().filter_map(|text| text.parse().ok());
-    addresses.filter(|address| is_reachable(*address)).collect()
+    exact(addresses.filter(|address| is_reachable(*address)))
+}
+
+/// A list without room for more: what is kept of an object does not grow, and thousands are kept.
+fn exact<T>(items: impl Iterator<Item = T>) -> Vec<T> {
+    let mut list: Vec<T> = items.collect();
+    list.shrink_to_fit();
+    list
 }
 
 /// Whether an address is one machine's, in the same way from every node. The API server refuses

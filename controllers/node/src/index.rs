@@ -34,8 +34,8 @@ pub(crate) struct Changes {
 /// All that is forwarded, by who asks for it.
 #[derive(Debug, Default)]
 pub(crate) struct Index {
-    services: BTreeMap<ObjectKey, Front>,
-    internal: BTreeMap<ObjectKey, Arc<InternalFacts>>,
+    services: BTreeMap<Arc<ObjectKey>, Front>,
+    internal: BTreeMap<Arc<ObjectKey>, Arc<InternalFacts>>,
     /// The port of a gateway's slice for calls from inside.
     gateways: BTreeMap<ObjectKey, Arc<SliceFacts>>,
     claims: BTreeSet<(Port, Source)>,
@@ -58,11 +58,12 @@ struct Front {
     slices: Vec<(Box<str>, Arc<SliceFacts>)>,
 }
 
-/// Who asks for ports.
+/// Who asks for ports. Its key is that of the map of its kind: there are thousands, and each is
+/// named once for every port besides.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Source {
-    Service(ObjectKey),
-    Internal(ObjectKey),
+    Service(Arc<ObjectKey>),
+    Internal(Arc<ObjectKey>),
 }
 
 /// A port that can be somebody's.
@@ -97,17 +98,22 @@ impl Index {
         if let Some(new) = new {
             let service = ObjectKey::new(&*key.namespace, &*new.service);
             let named = (key.name.as_str().into(), new.clone());
-            self.front(&service, |front| front.slices.push(named));
+            self.front(&service, |front| {
+                // One or two, as a rule: the room that a list makes by itself would stay empty.
+                front.slices.reserve_exact(1);
+                front.slices.push(named);
+            });
         }
     }
 
     /// Takes in an internal name, or that there is none of this name.
     pub(crate) fn internal(&mut self, key: &ObjectKey, facts: Option<Arc<InternalFacts>>) {
+        let shared = shared(&self.internal, key);
         match facts {
-            Some(facts) => drop(self.internal.insert(key.clone(), facts)),
+            Some(facts) => drop(self.internal.insert(shared.clone(), facts)),
             None => drop(self.internal.remove(key)),
         }
-        self.touched.insert(Source::Internal(key.clone()));
+        self.touched.insert(Source::Internal(shared));
     }
 
     /// Takes in a slice of the gateways, or that there is none of this name.
@@ -180,7 +186,7 @@ impl Index {
     /// The first of those who claim a port.
     fn holder(&self, port: Port) -> Option<&Source> {
         // Sources of services come before others, and an empty key before all.
-        let least = (port, Source::Service(ObjectKey::default()));
+        let least = (port, Source::Service(Arc::default()));
         let (claimed, source) = self.claims.range(least..).next()?;
         (*claimed == port).then_some(source)
     }
@@ -236,12 +242,13 @@ impl Index {
     }
 
     fn front(&mut self, key: &ObjectKey, change: impl FnOnce(&mut Front)) {
-        let front = self.services.entry(key.clone()).or_default();
+        let shared = shared(&self.services, key);
+        let front = self.services.entry(shared.clone()).or_default();
         change(front);
         if front.facts.is_none() && front.slices.is_empty() {
             self.services.remove(key);
         }
-        self.touched.insert(Source::Service(key.clone()));
+        self.touched.insert(Source::Service(shared));
     }
 
     fn count(&mut self, slice: &SliceFacts) {
@@ -291,6 +298,11 @@ impl Front {
         let endpoints = chosen(slices, (&named.name, named.protocol), families);
         Backends { affinity: facts.affinity, endpoints }
     }
+}
+
+/// The key as a map has it already, or a new one.
+fn shared<T>(map: &BTreeMap<Arc<ObjectKey>, T>, key: &ObjectKey) -> Arc<ObjectKey> {
+    map.get_key_value(key).map_or_else(|| Arc::new(key.clone()), |(known, _)| known.clone())
 }
 
 /// Endpoints of a port: those that are ready, and in a family where none is, those that go but

@@ -16,6 +16,7 @@ use portolan_cluster::{command, control_plane, forward, platform};
 
 use super::memory::{Resident, resident};
 use super::space::Space;
+use crate::stub::ONE_ARENA;
 
 /// Namespace of all objects.
 pub(super) const NAMESPACE: &str = "bench";
@@ -108,6 +109,7 @@ impl<'a> Agent<'a> {
         command.arg(format!("--node-name={NODE}"));
         command.args(["--log=warn", "--log-format=text"]);
         command.env("KUBECONFIG", ground.kubeconfig());
+        command.env(ONE_ARENA.0, ONE_ARENA.1);
         let agent = Self { ground, child: ground.node.spawn(command)? };
         let begun = Instant::now();
         while !agent.ask("/readyz").is_ok_and(|answer| answer.starts_with("HTTP/1.1 200")) {

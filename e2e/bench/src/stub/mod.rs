@@ -61,6 +61,8 @@ const ADMIN_PORT: u16 = 9191;
 const CONTROLLER_ADMIN: &str = "127.0.0.1:9190";
 /// The delay of an App that sleeps as soon as nobody needs it, in seconds.
 const AT_ONCE: u32 = 1;
+/// As the chart has it for what serves no visitors.
+pub(crate) const ONE_ARENA: (&str, &str) = ("MALLOC_ARENA_MAX", "1");
 /// Starting, and settling after a change.
 const LIMIT: Duration = Duration::from_secs(60);
 
@@ -87,10 +89,10 @@ impl Stub {
         local.args(["ip", "route", "replace", "local", POD_NETWORK, "dev", "lo"]);
         command::output(&mut local).context("make the Pods' addresses local")?;
         let mut stub = Self { cluster, gateways };
-        stub.run("program", &this()?, &["backend", &format!("0.0.0.0:{PROGRAM_PORT}")])?;
+        stub.run("program", &this()?, &["backend", &format!("0.0.0.0:{PROGRAM_PORT}")], None)?;
         let portolan = portolan()?;
         let admin = format!("--admin-address={CONTROLLER_ADMIN}");
-        stub.run("controller", &portolan, &["controller", &admin])?;
+        stub.run("controller", &portolan, &["controller", &admin], Some(ONE_ARENA))?;
         for number in 0..gateways {
             stub.run_gateway(&portolan, number)?;
         }
@@ -112,20 +114,28 @@ impl Stub {
             format!("--pod-name={name}"),
             "--no-access-log".to_owned(),
         ];
-        self.run(&name, program, &args.each_ref().map(String::as_str))
+        self.run(&name, program, &args.each_ref().map(String::as_str), None)
     }
 
-    fn run(&mut self, name: &str, program: &Path, args: &[&str]) -> anyhow::Result<()> {
+    fn run(
+        &mut self,
+        name: &str,
+        program: &Path,
+        args: &[&str],
+        variable: Option<(&str, &str)>,
+    ) -> anyhow::Result<()> {
         let kubeconfig = control_plane::admin_kubeconfig(self.cluster.files());
+        let mut env = BTreeMap::from([
+            ("KUBECONFIG".to_owned(), kubeconfig.display().to_string()),
+            // Beside the ports above, should the gateways talk to each other.
+            ("PORTOLAN_POD_IP".to_owned(), Ipv4Addr::LOCALHOST.to_string()),
+        ]);
+        env.extend(variable.map(|(name, value)| (name.to_owned(), value.to_owned())));
         let spec = Spec {
             machine: Some(CONTROL.to_owned()),
             program: program.to_owned(),
             args: args.iter().map(ToString::to_string).collect(),
-            env: BTreeMap::from([
-                ("KUBECONFIG".to_owned(), kubeconfig.display().to_string()),
-                // Beside the ports above, should the gateways talk to each other.
-                ("PORTOLAN_POD_IP".to_owned(), Ipv4Addr::LOCALHOST.to_string()),
-            ]),
+            env,
         };
         self.cluster.run(&process(name), spec).with_context(|| format!("run {name}"))
     }
