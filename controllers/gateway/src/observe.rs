@@ -26,7 +26,7 @@ pub(crate) struct HeldLease {
 pub(crate) struct Process {
     /// UID of the Pod.
     pub(crate) pod: Option<String>,
-    /// When the last process that ended did, in whole seconds, rounded down.
+    /// When the last process ended, in whole seconds, rounded down; `None` while one runs.
     pub(crate) ended: Option<Timestamp>,
 }
 
@@ -48,7 +48,13 @@ impl Process {
     }
 }
 
+/// While one runs, whatever ended before it: it is about to take the Lease over by itself, and a
+/// clock that was put back must not make it look dead.
 fn ended(status: ContainerStatus) -> Option<Timestamp> {
     let states = [status.state, status.last_state].into_iter().flatten();
-    states.filter_map(|state| Some(state.terminated?.finished_at?.0)).max()
+    let states = states.collect::<Vec<_>>();
+    if states.iter().any(|state| state.running.is_some()) {
+        return None;
+    }
+    states.into_iter().filter_map(|state| Some(state.terminated?.finished_at?.0)).max()
 }

@@ -71,11 +71,9 @@ fn listing(kind: &str, object: &Value) -> Answer {
 #[tokio::test(start_paused = true)]
 async fn exactly_the_lease_that_was_seen_is_taken_away_once() {
     let waiting = json!({ "waiting": { "reason": "CrashLoopBackOff" } });
-    for (state, last) in [
-        (ended("1970-01-01T00:02:01Z"), json!({})),
-        (waiting, ended("1970-01-01T00:02:01Z")),
-        (json!({ "running": {} }), ended("1970-01-01T00:02:01Z")),
-    ] {
+    for (state, last) in
+        [(ended("1970-01-01T00:02:01Z"), json!({})), (waiting, ended("1970-01-01T00:02:01Z"))]
+    {
         let sent = deletions(json!([container("gateway", &state, &last)])).await;
         assert_eq!(sent.len(), 1, "{sent:?}");
         let lease = "/apis/coordination.k8s.io/v1/namespaces/system/leases/gw-1";
@@ -88,13 +86,16 @@ async fn exactly_the_lease_that_was_seen_is_taken_away_once() {
 #[tokio::test(start_paused = true)]
 async fn a_process_that_may_be_running_keeps_its_lease() {
     let (running, before) = (json!({ "running": {} }), ended("1970-01-01T00:01:39Z"));
+    let other = ended("1970-01-01T00:02:01Z");
     for statuses in [
         json!([]),
         json!([container("gateway", &running, &before)]),
-        json!([
-            container("gateway", &running, &json!({})),
-            container("proxy", &ended("1970-01-01T00:02:01Z"), &json!({})),
-        ]),
+        // The next process, which takes the Lease over by itself; or the node's clock went back.
+        json!([container("gateway", &running, &other)]),
+        json!([container("gateway", &json!({ "waiting": {} }), &before)]),
+        json!(
+            [container("gateway", &running, &json!({})), container("proxy", &other, &json!({})),]
+        ),
     ] {
         let sent = deletions(statuses.clone()).await;
         assert!(sent.is_empty(), "{statuses}: {sent:?}");

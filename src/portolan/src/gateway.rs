@@ -15,7 +15,8 @@ use portolan_ingress::{
 use portolan_process::{AdminServer, Gate, Metrics, Readiness, Signals, Tasks};
 use portolan_reconcile::{Context, ContextParts, ObjectKey, RunError, connect, system_clock};
 use tokio::net::TcpListener;
-use tokio::time::{Instant, interval, timeout_at};
+use tokio::sync::oneshot;
+use tokio::time::{Instant, interval, timeout, timeout_at};
 use tokio::try_join;
 use tokio_util::sync::CancellationToken;
 
@@ -23,6 +24,10 @@ use tokio_util::sync::CancellationToken;
 const SHUTDOWN_MARGIN: Duration = Duration::from_secs(4);
 /// What others get in any case to give back what they do not use: a word and its answer.
 const SETTLE_UP_MIN: Duration = Duration::from_secs(2);
+/// How long a gateway with a snapshot waits for the API server to answer before it serves from that.
+const ANSWER_LIMIT: Duration = Duration::from_secs(1);
+/// How long it waits for all lists of an API server that answers.
+const LIST_LIMIT: Duration = Duration::from_secs(10);
 /// Pause between looks at whether everything has ended.
 const SETTLE_UP_LOOK: Duration = Duration::from_millis(20);
 
@@ -123,7 +128,8 @@ impl GatewayArgs {
         );
         let peers = self.peers(&identity, &ingress).await?;
         let lease = HeldLease::new(&ctx, &identity, peers.as_ref().map(Peers::shown));
-        let (taken, square) = (lease.taken(), ingress.clone());
+        let held = Held { tried: lease.tried(), taken: lease.taken() };
+        let square = ingress.clone();
         let is_square = move || square.is_square();
         // Its last word comes when nothing runs any more: until then, switches wait for this
         // gateway.
@@ -147,12 +153,17 @@ impl GatewayArgs {
         tasks.spawn("report", reporter.run());
         metrics.register(|registry| feed.register(registry));
         let (fed, stop) = (ingress.clone(), ctx.shutdown());
+        let (begin, begins) = oneshot::channel();
         tasks.spawn("sync", async move {
-            become_ready(gate, &feed, &fed, taken, stop).await;
+            become_ready(gate, begin, &feed, &fed, held, stop).await;
             Ok::<(), RunError>(())
         });
         let shutdown = tasks.shutdown();
-        tasks.spawn("ingress", async move { ingress.serve(listeners, shutdown).await });
+        tasks.spawn("ingress", async move {
+            // Connections wait in the listeners meanwhile. An error is the shutdown.
+            let _ = begins.await;
+            ingress.serve(listeners, shutdown).await
+        });
         tasks.run(Signals::listen()?.received(), cut_after + SHUTDOWN_MARGIN).await?;
         Ok(())
     }
@@ -256,33 +267,60 @@ async fn seen(is_so: impl Fn() -> bool) {
     }
 }
 
-/// Opens the gate as soon as this gateway can answer, and closes it when it leaves.
+/// What the Lease does.
+struct Held<T, H> {
+    /// The first try to take it has ended; whether it was taken.
+    tried: T,
+    /// It is held.
+    taken: H,
+}
+
+/// Begins to serve and opens the gate as soon as this gateway can answer, and closes it when it
+/// leaves.
 ///
-/// Without a snapshot that is when everything has been read and the Lease is held. With one it is
-/// at once: the API server may be away for long, and the Lease of the process before counts. A
-/// gateway that has served stays ready while its caches are stale.
+/// Without a snapshot the gate opens when everything has been read and the Lease is held; until
+/// then, callers are told that it is too early. With one, and an API server that does not answer,
+/// it opens at once: that may last long, and the Lease of the process before counts. A gateway that
+/// has served stays ready while its caches are stale.
 async fn become_ready(
     mut gate: Gate,
+    begin: oneshot::Sender<()>,
     feed: &Feed,
     ingress: &Ingress,
-    taken: impl Future<Output = ()>,
+    held: Held<impl Future<Output = bool>, impl Future<Output = ()>>,
     stop: CancellationToken,
 ) {
-    if feed.is_restored() {
-        gate.open();
-        tracing::info!("Serving from a snapshot");
+    let is_restored = feed.is_restored();
+    if is_restored {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = up_to_date(held.tried, feed.synced()) => gate.open(),
+        }
+        tracing::info!("Serving what a snapshot said, or newer");
     }
+    // Only the shutdown drops the other end.
+    let _ = begin.send(());
     tokio::select! {
         () = stop.cancelled() => return,
         () = feed.synced() => ingress.mark_synced(),
     }
     tokio::select! {
         () = stop.cancelled() => return,
-        () = taken => gate.open(),
+        () = held.taken => gate.open(),
     }
     tracing::info!("Serving");
     stop.cancelled().await;
     gate.close();
+}
+
+/// Waits until what a snapshot said has been brought up to date, or nobody can do so. While this
+/// gateway was away an API server that answers may have switched Apps without it, and given what it
+/// knew as a sandbox to somebody else.
+async fn up_to_date(tried: impl Future<Output = bool>, synced: impl Future<Output = ()>) {
+    if timeout(ANSWER_LIMIT, tried).await == Ok(true) {
+        // An error is a list that takes very long: better old than nothing.
+        let _ = timeout(LIST_LIMIT, synced).await;
+    }
 }
 
 #[cfg(test)]
@@ -297,6 +335,30 @@ mod tests {
         let (_, after) = DEPLOYMENT.split_once(word).expect("the chart says how long");
         let digits = after.trim_start().split(|char: char| !char.is_ascii_digit()).next();
         Duration::from_secs(digits.and_then(|digits| digits.parse().ok()).expect("a number"))
+    }
+
+    async fn waited(tried: Option<(u64, bool)>, synced: Option<u64>) -> Duration {
+        let after = async |milliseconds: Option<u64>| match milliseconds {
+            Some(time) => tokio::time::sleep(Duration::from_millis(time)).await,
+            None => std::future::pending().await,
+        };
+        let begun = Instant::now();
+        let is_held = async {
+            after(tried.map(|(time, _)| time)).await;
+            tried.is_some_and(|(_, is_held)| is_held)
+        };
+        up_to_date(is_held, after(synced)).await;
+        begun.elapsed()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_snapshot_is_served_when_it_is_up_to_date_or_nobody_can_say() {
+        let milliseconds = Duration::from_millis;
+        assert_eq!(waited(Some((20, true)), Some(300)).await, milliseconds(320));
+        assert_eq!(waited(Some((20, false)), Some(300)).await, milliseconds(20));
+        assert_eq!(waited(Some((20, false)), None).await, milliseconds(20));
+        assert_eq!(waited(None, None).await, ANSWER_LIMIT);
+        assert_eq!(waited(Some((20, true)), None).await, milliseconds(20) + LIST_LIMIT);
     }
 
     #[test]

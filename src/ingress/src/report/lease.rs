@@ -42,6 +42,8 @@ pub struct HeldLease {
     identity: Identity,
     shown: Option<Shown>,
     target: watch::Sender<Option<Target>>,
+    /// Whether the API server took it when it was first asked; `None`: it has not been yet.
+    first: watch::Sender<Option<bool>>,
 }
 
 impl HeldLease {
@@ -49,7 +51,8 @@ impl HeldLease {
     pub fn new(ctx: &Context, identity: &Identity, shown: Option<Shown>) -> Self {
         let (ctx, identity) = (ctx.clone(), identity.clone());
         let writer = ctx.writer(COMPONENT);
-        Self { writer, ctx, identity, shown, target: watch::Sender::new(None) }
+        let (target, first) = (watch::Sender::new(None), watch::Sender::new(None));
+        Self { writer, ctx, identity, shown, target, first }
     }
 
     /// Resolves when the Lease is held for the first time. A gateway that nobody knows must not
@@ -61,6 +64,18 @@ impl HeldLease {
             // The Lease that went away was not taken, and nothing follows from that.
             if target.wait_for(Option::is_some).await.is_err() {
                 std::future::pending().await
+            }
+        }
+    }
+
+    /// Resolves when the first try to take the Lease has ended: whether the API server took it.
+    pub fn tried(&self) -> impl Future<Output = bool> + Send + use<> {
+        let mut first = self.first.subscribe();
+        async move {
+            let taken = first.wait_for(Option::is_some).await.map(|taken| *taken);
+            match taken {
+                Ok(taken) => taken.unwrap_or_default(),
+                Err(_) => std::future::pending().await,
             }
         }
     }
@@ -108,6 +123,9 @@ impl HeldLease {
             let certificates = self.certificates();
             // One that hangs must not keep the next one, on another connection, from being tried.
             let renewed = timeout(RENEWAL, self.renew(phase, &certificates)).await;
+            let is_held = matches!(renewed, Ok(true));
+            self.first
+                .send_if_modified(|first| first.is_none() && first.replace(is_held).is_none());
             let pause = match renewed {
                 Ok(true) => RENEWAL,
                 Ok(false) => PAUSE,
