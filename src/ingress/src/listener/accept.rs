@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -243,6 +243,7 @@ impl Place {
 
     /// Counts it for a client; `false`: that one has too many.
     fn assign(&mut self, reception: &Reception, client: IpAddr) -> bool {
+        let client = household(client);
         let mut guests = self.guests.lock();
         let count = guests.by_client.entry(client).or_default();
         if *count >= reception.shared.core.settings.connections_per_client_max {
@@ -251,6 +252,17 @@ impl Place {
         *count += 1;
         self.client = Some(client);
         true
+    }
+}
+
+/// Whom an address is counted for. One of IPv6 is one of as many as its holder likes: what is given
+/// to one place is a prefix of 64 bits.
+fn household(client: IpAddr) -> IpAddr {
+    match client.to_canonical() {
+        IpAddr::V6(address) => {
+            Ipv6Addr::from_bits(address.to_bits() & !u128::from(u64::MAX)).into()
+        }
+        address @ IpAddr::V4(_) => address,
     }
 }
 
@@ -267,5 +279,20 @@ impl Drop for Place {
             }
         }
         self.shared.core.metrics.connections.dec();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_prefix_of_ipv6_is_one_client_and_an_address_of_ipv4_another() {
+        let counted = |text: &str| household(text.parse().expect("an address")).to_string();
+        assert_eq!(counted("2001:db8:1:2:3:4:5:6"), "2001:db8:1:2::");
+        assert_eq!(counted("2001:db8:1:2::9"), "2001:db8:1:2::");
+        assert_eq!(counted("2001:db8:1:3::9"), "2001:db8:1:3::");
+        assert_eq!(counted("::ffff:192.0.2.7"), "192.0.2.7");
+        assert_eq!(counted("192.0.2.8"), "192.0.2.8");
     }
 }
