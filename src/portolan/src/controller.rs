@@ -48,7 +48,7 @@ pub(crate) struct ControllerArgs {
     #[arg(
         long,
         env = "PORTOLAN_NODE_PORTS_RESERVED",
-        default_value = "22,80,443,2379-2380,6443,8443,10250-10259,30000-32767"
+        default_value = "22,80,443,2379-2380,4789,6081,6443,8443,8472,10250-10259,30000-32767,51820-51821"
     )]
     node_ports_reserved: service::PortRanges,
 }
