@@ -41,7 +41,7 @@ impl Extent {
         never_ready: Duration::from_secs(60),
         sandboxes: 50,
         restarts: 20,
-        kills: 5,
+        kills: 4,
         hand_over: Duration::from_secs(1),
         controllers: Duration::from_secs(300),
         outage: Duration::from_secs(300),

@@ -31,10 +31,11 @@ async fn main() -> anyhow::Result<ExitCode> {
     };
     let mut scene = Scene::set("soak").await?;
     let reports = play(&mut scene, &scenarios, &extent).await;
+    // Before anything else can fail.
+    print!("{}", table(&reports));
     if !keep {
         scene.strike()?;
     }
-    print!("{}", table(&reports));
     let is_good = reports.iter().all(Report::is_good);
     Ok(if is_good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

@@ -8,6 +8,8 @@ use crate::streams::Cut;
 
 /// Failures that are told in words.
 const TOLD_MAX: usize = 5;
+/// How long every stream has at most begun.
+const OPENING_MAX: Duration = Duration::from_secs(10);
 
 /// What visitors and streams noticed of one thing that was done.
 #[derive(Debug)]
@@ -20,6 +22,8 @@ pub struct Outcome {
     pub cuts: usize,
     /// Those that ended sooner than they may.
     pub early: Vec<Cut>,
+    /// How many never began.
+    pub never: usize,
 }
 
 /// One line of the table.
@@ -65,6 +69,9 @@ impl Report {
         }
         if outcome.early.len() > TOLD_MAX {
             faults.push(format!("and {} more streams", outcome.early.len() - TOLD_MAX));
+        }
+        if outcome.never > 0 && outcome.took > OPENING_MAX {
+            faults.push(format!("{} streams never began", outcome.never));
         }
         if tally.latencies.is_empty() {
             faults.push("nobody was answered".to_owned());
@@ -132,9 +139,12 @@ pub fn table(reports: &[Report]) -> String {
 }
 
 /// Excuses what was under way when a program was killed, or was sent before another could answer
-/// in its place.
+/// in its place, and was told so then. What fails after a long wait was taken by another.
 pub(crate) fn killed_at(moment: Instant, hand_over: Duration) -> impl Fn(&Failure) -> bool {
-    move |failure| failure.ended >= moment && failure.begun <= moment + hand_over
+    move |failure| {
+        let was_told_at_once = failure.ended <= moment + hand_over * 2;
+        failure.ended >= moment && failure.begun <= moment + hand_over && was_told_at_once
+    }
 }
 
 #[cfg(test)]
@@ -155,6 +165,7 @@ mod tests {
         assert!(is_excused(&failure(killed + second / 2, killed + second)));
         assert!(!is_excused(&failure(killed - second, killed - second / 2)), "before the kill");
         assert!(!is_excused(&failure(killed + second * 2, killed + second * 3)), "after it");
+        assert!(!is_excused(&failure(killed, killed + second * 3)), "it waited in vain");
     }
 
     #[test]
@@ -165,7 +176,7 @@ mod tests {
             failures: vec![failure(now, now)],
             crossed: 0,
         };
-        let outcome = Outcome { took: Duration::ZERO, tally, cuts: 0, early: Vec::new() };
+        let outcome = Outcome { took: Duration::ZERO, tally, cuts: 0, early: Vec::new(), never: 0 };
         let bad = Report::judged("three rollouts".into(), &outcome, |_| false);
         let good = Report::judged("a kill".into(), &outcome, |_| true);
         assert!(!bad.is_good() && good.is_good());

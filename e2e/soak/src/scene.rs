@@ -20,7 +20,7 @@ use tokio::task::JoinHandle;
 use crate::extent::Extent;
 use crate::load::{Load, Visitors};
 use crate::report::{Outcome, Report};
-use crate::streams::{Cut, Departures, Streams};
+use crate::streams::{Cut, Departures, Kept, Streams};
 
 /// The namespace of the Apps.
 pub(crate) const TEAM: &str = "soak";
@@ -116,6 +116,9 @@ impl Scene {
     pub(crate) async fn open(&self, extent: &Extent, streams: usize) -> anyhow::Result<Trial> {
         let visitors =
             Visitors { address: self.address(), host: HOST.to_owned(), rate: extent.rate };
+        // What was done before excuses nothing: a Pod that still leaves is noted again.
+        *self.pods.departures.lock().unwrap_or_else(PoisonError::into_inner) =
+            Departures::default();
         let mut gateways = self.pods.gateways.clone();
         gateways.wait_for(|gateways| gateways.len() >= 2).await.context("look at the Pods")?;
         let streams = match streams {
@@ -211,6 +214,13 @@ impl Scene {
         gateways.into_iter().min_by_key(|gateway| gateway.restarts).context("a gateway")
     }
 
+    /// The process that holds the Lease of a gateway; empty when none does.
+    pub(crate) async fn holder(&self, gateway: &Running) -> anyhow::Result<String> {
+        let words = ["get", "lease", &gateway.pod, "--ignore-not-found"];
+        let words = [&words[..], &["-o", "jsonpath={.spec.holderIdentity}"]].concat();
+        self.system(&words).await
+    }
+
     /// The gateway that was ended most often: the kubelet lets it rest before it starts it again.
     pub(crate) async fn frequent_victim(&self) -> anyhow::Result<Running> {
         let gateways = self.running(NAMESPACE, GATEWAYS).await?;
@@ -244,14 +254,14 @@ impl Trial {
     /// Who begins to visit when.
     pub(crate) async fn end(self) -> anyhow::Result<Outcome> {
         let tally = self.load.end().await?;
-        let cuts = match self.streams {
+        let Kept { never, cuts } = match self.streams {
             Some(streams) => streams.close().await?,
-            None => Vec::new(),
+            None => Kept::default(),
         };
         let departures = self.pods.departures();
         let is_early = |cut: &&Cut| departures.is_early(cut, NOTICE_MAX);
         let early = cuts.iter().filter(is_early).cloned().collect();
-        Ok(Outcome { took: self.begun.elapsed(), tally, cuts: cuts.len(), early })
+        Ok(Outcome { took: self.begun.elapsed(), tally, cuts: cuts.len(), early, never })
     }
 }
 
@@ -295,9 +305,7 @@ impl Pods {
     /// What was ended by force: its streams may be cut at once.
     pub(crate) fn note_killed(&self, victim: &Running) {
         let mut departures = self.departures.lock().unwrap_or_else(PoisonError::into_inner);
-        // One that is ended again has been allowed to cut since the first time.
-        let address = victim.address.to_string();
-        departures.0.entry(address).or_insert((Instant::now(), Duration::ZERO));
+        departures.killed.push((victim.address.to_string(), Instant::now()));
     }
 }
 
@@ -321,7 +329,7 @@ fn note(pods: &[Pod], departures: &mut Departures) {
         let limit = if is_sandbox && !is_marked { PRE_STOP } else { DRAIN };
         let address = pod.status.as_ref().and_then(|status| status.pod_ip.clone());
         for who in [Some(pod.name_any()), address].into_iter().flatten() {
-            departures.0.entry(who).or_insert_with(|| (Instant::now(), limit));
+            departures.leaving.entry(who).or_insert_with(|| (Instant::now(), limit));
         }
     }
 }

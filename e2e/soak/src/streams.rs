@@ -36,7 +36,23 @@ const PORT: u16 = 8080;
 /// Streams that are open.
 #[derive(Debug)]
 pub struct Streams {
-    inside: Inside<Vec<Cut>>,
+    inside: Inside<Vec<Held>>,
+}
+
+/// What one visitor saw who wanted a stream all the time.
+#[derive(Debug, Default)]
+struct Held {
+    has_begun: bool,
+    cuts: Vec<Cut>,
+}
+
+/// What all of them saw.
+#[derive(Debug, Default)]
+pub struct Kept {
+    /// Visitors who never got a stream.
+    pub never: usize,
+    /// Every stream that ended while it was wanted.
+    pub cuts: Vec<Cut>,
 }
 
 /// A stream that ended while its visitor wanted it.
@@ -52,10 +68,15 @@ pub struct Cut {
     pub what: String,
 }
 
-/// Since when Pods are on their way out, and how long their streams may stay: gateways by address,
-/// sandboxes by name.
+/// When streams may be cut.
 #[derive(Clone, Debug, Default)]
-pub struct Departures(pub BTreeMap<String, (Instant, Duration)>);
+pub struct Departures {
+    /// Since when Pods are on their way out, and how long their streams may stay: gateways by
+    /// address, sandboxes by name.
+    pub leaving: BTreeMap<String, (Instant, Duration)>,
+    /// Gateways that were ended by force, by address, and when.
+    pub killed: Vec<(String, Instant)>,
+}
 
 impl Streams {
     /// Opens `count` streams, half of each kind, spread over the gateways, and opens each that
@@ -75,17 +96,19 @@ impl Streams {
             for number in 0..count {
                 all.spawn(hold(number, Arc::clone(&host), gateways.clone(), stop.clone()));
             }
-            all.join_all().await.into_iter().flatten().collect()
+            all.join_all().await
         })?;
         Ok(Self { inside })
     }
 
-    /// Closes all, and tells which ended before.
+    /// Closes all, and tells what they saw.
     ///
     /// # Errors
     /// When their thread failed.
-    pub async fn close(self) -> anyhow::Result<Vec<Cut>> {
-        self.inside.end().await
+    pub async fn close(self) -> anyhow::Result<Kept> {
+        let held = self.inside.end().await?;
+        let never = held.iter().filter(|held| !held.has_begun).count();
+        Ok(Kept { never, cuts: held.into_iter().flat_map(|held| held.cuts).collect() })
     }
 }
 
@@ -95,21 +118,26 @@ impl Departures {
     #[must_use]
     pub fn is_early(&self, cut: &Cut, late: Duration) -> bool {
         let had_time = |who: &str| {
-            let left = self.0.get(who);
+            let left = self.leaving.get(who);
             left.is_some_and(|(since, limit)| cut.at + late >= *since + *limit)
         };
-        !had_time(&cut.gateway.to_string()) && !had_time(&cut.sandbox)
+        let gateway = cut.gateway.to_string();
+        // Later ones go through the process that came after.
+        let was_killed = self.killed.iter().any(|(who, at)| {
+            *who == gateway && cut.at >= *at && cut.at <= *at + SILENCE_MAX + late
+        });
+        !was_killed && !had_time(&gateway) && !had_time(&cut.sandbox)
     }
 }
 
-/// Keeps one stream open until told to stop; gives every cut.
+/// Keeps one stream open until told to stop.
 async fn hold(
     number: usize,
     host: Arc<str>,
     gateways: watch::Receiver<Vec<IpAddr>>,
     stop: CancellationToken,
-) -> Vec<Cut> {
-    let mut cuts = Vec::new();
+) -> Held {
+    let mut held = Held::default();
     while !stop.is_cancelled() {
         let gateway = {
             let gateways = gateways.borrow();
@@ -127,18 +155,20 @@ async fn hold(
                 _ => websocket(gateway, &host, &mut sandbox).await,
             }
         };
-        let what = tokio::select! {
-            () = stop.cancelled() => break,
-            Err(error) = stream => format!("{error:#}"),
+        let ended = tokio::select! {
+            () = stop.cancelled() => None,
+            Err(error) = stream => Some(format!("{error:#}")),
         };
+        held.has_begun |= !sandbox.is_empty();
+        let Some(what) = ended else { break };
         if sandbox.is_empty() {
             // It never began: requests that fail are the load's business.
             tokio::time::sleep(PAUSE).await;
             continue;
         }
-        cuts.push(Cut { at: Instant::now(), gateway, sandbox, what });
+        held.cuts.push(Cut { at: Instant::now(), gateway, sandbox, what });
     }
-    cuts
+    held
 }
 
 /// Reads server-sent events; ends only with an error.
@@ -199,12 +229,23 @@ mod tests {
             sandbox: "shop-0-1".into(),
             what: String::new(),
         };
-        let leaving = |who: &str| Departures(BTreeMap::from([(who.to_owned(), (begun, limit))]));
+        let leaving = |who: &str| Departures {
+            leaving: BTreeMap::from([(who.to_owned(), (begun, limit))]),
+            killed: Vec::new(),
+        };
         let late = Duration::from_secs(2);
         assert!(Departures::default().is_early(&cut(100), late));
         assert!(leaving("10.91.1.5").is_early(&cut(27), late));
         assert!(!leaving("10.91.1.5").is_early(&cut(28), late));
         assert!(!leaving("shop-0-1").is_early(&cut(31), late));
         assert!(leaving("shop-1-1").is_early(&cut(31), late));
+        let killed = |who: &str| Departures {
+            killed: vec![(who.to_owned(), begun + Duration::from_secs(50))],
+            ..Departures::default()
+        };
+        assert!(killed("10.91.1.5").is_early(&cut(49), late));
+        assert!(!killed("10.91.1.5").is_early(&cut(50), late));
+        assert!(killed("10.91.1.5").is_early(&cut(70), late), "it went through the next process");
+        assert!(killed("10.91.1.6").is_early(&cut(50), late));
     }
 }

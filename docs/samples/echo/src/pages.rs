@@ -8,6 +8,7 @@
 //! | `/headers` | method, target, protocol and headers as they arrived, as JSON |
 //! | `/echo` | the request's body, as it comes, with its trailers |
 //! | `/slow?ms=N` | after N milliseconds |
+//! | `/work?ms=N` | the same, and counted to its end although nobody waits for it any more |
 //! | `/status/NNN` | this status |
 //! | `/bytes/N` | N bytes |
 //! | `/sse?ms=N&count=M` | M server-sent events (0: no end), one per N milliseconds |
@@ -94,11 +95,27 @@ impl Pages {
                 }
                 response
             }
+            "/work" => self.work(&request).await,
             _ => self.counted(request).await,
         };
         response.headers_mut().insert("x-version", self.version.clone());
         response.headers_mut().insert("x-sandbox", self.sandbox.clone());
         response
+    }
+
+    /// As a program does that begins something and cannot be stopped.
+    async fn work(&self, request: &Request<Incoming>) -> Response<Body> {
+        let query = Query(request.uri().query().unwrap_or_default().to_owned());
+        let time = Duration::from_millis(query.number("ms", 1_000));
+        let running = self.concurrency.enter();
+        let work = tokio::spawn(async move {
+            tokio::time::sleep(time).await;
+            drop(running);
+        });
+        match work.await {
+            Ok(()) => text(StatusCode::OK, "done\n"),
+            Err(_) => text(StatusCode::INTERNAL_SERVER_ERROR, "the work was stopped\n"),
+        }
     }
 
     /// An answer that counts as running until its last byte is taken, or nobody wants it.

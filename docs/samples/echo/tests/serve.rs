@@ -168,6 +168,20 @@ async fn tcp_and_udp_come_back() {
 }
 
 #[tokio::test]
+async fn work_is_counted_to_its_end_whoever_leaves() {
+    let sample = Sample::start().await;
+    let left = tokio::time::timeout(Duration::from_millis(50), sample.get("/work?ms=300")).await;
+    assert!(left.is_err(), "nobody waits for it");
+    let counts = async || -> serde_json::Value {
+        serde_json::from_str(&text(sample.get("/concurrency").await).await).unwrap()
+    };
+    assert_eq!(counts().await["now"], 1);
+    assert_eq!(text(sample.get("/work?ms=300").await).await, "done\n");
+    assert_eq!(counts().await["now"], 0);
+    assert_eq!(counts().await["max"], 2);
+}
+
+#[tokio::test]
 async fn a_request_that_runs_ends_before_the_program() {
     let sample = Sample::start().await;
     let slow = sample.get("/sse?ms=20&count=3").await;

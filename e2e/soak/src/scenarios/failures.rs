@@ -16,6 +16,8 @@ const SHOP: &str = "portolan.dev/app=shop";
 /// Between two kills of the controllers: long enough that they get to lead, and so to be in the
 /// midst of something.
 const KILL_INTERVAL: Duration = Duration::from_secs(4);
+/// How long others may count on a gateway that was killed. Its Lease would lapse after 15 s.
+const GIVEN_UP: Duration = Duration::from_secs(5);
 /// How soon the kubelet has a killed gateway listen again. While the API server is away nobody
 /// can tell kube-proxy to send visitors elsewhere meanwhile.
 const RESTART: Duration = Duration::from_secs(3);
@@ -48,9 +50,17 @@ pub(super) async fn gateway_killed(scene: &mut Scene, extent: &Extent) -> anyhow
         .visited(extent, async |scene| {
             for _ in 0..extent.kills {
                 let victim = scene.frequent_victim().await?;
+                let process = scene.holder(&victim).await?;
                 scene.pods.note_killed(&victim);
                 killed.push(Instant::now());
                 scene.kill(&victim)?;
+                // Long before its Lease would lapse: its slots are somebody's again.
+                wait::until("the killed gateway to be given up", GIVEN_UP, async || {
+                    let holder = scene.holder(&victim).await?;
+                    ensure!(holder != process, "{holder} holds its Lease");
+                    anyhow::Ok(())
+                })
+                .await?;
                 // Those who come after it, for as long again as it may take.
                 tokio::time::sleep(extent.hand_over * 4).await;
                 scene.two_gateways().await?;
