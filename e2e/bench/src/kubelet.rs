@@ -19,10 +19,8 @@ use serde_json::{from_value, json};
 use tokio::time::timeout;
 
 use crate::figures::{Figure, Row, machine, publish};
-use crate::stub::{Control, NAMESPACE, ask, asleep};
+use crate::stub::{CLUSTER, Control, NAMESPACE, ask, asleep};
 
-/// The cluster of this benchmark.
-const CLUSTER: &str = "bench";
 /// Where the node lets visitors in.
 const NODE_PORT: u16 = 30_080;
 /// Values of the chart that lead there.
@@ -59,7 +57,7 @@ impl KubeletArgs {
         let cluster = Cluster::ensure(CLUSTER, 1).await?;
         tokio::task::block_in_place(|| platform::install(&cluster, &VALUES))?;
         command::output(cluster.program("kubectl").args(["create", "namespace", NAMESPACE]))?;
-        let control = Control::of(&cluster);
+        let control = Control::of(&cluster)?;
         let measured = control.inside(async || measure(&control.client().await?, rounds).await);
         Cluster::down(CLUSTER)?;
         publish(&page, "Waking on a real kubelet", &notes(rounds), &rows(&measured?))

@@ -13,7 +13,9 @@ mod node;
 mod paced;
 mod peers;
 mod program;
+mod resident;
 mod roles;
+mod space;
 mod stub;
 
 use std::net::SocketAddr;

@@ -6,9 +6,9 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use socket2::{Domain, Socket, Type};
 
-use super::space::Space;
 use super::workload::{ENDPOINT_RANGE, Workload, endpoint, service};
 use crate::figures::Figure;
+use crate::space::Space;
 
 /// A client, a node, and who answers at every endpoint's address.
 struct Way {

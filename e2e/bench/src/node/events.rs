@@ -19,8 +19,8 @@ use tokio::time::{sleep, timeout};
 use super::ground::{Ground, NAMESPACE, SANDBOXES};
 use super::monitor::Monitor;
 use super::objects::{ENDPOINTS, PORT, addresses, elsewhere, here, name};
-use super::space::Space;
 use super::workload::service;
+use crate::space::Space;
 
 /// Pause between two changes, longer than those within which the agent takes several together.
 const PAUSE: Duration = Duration::from_millis(20);

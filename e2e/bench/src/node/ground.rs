@@ -14,8 +14,8 @@ use portolan_cluster::cluster::Cluster;
 use portolan_cluster::network::{CONTROL, LAB, namespace_file};
 use portolan_cluster::{command, control_plane, forward, platform};
 
-use super::memory::{Resident, resident};
-use super::space::Space;
+use crate::resident::{Resident, resident};
+use crate::space::Space;
 use crate::stub::ONE_ARENA;
 
 /// Namespace of all objects.

@@ -1,9 +1,11 @@
-//! Memory: of the kernel for a table, by a control group of the one who makes it; and of a process.
+//! Memory of the kernel for a table, by a control group of the one who makes it.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
+
+use crate::resident::field;
 
 /// Where version 1 of control groups has memory, and where version 2 has all.
 const FIRST: &str = "/sys/fs/cgroup/memory";
@@ -56,25 +58,4 @@ pub(super) fn shared() -> anyhow::Result<f64> {
     let text = fs::read_to_string("/proc/meminfo").context("read the machine's memory")?;
     let fields = ["Slab:", "VmallocUsed:", "Percpu:"];
     fields.iter().map(|name| field(&text, name)).sum()
-}
-
-/// Resident memory of a process in bytes.
-#[derive(Clone, Copy)]
-pub(super) struct Resident {
-    pub(super) now: f64,
-    /// The most it ever was.
-    pub(super) peak: f64,
-}
-
-/// What a process has in memory.
-pub(super) fn resident(pid: u32) -> anyhow::Result<Resident> {
-    let text = fs::read_to_string(format!("/proc/{pid}/status")).context("read a process")?;
-    Ok(Resident { now: field(&text, "VmRSS:")?, peak: field(&text, "VmHWM:")? })
-}
-
-/// A field in kilobytes, in bytes.
-fn field(text: &str, name: &str) -> anyhow::Result<f64> {
-    let line = text.lines().find_map(|line| line.strip_prefix(name));
-    let number = line.and_then(|line| line.split_whitespace().next());
-    Ok(number.with_context(|| format!("no {name}"))?.parse::<f64>()? * 1024.0)
 }

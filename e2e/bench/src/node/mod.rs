@@ -11,7 +11,6 @@ mod memory;
 mod monitor;
 mod objects;
 mod proxy;
-mod space;
 mod workload;
 
 use std::path::PathBuf;
@@ -21,11 +20,12 @@ use anyhow::ensure;
 use self::connect::Latency;
 use self::events::Writer;
 use self::ground::{Agent, Ground};
-use self::memory::{Group, Resident, shared};
+use self::memory::{Group, shared};
 use self::objects::ENDPOINTS;
-use self::space::Space;
 use self::workload::Workload;
 use crate::figures::{Figure, Row, machine, publish};
+use crate::resident::Resident;
+use crate::space::Space;
 
 /// Services with many endpoints, and how many.
 const WIDE: (u32, u32) = (5_000, 50);

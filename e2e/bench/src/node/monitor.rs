@@ -12,7 +12,7 @@ use netlink_sys::{Socket, SocketAddr};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::time::timeout;
 
-use super::space::Space;
+use crate::space::Space;
 
 /// The group of changes to nf_tables, as a bit.
 const CHANGES: u32 = 1 << 6;

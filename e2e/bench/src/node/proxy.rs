@@ -9,8 +9,8 @@ use std::time::Instant;
 
 use portolan_cluster::command;
 
-use super::space::Space;
 use super::workload::{endpoint, service};
+use crate::space::Space;
 
 /// What is there once, whatever the number of services.
 const BASE: &str = "\

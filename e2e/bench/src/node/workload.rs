@@ -7,7 +7,7 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
 use anyhow::{Context, ensure};
 
-use super::space::Space;
+use crate::space::Space;
 
 /// A running workload. It ends when dropped; its table goes with its namespace.
 pub(super) struct Workload {

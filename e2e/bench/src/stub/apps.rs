@@ -15,6 +15,7 @@ use super::counts::Writes;
 use super::first::{self, First};
 use super::{NAMESPACE, Stub, app_name, ask, asleep, host, make};
 use crate::figures::{Row, machine, publish};
+use crate::resident::forget_peak;
 
 /// Apps on one fake node at once; they sleep within seconds.
 const APPS_PER_NODE: usize = 2_000;
@@ -111,11 +112,7 @@ impl AppsArgs {
         let busy = stub.inside(async || self.busy(stub).await)?;
         println!("==> {} writes in {BUSY_TIME:?} of load", busy.total());
         let gateway_peak = relist_peak(stub).await?;
-        let mebibytes = |bytes: u64| {
-            #[expect(clippy::cast_precision_loss, reason = "memory of one process")]
-            let bytes = bytes as f64;
-            bytes / MEBIBYTE
-        };
+        let mebibytes = |bytes: f64| bytes / MEBIBYTE;
         Ok(Measured {
             raw,
             time,
@@ -229,8 +226,8 @@ async fn raw_rate(client: &Client) -> anyhow::Result<f64> {
 }
 
 /// The API server is replaced, so that every watch begins anew; the peak of a gateway meanwhile.
-async fn relist_peak(stub: &mut Stub) -> anyhow::Result<u64> {
-    stub.forget_peak("gateway0")?;
+async fn relist_peak(stub: &mut Stub) -> anyhow::Result<f64> {
+    forget_peak(stub.pid("gateway0")?)?;
     stub.cluster.stop_api_server()?;
     stub.cluster.start_api_server().await?;
     // Watches come back within their longest pause, and list again.

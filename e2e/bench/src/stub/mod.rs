@@ -12,11 +12,9 @@ mod routes;
 mod wake;
 
 use std::collections::{BTreeMap, HashSet};
-use std::fs::File;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::pin::pin;
-use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
@@ -28,7 +26,6 @@ use kube::api::{Patch, PatchParams, PostParams};
 use kube::runtime::WatchStreamExt;
 use kube::runtime::watcher::{self, Event, watcher};
 use kube::{Api, Client, ResourceExt};
-use nix::sched::{CloneFlags, setns};
 use portolan_api::{App, Route};
 use portolan_cluster::cluster::Cluster;
 use portolan_cluster::network::{CONTROL, namespace_file};
@@ -38,13 +35,15 @@ use serde_json::json;
 use tokio::time::timeout;
 
 use crate::paced::{Connection, connect};
+use crate::resident::{Resident, resident};
+use crate::space::Space;
 
 pub(crate) use apps::AppsArgs;
 pub(crate) use routes::RoutesArgs;
 pub(crate) use wake::WakeArgs;
 
 /// The cluster of these benchmarks.
-const CLUSTER: &str = "bench";
+pub(crate) const CLUSTER: &str = "bench";
 /// Where everything of the benchmarks lives.
 pub(crate) const NAMESPACE: &str = "bench";
 /// The addresses that kwok gives to Pods.
@@ -157,12 +156,12 @@ impl Stub {
         &self,
         work: impl AsyncFnOnce() -> anyhow::Result<T> + Send,
     ) -> anyhow::Result<T> {
-        Control::of(&self.cluster).inside(work)
+        Control::of(&self.cluster)?.inside(work)
     }
 
     /// A client for the API server, for work [`Self::inside`].
     async fn client(&self) -> anyhow::Result<Client> {
-        Control::of(&self.cluster).client().await
+        Control::of(&self.cluster)?.client().await
     }
 
     /// Where a gateway answers, from inside.
@@ -170,21 +169,9 @@ impl Stub {
         SocketAddr::from((Ipv4Addr::LOCALHOST, HTTP_PORT + number % self.gateways))
     }
 
-    /// Resident memory of a process in bytes: now, and at its peak since [`Self::forget_peak`].
-    fn memory(&self, name: &str) -> anyhow::Result<Memory> {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid(name)?))?;
-        let field = |field: &str| -> anyhow::Result<u64> {
-            let line = status.lines().find_map(|line| line.strip_prefix(field));
-            let number = line.and_then(|line| line.split_whitespace().next());
-            Ok(number.with_context(|| format!("no {field}"))?.parse::<u64>()? * 1024)
-        };
-        Ok(Memory { now: field("VmRSS:")?, peak: field("VmHWM:")? })
-    }
-
-    /// Lets the peak of a process begin anew (proc(5), `clear_refs`).
-    fn forget_peak(&self, name: &str) -> anyhow::Result<()> {
-        let file = format!("/proc/{}/clear_refs", self.pid(name)?);
-        std::fs::write(file, "5").context("reset the peak of memory")
+    /// What a process has in memory.
+    fn memory(&self, name: &str) -> anyhow::Result<Resident> {
+        resident(self.pid(name)?)
     }
 
     fn pid(&self, name: &str) -> anyhow::Result<i32> {
@@ -198,18 +185,16 @@ impl Stub {
     }
 }
 
-/// The control machine of a cluster.
+/// The control machine of a cluster: its network, and a way to the API server from there.
 pub(crate) struct Control {
-    network: PathBuf,
+    network: Space,
     kubeconfig: PathBuf,
 }
 
 impl Control {
-    pub(crate) fn of(cluster: &Cluster) -> Self {
-        Self {
-            network: namespace_file(&cluster.files().namespace(CONTROL)),
-            kubeconfig: control_plane::admin_kubeconfig(cluster.files()),
-        }
+    pub(crate) fn of(cluster: &Cluster) -> anyhow::Result<Self> {
+        let network = Space::open(&namespace_file(&cluster.files().namespace(CONTROL)))?;
+        Ok(Self { network, kubeconfig: control_plane::admin_kubeconfig(cluster.files()) })
     }
 
     /// Runs what needs the sockets of the control machine there, on a runtime and a thread of its
@@ -218,28 +203,13 @@ impl Control {
         &self,
         work: impl AsyncFnOnce() -> anyhow::Result<T> + Send,
     ) -> anyhow::Result<T> {
-        let inside = move || {
-            let network =
-                File::open(&self.network).context("open the control machine's network")?;
-            setns(network, CloneFlags::CLONE_NEWNET).context("enter the control machine")?;
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-            runtime.block_on(work())
-        };
-        thread::scope(|scope| scope.spawn(inside).join())
-            .map_err(|_| anyhow::anyhow!("the measuring thread panicked"))?
+        self.network.run_async(work)
     }
 
     /// A client for the API server, for work [`Self::inside`].
     pub(crate) async fn client(&self) -> anyhow::Result<Client> {
         forward::connect(&self.kubeconfig).await
     }
-}
-
-/// Resident memory in bytes.
-#[derive(Debug, Clone, Copy)]
-struct Memory {
-    now: u64,
-    peak: u64,
 }
 
 fn process(name: &str) -> String {

@@ -11,13 +11,13 @@ use nix::sched::{CloneFlags, setns, unshare};
 use portolan_cluster::command;
 
 /// A network namespace.
-pub(super) struct Space {
+pub(crate) struct Space {
     file: File,
 }
 
 impl Space {
     /// An empty one whose loopback is up.
-    pub(super) fn new() -> anyhow::Result<Self> {
+    pub(crate) fn new() -> anyhow::Result<Self> {
         let file = thread::scope(|scope| {
             let made = scope.spawn(|| {
                 unshare(CloneFlags::CLONE_NEWNET).context("make a network namespace")?;
@@ -31,14 +31,14 @@ impl Space {
     }
 
     /// One that exists, by its file.
-    pub(super) fn open(file: &std::path::Path) -> anyhow::Result<Self> {
+    pub(crate) fn open(file: &std::path::Path) -> anyhow::Result<Self> {
         let file = File::open(file).with_context(|| format!("open {}", file.display()))?;
         Ok(Self { file })
     }
 
     /// Runs something in it, on a thread of its own. Sockets and processes that are made stay in
     /// it.
-    pub(super) fn run<T: Send>(
+    pub(crate) fn run<T: Send>(
         &self,
         work: impl FnOnce() -> anyhow::Result<T> + Send,
     ) -> anyhow::Result<T> {
@@ -52,7 +52,7 @@ impl Space {
     }
 
     /// Runs something in it that waits, on a runtime of its own.
-    pub(super) fn run_async<T: Send>(
+    pub(crate) fn run_async<T: Send>(
         &self,
         work: impl AsyncFnOnce() -> anyhow::Result<T> + Send,
     ) -> anyhow::Result<T> {
@@ -63,22 +63,22 @@ impl Space {
     }
 
     /// Starts a program in it.
-    pub(super) fn spawn(&self, mut program: Command) -> anyhow::Result<Child> {
+    pub(crate) fn spawn(&self, mut program: Command) -> anyhow::Result<Child> {
         self.run(move || program.spawn().with_context(|| format!("start {program:?}")))
     }
 
     /// Lets `ip` do these lines in it.
-    pub(super) fn ip(&self, lines: &str) -> anyhow::Result<()> {
+    pub(crate) fn ip(&self, lines: &str) -> anyhow::Result<()> {
         self.run(|| command::feed(Command::new("ip").args(["-batch", "-"]), lines))
     }
 
     /// Lets it forward packets.
-    pub(super) fn forward(&self) -> anyhow::Result<()> {
+    pub(crate) fn forward(&self) -> anyhow::Result<()> {
         self.run(|| std::fs::write("/proc/sys/net/ipv4/ip_forward", "1").context("forward packets"))
     }
 
     /// Connects it to another: `here` is the link's name in this one, `there` in that one.
-    pub(super) fn connect(&self, here: &str, other: &Self, there: &str) -> anyhow::Result<()> {
+    pub(crate) fn connect(&self, here: &str, other: &Self, there: &str) -> anyhow::Result<()> {
         let other = format!("/proc/{}/fd/{}", id(), other.file.as_raw_fd());
         self.ip(&format!("link add {here} type veth peer name {there} netns {other}"))
     }
