@@ -10,6 +10,7 @@
 //! is gone; a pool that gateways may still send to keeps its role until all of them report the
 //! switch.
 
+use std::collections::BTreeSet;
 use std::future::Future;
 use std::sync::Arc;
 
@@ -58,18 +59,21 @@ pub fn run(
         move |change| change.each(of),
     );
     let counted = verifying.clone();
-    let of = |pool: &Packed<SandboxPool>| apply::app_of(&pool.unpack());
     let pools = controller.watch(
         Watch::<SandboxPool>::new()
             .pack()
-            .index(BY_APP, move |pool| of(pool).map(|key| key.to_string())),
+            .index(BY_APP, |pool| apply::app_of(&pool.unpack()).map(|key| key.to_string())),
         move |change| {
-            let mut keys = change.each(of);
-            let is_verifying =
-                |pool: &Arc<Packed<SandboxPool>>| observe::is_verifying(&pool.unpack());
-            let was = change.old.is_some_and(is_verifying);
-            let is = change.new.is_some_and(is_verifying);
-            if let Some(app) = change.new.or(change.old).and_then(|pool| of(pool)) {
+            // Each side is read once: it is text.
+            let read = |pool: &Arc<Packed<SandboxPool>>| {
+                let pool = pool.unpack();
+                (apply::app_of(&pool), observe::is_verifying(&pool))
+            };
+            let (old_app, was) = change.old.map(read).unwrap_or_default();
+            let (new_app, is) = change.new.map(read).unwrap_or_default();
+            let mut keys: BTreeSet<_> = old_app.iter().chain(&new_app).cloned().collect();
+            let app = if change.new.is_some() { new_app } else { old_app };
+            if let Some(app) = app {
                 keys.extend(counted.note(&app, was, is));
             }
             keys
