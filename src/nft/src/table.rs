@@ -37,13 +37,11 @@ impl Table {
     /// A table with this desired state, of which the kernel has nothing.
     pub fn new(desired: Ruleset) -> Self {
         // Nothing is known of before, so no connection is stale: `Conntrack::sweep` finds those.
-        let mut table = Self { desired, ..Self::default() };
-        let Ruleset { services, node_ports, .. } = &table.desired;
-        let backends = services.values().chain(node_ports.values());
-        let ends = backends.flat_map(|backends| &backends.endpoints).filter(|end| end.local);
-        for address in ends.map(|end| end.address) {
-            *table.local.entry(address).or_default() += 1;
+        let mut table = Self::default();
+        for backends in desired.services.values().chain(desired.node_ports.values()) {
+            table.count_local(backends, 1);
         }
+        table.desired = desired;
         table.dirty = table.owners();
         table
     }
