@@ -34,8 +34,8 @@ impl HeldLease {
     /// `None` for a Lease that no gateway has taken.
     pub(crate) fn of(lease: Lease) -> Option<Self> {
         let target = Target::at(&lease);
-        let owners = lease.metadata.owner_references.iter().flatten();
-        let pod = owners.filter(|owner| owner.kind == "Pod").map(|owner| owner.uid.clone()).next();
+        let mut owners = lease.metadata.owner_references.iter().flatten();
+        let pod = owners.find(|owner| owner.kind == "Pod").map(|owner| owner.uid.clone());
         Some(Self { gateway: Gateway::of(lease)?, pod, target })
     }
 }
@@ -51,10 +51,10 @@ impl Process {
 /// While one runs, whatever ended before it: it is about to take the Lease over by itself, and a
 /// clock that was put back must not make it look dead.
 fn ended(status: ContainerStatus) -> Option<Timestamp> {
-    let states = [status.state, status.last_state].into_iter().flatten();
-    let states = states.collect::<Vec<_>>();
-    if states.iter().any(|state| state.running.is_some()) {
+    let (now, before) = (status.state.unwrap_or_default(), status.last_state.unwrap_or_default());
+    if now.running.is_some() {
         return None;
     }
-    states.into_iter().filter_map(|state| Some(state.terminated?.finished_at?.0)).max()
+    let ends = [now.terminated, before.terminated].into_iter().flatten();
+    ends.filter_map(|end| Some(end.finished_at?.0)).max()
 }

@@ -42,8 +42,8 @@ pub struct HeldLease {
     identity: Identity,
     shown: Option<Shown>,
     target: watch::Sender<Option<Target>>,
-    /// Whether the API server took it when it was first asked; `None`: it has not been yet.
-    first: watch::Sender<Option<bool>>,
+    /// Whether the API server took it when it was last asked; `None`: it has not been yet.
+    last: watch::Sender<Option<bool>>,
 }
 
 impl HeldLease {
@@ -51,8 +51,8 @@ impl HeldLease {
     pub fn new(ctx: &Context, identity: &Identity, shown: Option<Shown>) -> Self {
         let (ctx, identity) = (ctx.clone(), identity.clone());
         let writer = ctx.writer(COMPONENT);
-        let (target, first) = (watch::Sender::new(None), watch::Sender::new(None));
-        Self { writer, ctx, identity, shown, target, first }
+        let (target, last) = (watch::Sender::new(None), watch::Sender::new(None));
+        Self { writer, ctx, identity, shown, target, last }
     }
 
     /// Resolves when the Lease is held for the first time. A gateway that nobody knows must not
@@ -68,11 +68,11 @@ impl HeldLease {
         }
     }
 
-    /// Resolves when the first try to take the Lease has ended: whether the API server took it.
+    /// Resolves when a try to take the Lease has ended: whether the API server took it.
     pub fn tried(&self) -> impl Future<Output = bool> + Send + use<> {
-        let mut first = self.first.subscribe();
+        let mut last = self.last.subscribe();
         async move {
-            let taken = first.wait_for(Option::is_some).await.map(|taken| *taken);
+            let taken = last.wait_for(Option::is_some).await.map(|taken| *taken);
             match taken {
                 Ok(taken) => taken.unwrap_or_default(),
                 Err(_) => std::future::pending().await,
@@ -123,9 +123,7 @@ impl HeldLease {
             let certificates = self.certificates();
             // One that hangs must not keep the next one, on another connection, from being tried.
             let renewed = timeout(RENEWAL, self.renew(phase, &certificates)).await;
-            let is_held = matches!(renewed, Ok(true));
-            self.first
-                .send_if_modified(|first| first.is_none() && first.replace(is_held).is_none());
+            self.last.send_replace(Some(renewed == Ok(true)));
             let pause = match renewed {
                 Ok(true) => RENEWAL,
                 Ok(false) => PAUSE,
