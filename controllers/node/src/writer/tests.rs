@@ -155,9 +155,16 @@ fn ruleset(services: &[(u8, &[u8])]) -> Ruleset {
     ruleset
 }
 
-/// What the kernel has. Nobody may own the table meanwhile.
+/// What the kernel has, once nobody owns the table any more. An agent that has ended may be its
+/// owner for a moment longer: when another test's thread starts a program, the new process holds
+/// a copy of the closed socket from its fork to its exec.
+#[track_caller]
 fn found() -> Elements {
-    read(Kernel::open().expect("a kernel"))
+    await_that("a table without an owner", || match Kernel::open().expect("a kernel").read() {
+        Ok(Found::Current(elements, _)) => Ok(elements),
+        Err(Error::Owned) => Err("its owner".to_owned()),
+        other => panic!("{other:?} is not a table of ours"),
+    })
 }
 
 fn read(mut kernel: Kernel) -> Elements {
