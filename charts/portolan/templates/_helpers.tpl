@@ -82,18 +82,31 @@ priorityClassName: {{ . }}
 {{- end }}
 {{- end }}
 
-{{/* Replicas over nodes and zones, as far as possible. Argument: the component. */}}
+{{- /*
+Replicas over nodes and zones, as far as possible. Argument: a dict of the component and its values.
+A cluster whose nodes are in no zone is spread over nodes all the same, so zones are no constraint of
+their own: the scheduler rates only nodes that have the labels of all of them.
+*/}}
 {{- define "portolan.spread" -}}
 topologySpreadConstraints:
-{{- $component := . }}
-{{- range list "kubernetes.io/hostname" "topology.kubernetes.io/zone" }}
 - maxSkew: 1
-  topologyKey: {{ . }}
+  topologyKey: kubernetes.io/hostname
   whenUnsatisfiable: ScheduleAnyway
   matchLabelKeys: [pod-template-hash]
   labelSelector:
     matchLabels:
-      {{- include "portolan.selector" $component | nindent 6 }}
+      {{- include "portolan.selector" .component | nindent 6 }}
+{{- if not .values.affinity }}
+affinity:
+  podAntiAffinity:
+    preferredDuringSchedulingIgnoredDuringExecution:
+    - weight: 100
+      podAffinityTerm:
+        topologyKey: topology.kubernetes.io/zone
+        matchLabelKeys: [pod-template-hash]
+        labelSelector:
+          matchLabels:
+            {{- include "portolan.selector" .component | nindent 12 }}
 {{- end }}
 {{- end }}
 
