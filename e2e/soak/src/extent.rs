@@ -22,6 +22,11 @@ pub struct Extent {
     /// How soon others answer in the place of a gateway that was killed. It takes a kubelet that
     /// looks once a second, and a kube-proxy; where tests run, both have little of a processor.
     pub hand_over: Duration,
+    /// How long others may count on a gateway that was killed. Its Lease would lapse after 15 s.
+    pub given_up: Duration,
+    /// How soon the kubelet has a killed gateway listen again. While the API server is away nobody
+    /// can tell kube-proxy to send visitors elsewhere meanwhile.
+    pub restart: Duration,
     /// How long the controllers are killed again and again.
     pub controllers: Duration,
     /// How long the API server is away.
@@ -43,6 +48,8 @@ impl Extent {
         restarts: 20,
         kills: 4,
         hand_over: Duration::from_secs(1),
+        given_up: Duration::from_secs(5),
+        restart: Duration::from_secs(3),
         controllers: Duration::from_secs(300),
         outage: Duration::from_secs(300),
         wakes: 100,
@@ -57,7 +64,9 @@ impl Extent {
         sandboxes: 2,
         restarts: 1,
         kills: 2,
-        hand_over: Duration::from_secs(3),
+        hand_over: Duration::from_secs(5),
+        given_up: Duration::from_secs(12),
+        restart: Duration::from_secs(10),
         controllers: Duration::from_secs(10),
         outage: Duration::from_secs(10),
         wakes: 5,

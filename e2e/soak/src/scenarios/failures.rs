@@ -16,11 +16,6 @@ const SHOP: &str = "portolan.dev/app=shop";
 /// Between two kills of the controllers: long enough that they get to lead, and so to be in the
 /// midst of something.
 const KILL_INTERVAL: Duration = Duration::from_secs(4);
-/// How long others may count on a gateway that was killed. Its Lease would lapse after 15 s.
-const GIVEN_UP: Duration = Duration::from_secs(5);
-/// How soon the kubelet has a killed gateway listen again. While the API server is away nobody
-/// can tell kube-proxy to send visitors elsewhere meanwhile.
-const RESTART: Duration = Duration::from_secs(3);
 
 pub(super) async fn killed_sandboxes(scene: &mut Scene, extent: &Extent) -> anyhow::Result<Report> {
     let outcome = scene
@@ -55,14 +50,14 @@ pub(super) async fn gateway_killed(scene: &mut Scene, extent: &Extent) -> anyhow
                 killed.push(Instant::now());
                 scene.kill(&victim)?;
                 // Long before its Lease would lapse: its slots are somebody's again.
-                wait::until("the killed gateway to be given up", GIVEN_UP, async || {
+                wait::until("the killed gateway to be given up", extent.given_up, async || {
                     let holder = scene.holder(&victim).await?;
                     ensure!(holder != process, "{holder} holds its Lease");
                     anyhow::Ok(())
                 })
                 .await?;
                 // Those who come after it, for as long again as it may take.
-                tokio::time::sleep(extent.hand_over * 4).await;
+                tokio::time::sleep(extent.hand_over * 2).await;
                 scene.two_gateways().await?;
             }
             anyhow::Ok(())
@@ -126,5 +121,5 @@ pub(super) async fn api_server_away(scene: &mut Scene, extent: &Extent) -> anyho
         })
         .await?;
     let what = format!("API server away for {} s", extent.outage.as_secs());
-    Ok(Report::judged(what, &outcome, killed_at(killed, RESTART)))
+    Ok(Report::judged(what, &outcome, killed_at(killed, extent.restart)))
 }
