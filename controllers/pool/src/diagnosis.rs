@@ -44,6 +44,11 @@ pub(crate) fn diagnose(sandbox: &Sandbox, spec: &SandboxSpec, now: Timestamp) ->
         Some(Hurdle::NotSetUp { since }) => not_set_up(name, *since, spec, now),
         Some(Hurdle::Container(container)) => match &container.state {
             State::Waiting { reason, message } => waiting(sandbox, container, reason, message, now),
+            State::Exited(exit) if exit.has_lived => starting(Some(format!(
+                "{} of sandbox {name} exited with code {} and is started again",
+                described(container),
+                exit.code
+            ))),
             State::Exited(exit) => exited(name, container, exit),
             State::Running { since } => running(name, container, *since, spec, now),
         },
@@ -208,7 +213,7 @@ fn running(
     spec: &SandboxSpec,
     now: Timestamp,
 ) -> Diagnosis {
-    if let Some(exit) = &container.last_exit {
+    if let Some(exit) = container.last_exit.as_ref().filter(|exit| !exit.has_lived) {
         return exited(name, container, exit);
     }
     if container.name != CONTAINER {

@@ -1,7 +1,7 @@
 //! A sandbox as the controller keeps it: the few facts of a Pod that decisions need, so that ten
 //! thousand of them fit in a small process. Pure: made from a Pod by the watch's projection.
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::{ContainerState, ContainerStatus, Pod, PodCondition, PodStatus};
 use kube::ResourceExt;
 use portolan_api::labels;
@@ -10,6 +10,10 @@ use serde::Serialize;
 
 /// The name of the container that runs the program; all others are the user's or injected.
 pub(crate) const CONTAINER: &str = "app";
+
+/// How long a program that ended has run if something happened to it, and it did not just fail to
+/// start: as long as a kubelet lets one rest that fails the second time.
+const LIFE_MIN: SignedDuration = SignedDuration::from_secs(10);
 
 /// A Pod with the pool label, whoever made it.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -81,6 +85,8 @@ pub(crate) struct Exit {
     pub(crate) reason: String,
     /// The last lines that the program printed, or what it wrote to its termination log.
     pub(crate) message: String,
+    /// Whether it had run for [`LIFE_MIN`].
+    pub(crate) has_lived: bool,
 }
 
 impl Sandbox {
@@ -175,7 +181,10 @@ fn view(container: &ContainerStatus) -> ContainerView {
 
 fn exit(state: &ContainerState) -> Option<Exit> {
     let ended = state.terminated.as_ref()?;
+    let (started, finished) = (ended.started_at.as_ref(), ended.finished_at.as_ref());
+    let lived = started.zip(finished).map(|(from, to)| to.0.duration_since(from.0));
     Some(Exit {
+        has_lived: lived.is_some_and(|lived| lived >= LIFE_MIN),
         code: ended.exit_code,
         reason: ended.reason.clone().unwrap_or_default(),
         message: ended.message.clone().unwrap_or_default(),

@@ -29,7 +29,7 @@ fn waiting(reason: &str, message: &str) -> Sandbox {
 }
 
 fn exit(code: i32, reason: &str, message: &str) -> Exit {
-    Exit { code, reason: reason.to_owned(), message: message.to_owned() }
+    Exit { code, reason: reason.to_owned(), message: message.to_owned(), has_lived: false }
 }
 
 fn crashed(state: State, restarts: i32, last_exit: Option<Exit>) -> Sandbox {
@@ -103,6 +103,20 @@ fn a_program_that_crashes() {
     check(&running, &spec(), reason::CRASH_LOOPING, words);
     let first = crashed(State::Exited(crash), 0, None);
     check(&first, &spec(), reason::CRASH_LOOPING, &["exited with code 1;"]);
+}
+
+#[test]
+fn a_program_that_served_and_is_started_again_is_waited_for() {
+    let killed = Exit { has_lived: true, ..exit(137, "OOMKilled", "") };
+    let note = format!("the program of sandbox {NAME} exited with code 137 and is started again");
+    let ended = crashed(State::Exited(killed.clone()), 0, None);
+    assert_eq!(diagnose(&ended, &spec(), at(20)), starting(Some(note)));
+    let again = crashed(State::Running { since: at(20) }, 1, Some(killed.clone()));
+    let first = crashed(State::Running { since: at(20) }, 0, None);
+    assert_eq!(diagnose(&again, &spec(), at(21)), diagnose(&first, &spec(), at(21)));
+    // The kubelet lets it rest: it was not the first time.
+    let resting = crashed(backing_off(), 2, Some(killed));
+    check(&resting, &spec(), reason::CRASH_LOOPING, &["code 137 (OOMKilled)"]);
 }
 
 #[test]

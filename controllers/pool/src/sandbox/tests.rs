@@ -133,6 +133,7 @@ fn an_init_container_is_looked_at_until_it_is_done() {
                 code: 3,
                 reason: "Error".to_owned(),
                 message: "no database".to_owned(),
+                has_lived: false,
             }),
         )),
     );
@@ -140,16 +141,23 @@ fn an_init_container_is_looked_at_until_it_is_done() {
 
 #[test]
 fn a_crash_is_kept_with_what_came_before() {
-    let status = "containerStatuses: [ { name: app, ready: false, restartCount: 4, image: a, imageID: '', \
-         state: { waiting: { reason: CrashLoopBackOff, message: back-off 40s } }, \
-         lastState: { terminated: { exitCode: 137, reason: OOMKilled } } } ]";
-    let exit = Exit { code: 137, reason: "OOMKilled".to_owned(), message: String::new() };
-    let state = State::Waiting {
-        reason: "CrashLoopBackOff".to_owned(),
-        message: "back-off 40s".to_owned(),
-    };
-    let view = ContainerView { name: "app".to_owned(), state, restarts: 4, last_exit: Some(exit) };
-    check(status, Some(Hurdle::Container(view)));
+    for (second, has_lived) in [("09", false), ("10", true)] {
+        let status = format!(
+            "containerStatuses: [ {{ name: app, ready: false, restartCount: 4, image: a, imageID: '', \
+             state: {{ waiting: {{ reason: CrashLoopBackOff, message: back-off 40s }} }}, \
+             lastState: {{ terminated: {{ exitCode: 137, reason: OOMKilled, \
+             startedAt: '2026-01-01T00:00:00Z', finishedAt: '2026-01-01T00:00:{second}Z' }} }} }} ]"
+        );
+        let reason = "OOMKilled".to_owned();
+        let exit = Exit { code: 137, reason, message: String::new(), has_lived };
+        let state = State::Waiting {
+            reason: "CrashLoopBackOff".to_owned(),
+            message: "back-off 40s".to_owned(),
+        };
+        let last_exit = Some(exit);
+        let view = ContainerView { name: "app".to_owned(), state, restarts: 4, last_exit };
+        check(&status, Some(Hurdle::Container(view)));
+    }
 }
 
 #[test]
