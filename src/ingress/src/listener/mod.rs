@@ -14,8 +14,9 @@ mod transport;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
+use std::time::Duration;
 
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
@@ -23,6 +24,16 @@ use tokio_util::sync::CancellationToken;
 
 use self::accept::Reception;
 use crate::ingress::Shared;
+
+/// How long a client that is gone without a word keeps its connection, and with it a slot: one whose
+/// network is gone closes nothing, and an event stream or a WebSocket may be silent for an hour. It
+/// is [`Settings::write_stall`](crate::Settings::write_stall) seen from below, where what nobody
+/// acknowledges still fits the kernel's buffer.
+const GONE: Duration = Duration::from_secs(60);
+/// Silence before the kernel asks a client for a sign of life, and the pause until it asks again:
+/// three questions may be lost before the client is gone.
+const ASK_AFTER: Duration = Duration::from_secs(30);
+const ASK_AGAIN: Duration = Duration::from_secs(10);
 
 /// How one listener treats its connections.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -109,6 +120,10 @@ fn bound(address: SocketAddr) -> io::Result<Socket> {
     socket.set_reuse_address(true)?;
     socket.set_reuse_port(true)?;
     socket.set_nonblocking(true)?;
+    // Connections have what their listener has (tcp(7)), so this costs none of them a call.
+    let asking = TcpKeepalive::new().with_time(ASK_AFTER).with_interval(ASK_AGAIN);
+    socket.set_tcp_keepalive(&asking)?;
+    socket.set_tcp_user_timeout(Some(GONE))?;
     socket.bind(&address.into())?;
     Ok(socket)
 }
@@ -154,9 +169,29 @@ pub(crate) async fn serve(
 
 #[cfg(test)]
 mod tests {
+    use socket2::SockRef;
     use tokio::net::TcpStream;
 
     use super::*;
+    use crate::settings::Settings;
+
+    #[tokio::test]
+    async fn a_client_that_is_gone_without_a_word_is_noticed() {
+        let config = ListenerConfig {
+            scheme: Scheme::Http { https_port: None },
+            proxy_protocol: ProxyProtocol::Off,
+        };
+        let listener = Listener::bind((Ipv4Addr::LOCALHOST, 0).into(), config).expect("a socket");
+        let address = listener.local_addr().expect("its address");
+        let (client, accepted) = tokio::join!(TcpStream::connect(address), listener.socket.accept());
+        let (_client, (accepted, _)) = (client.expect("connected"), accepted.expect("accepted"));
+        let socket = SockRef::from(&accepted);
+        assert!(socket.keepalive().expect("an option"));
+        assert_eq!(socket.tcp_keepalive_time().expect("an option"), ASK_AFTER);
+        assert_eq!(socket.tcp_keepalive_interval().expect("an option"), ASK_AGAIN);
+        assert_eq!(socket.tcp_user_timeout().expect("an option"), Some(GONE));
+        assert_eq!(Settings::standard().write_stall, GONE);
+    }
 
     #[tokio::test]
     async fn one_listener_is_reached_over_both_families() {
