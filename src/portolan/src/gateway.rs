@@ -69,7 +69,7 @@ pub(crate) struct GatewayArgs {
     peer_port: u16,
     /// Seconds that a certificate for other gateways is used before the next one is made.
     #[arg(long, env = "PORTOLAN_PEER_CERTIFICATE_SECONDS", default_value_t = 24 * 60 * 60,
-        value_parser = clap::value_parser!(u64).range(120..))]
+        value_parser = clap::value_parser!(u64).range(10..))]
     peer_certificate_seconds: u64,
     /// Networks (CIDR, by commas) whose X-Forwarded-* and PROXY headers are believed.
     #[arg(long, env = "PORTOLAN_TRUSTED_PROXIES", value_delimiter = ',')]

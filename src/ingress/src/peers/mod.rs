@@ -62,8 +62,9 @@ mod tests;
 
 pub use credentials::CredentialError;
 
-/// How long a new certificate is published before it is used. A watch that works shows it within
-/// a second; one that does not keeps its gateway's old links.
+/// How long a new certificate is published before it is used, or half as long as one is used if
+/// that is less. A watch that works shows it within a second; one that does not keeps its gateway's
+/// old links.
 const SETTLE: Duration = Duration::from_secs(60);
 
 /// What meets other gateways here.
@@ -180,7 +181,8 @@ impl<L: Lending> Peers<L> {
     /// None: what fails is counted, logged and tried again.
     pub async fn run(self, gateways: Gateways, stop: CancellationToken) -> Result<(), RunError> {
         let roster = watch::Sender::new(Arc::new(Roster::default()));
-        let rotation = Rotation { every: self.config.certificate_lifetime, settle: SETTLE };
+        let every = self.config.certificate_lifetime;
+        let rotation = Rotation { every, settle: SETTLE.min(every / 2) };
         let acceptor = Acceptor {
             own: Arc::clone(&self.identity.instance),
             credential: self.credentials.current(),
