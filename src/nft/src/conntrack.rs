@@ -37,6 +37,17 @@ pub enum ConntrackError {
     Refused(&'static str, #[source] io::Error),
 }
 
+/// Some connections were not ended; the others were.
+#[derive(Debug, thiserror::Error)]
+#[error("end {} kinds of connections", .left.len())]
+pub struct Unended {
+    /// Those that are to be tried again. Some of their connections may have been ended.
+    pub left: BTreeSet<Flows>,
+    /// What went wrong first.
+    #[source]
+    pub first: ConntrackError,
+}
+
 const SUBSYSTEM: u16 = (libc::NFNL_SUBSYS_CTNETLINK as u16) << 8;
 /// `IPCTNL_MSG_CT_GET` and `IPCTNL_MSG_CT_DELETE`.
 const GET: u16 = SUBSYSTEM | 1;
@@ -115,11 +126,13 @@ impl Conntrack {
         self
     }
 
-    /// Ends connections. Their next packet is led as if it were their first.
+    /// Ends connections. Their next packet is led as if it were their first. What cannot be ended
+    /// keeps nothing else from being ended.
     ///
     /// # Errors
-    /// Any of [`ConntrackError`]; some may have been ended.
-    pub fn end(&mut self, flows: &BTreeSet<Flows>) -> Result<(), ConntrackError> {
+    /// [`Unended`] with what is left to be tried again.
+    pub fn end(&mut self, flows: &BTreeSet<Flows>) -> Result<(), Unended> {
+        let (mut left, mut first) = (BTreeSet::new(), None);
         for family in Family::ALL {
             let of_family: BTreeSet<Flows> =
                 flows.iter().copied().filter(|flows| family_of(flows) == family).collect();
@@ -127,12 +140,20 @@ impl Conntrack {
             // whose addresses are others.
             let can_filter = self.filters && family == Family::V4;
             if can_filter && of_family.len() <= FILTERS_MAX {
-                of_family.iter().try_for_each(|flows| self.end_filtered(flows))?;
-            } else if !of_family.is_empty() {
-                self.end_each(family, |entry| entry.is_of(&of_family))?;
+                for flow in of_family {
+                    if let Err(error) = self.end_filtered(&flow) {
+                        left.insert(flow);
+                        first.get_or_insert(error);
+                    }
+                }
+            } else if !of_family.is_empty()
+                && let Err(error) = self.end_each(family, |entry| entry.is_of(&of_family))
+            {
+                left.extend(of_family);
+                first.get_or_insert(error);
             }
         }
-        Ok(())
+        first.map_or(Ok(()), |first| Err(Unended { left, first }))
     }
 
     /// Ends UDP connections through ports of this ruleset that lead to none of its endpoints:
@@ -141,11 +162,9 @@ impl Conntrack {
     /// # Errors
     /// Any of [`ConntrackError`]; some may have been ended.
     pub fn sweep(&mut self, ruleset: &Ruleset) -> Result<usize, ConntrackError> {
-        let mut ended = 0;
-        for family in Family::ALL {
-            ended += self.end_each(family, |entry| entry.is_stale(ruleset))?;
-        }
-        Ok(ended)
+        let families =
+            Family::ALL.map(|family| self.end_each(family, |entry| entry.is_stale(ruleset)));
+        families.into_iter().sum()
     }
 
     /// Lets the kernel find what to end.
@@ -160,7 +179,8 @@ impl Conntrack {
         Ok(())
     }
 
-    /// Reads all entries of a family and ends those that fit.
+    /// Reads all entries of a family and ends those that fit. One that the kernel refuses to end
+    /// is told when the others have been ended.
     fn end_each(
         &mut self,
         family: Family,
@@ -175,18 +195,18 @@ impl Conntrack {
             let source = Errno::from_raw(complaint.errno).into();
             return Err(ConntrackError::Refused("list connections", source));
         }
-        let mut ended = 0;
+        let (mut ended, mut refused) = (0, None);
         for name in found {
             match self.request(DELETE, family, &name)? {
                 None => ended += 1,
                 // It ended by itself.
                 Some(Errno::ENOENT) => {}
-                Some(errno) => {
-                    return Err(ConntrackError::Refused("end a connection", errno.into()));
-                }
+                Some(errno) => refused = Some(errno),
             }
         }
-        Ok(ended)
+        let refused =
+            refused.map(|errno: Errno| ConntrackError::Refused("end a connection", errno.into()));
+        refused.map_or(Ok(ended), Err)
     }
 
     /// Sends attributes and gives the error, `None` for success.

@@ -1,12 +1,14 @@
 //! The table and the kernel together: what is desired gets there, whatever happens to it.
 
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 
+use crate::conntrack::{Conntrack, ConntrackError, Unended};
 use crate::element::Owner;
 use crate::kernel::{Error, Found, Kernel};
 use crate::table::Table;
 use crate::transaction::{Batch, Transaction};
-use crate::value::Ruleset;
+use crate::value::{Flows, Ruleset};
 
 /// Keeps the kernel's table as desired. It owns both; there is one for a network namespace.
 pub struct Forwarder {
@@ -107,6 +109,37 @@ impl Forwarder {
         let mut change = Change::default();
         self.flush_into(&mut change, Until::Made)?;
         Ok(change)
+    }
+
+    /// Ends what changes left without their endpoint, and all that begins or ends at sandboxes
+    /// that are gone. For after a flush. What could not be ended stays in `gone`, or is noted, and
+    /// the next call tries it again.
+    ///
+    /// If there is anything to end, it waits first for packets under way, some 10 ms: one that was
+    /// led by what the kernel had before the last commit is tracked only when it leaves, and would
+    /// bring back a connection that was ended before.
+    ///
+    /// # Errors
+    /// What went wrong first.
+    pub fn end_connections(
+        &mut self,
+        conntrack: &mut Conntrack,
+        gone: &mut BTreeSet<IpAddr>,
+    ) -> Result<(), ConntrackError> {
+        let mut flows = self.table.take_stale();
+        flows.extend(std::mem::take(gone).into_iter().map(Flows::Sandbox));
+        if flows.is_empty() {
+            return Ok(());
+        }
+        self.kernel.await_packets();
+        let Err(Unended { left, first }) = conntrack.end(&flows) else { return Ok(()) };
+        for flow in left {
+            match flow {
+                Flows::Sandbox(address) => drop(gone.insert(address)),
+                Flows::Led { .. } => self.table.note_unended([flow]),
+            }
+        }
+        Err(first)
     }
 
     /// Reads the table, repairs what others did to it, and tries again what was refused.

@@ -32,7 +32,7 @@ mod transaction;
 mod value;
 mod wire;
 
-pub use conntrack::{Conntrack, ConntrackError};
+pub use conntrack::{Conntrack, ConntrackError, Unended};
 pub use element::{Bytes, Data, Element, Key, Owner, Set};
 pub use forwarder::{Change, ForwardError, Forwarder};
 pub use kernel::{Error, Features, Found, Kernel, TABLE};

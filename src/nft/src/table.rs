@@ -126,11 +126,21 @@ impl Table {
     /// Sets the node's addresses that accept node ports. Gives whether that is a change.
     pub fn set_node_addresses(&mut self, addresses: BTreeSet<IpAddr>) -> bool {
         let old = std::mem::replace(&mut self.desired.node_addresses, addresses);
-        let changed: Vec<_> = old.symmetric_difference(&self.desired.node_addresses).collect();
-        let owners: Vec<_> =
-            changed.into_iter().map(|address| Owner::NodeAddress(*address)).collect();
-        let is_change = !owners.is_empty();
-        self.touch(owners);
+        let changed: Vec<_> =
+            old.symmetric_difference(&self.desired.node_addresses).copied().collect();
+        let node_ports = std::mem::take(&mut self.desired.node_ports);
+        for address in &changed {
+            for (port, backends) in &node_ports {
+                let front = (*address, port.protocol, port.port);
+                match old.contains(address) {
+                    true => self.note_stale(front, Some(backends), &Backends::default()),
+                    false => self.note_stale(front, None, backends),
+                }
+            }
+        }
+        self.desired.node_ports = node_ports;
+        let is_change = !changed.is_empty();
+        self.touch(changed.into_iter().map(Owner::NodeAddress));
         is_change
     }
 
@@ -258,6 +268,11 @@ impl Table {
     /// when the changes are in the kernel and what is old is gone from it.
     pub fn take_stale(&mut self) -> BTreeSet<Flows> {
         std::mem::take(&mut self.stale)
+    }
+
+    /// Takes back what [`Self::take_stale`] gave and could not be ended.
+    pub(crate) fn note_unended(&mut self, flows: impl IntoIterator<Item = Flows>) {
+        self.stale.extend(flows);
     }
 
     /// Notes which connections through a port lead nowhere after a change; TCP is left to end.

@@ -5,6 +5,7 @@ mod lab;
 use std::collections::BTreeSet;
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream, UdpSocket};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -154,6 +155,55 @@ fn nothing_of_before_reaches_a_sandbox_with_a_used_address() {
     }
 }
 
+/// A swap of one endpoint for another is one commit, after which nothing has to go.
+#[test]
+fn no_packet_under_way_brings_a_connection_back() {
+    let mut sender = Sender::new(true);
+    let ends = [(v4(1, 2), 8080), (v4(2, 2), 8080)];
+    let stop = AtomicBool::new(false);
+    thread::scope(|scope| {
+        for _ in 0..2 {
+            let socket = sender.lab.client.udp_socket((vip(1), 53));
+            let stop = &stop;
+            scope.spawn(move || {
+                while !stop.load(Ordering::Relaxed) {
+                    // Refused or not: what counts is that packets are always under way.
+                    let _ = socket.send(b"x");
+                }
+            });
+        }
+        let left: usize = (0..60)
+            .map(|round| {
+                sender.forwarder.table().set_service(target(), local([ends[round % 2]]));
+                settle(&mut sender.forwarder, &mut sender.conntrack);
+                let desired = sender.forwarder.table().desired().clone();
+                sender.conntrack.sweep(&desired).expect("connection tracking")
+            })
+            .sum();
+        stop.store(true, Ordering::Relaxed);
+        assert_eq!(left, 0, "connections to a former endpoint");
+    });
+}
+
+#[test]
+fn a_sender_to_an_address_that_the_node_lost_is_led_no_more() {
+    let mut sender = Sender::new(true);
+    let Sender { lab, forwarder, conntrack, .. } = &mut sender;
+    let (address, port) = (v4(0, 1), node_port(Protocol::Udp, 6667));
+    forwarder.table().set_node_port(port, local([(v4(1, 2), 8080)]));
+    forwarder.table().set_node_addresses([address].into());
+    settle(forwarder, conntrack);
+    let socket = lab.client.udp_socket((address, 6667));
+    let led = by((v4(1, 2), 8080), v4(0, 2));
+    assert_eq!(ask_udp(&socket), led);
+    forwarder.table().set_node_addresses([].into());
+    settle(forwarder, conntrack);
+    assert_eq!(ask_udp(&socket), Outcome::Refused, "nobody listens on the node itself");
+    forwarder.table().set_node_addresses([address].into());
+    settle(forwarder, conntrack);
+    assert_eq!(ask_udp(&socket), led, "the address is back");
+}
+
 #[test]
 fn a_restart_ends_what_was_not_ended_before() {
     let mut sender = Sender::new(true);
@@ -236,5 +286,6 @@ fn target() -> ServicePort {
 
 fn settle(forwarder: &mut Forwarder, conntrack: &mut Conntrack) {
     forwarder.flush().expect("the table");
-    conntrack.end(&forwarder.table().take_stale()).expect("connection tracking");
+    let ended = forwarder.end_connections(conntrack, &mut BTreeSet::new());
+    ended.expect("connection tracking");
 }

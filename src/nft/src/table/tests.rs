@@ -176,6 +176,24 @@ fn only_connections_over_udp_whose_endpoint_is_gone_are_stale() {
 }
 
 #[test]
+fn connections_through_a_node_address_that_goes_or_comes_are_stale() {
+    let node_port = NodePort { protocol: Protocol::Udp, port: 6667 };
+    let front = SocketAddr::new(address(9), node_port.port);
+    let led = |endpoint| Flows::Led { front, protocol: Protocol::Udp, endpoint };
+    let mut table = Table::default();
+    table.set_node_port(node_port, remote([1, 2]));
+    table.set_node_port(NodePort { protocol: Protocol::Tcp, ..node_port }, remote([3]));
+    assert!(table.set_node_addresses([address(9)].into()));
+    assert_eq!(table.take_stale(), [led(front)].into(), "what the node itself answered before");
+    assert!(table.set_node_addresses([].into()));
+    let ends = [1, 2].map(|n| led(SocketAddr::new(address(n), 8080)));
+    assert_eq!(table.take_stale(), ends.into(), "what was led from it");
+    table.note_unended(ends);
+    assert!(table.set_node_addresses([address(9)].into()));
+    assert_eq!(table.take_stale(), [led(front)].into(), "whoever is back is not to be ended");
+}
+
+#[test]
 fn what_the_kernel_refuses_is_left_until_it_changes() {
     let mut table = Table::default();
     table.set_service(port(1), remote([1]));
