@@ -13,8 +13,8 @@ use portolan_e2e::visitor::{ask, is_good};
 use portolan_soak::load::{Load, Tally, Visitors};
 use serde_json::Value;
 
-const TEAM: &str = "drain";
-const SHOP: &str = "shop.portolan.test";
+pub(crate) const TEAM: &str = "drain";
+pub(crate) const SHOP: &str = "shop.portolan.test";
 const SLEEPER: &str = "sleeper.portolan.test";
 
 const NODE_PORT: u16 = 30_080;
@@ -68,11 +68,22 @@ pub(crate) struct Scene {
 impl Scene {
     pub(crate) async fn set(cluster: Cluster) -> anyhow::Result<Self> {
         tokio::task::block_in_place(|| platform::install(&cluster, &VALUES))?;
-        command::feed(cluster.program("kubectl").args(["apply", "-f", "-"]), APPS)?;
         let scene = Self { cluster };
+        scene.apply(APPS)?;
         scene.ready()?;
-        let port = scene.cluster.state().ports.http;
-        for host in [SHOP, SLEEPER] {
+        scene.all_know(&[SHOP, SLEEPER]).await?;
+        Ok(scene)
+    }
+
+    pub(crate) fn apply(&self, manifest: &str) -> anyhow::Result<()> {
+        let mut kubectl = self.cluster.program("kubectl");
+        command::feed(kubectl.args(["apply", "-f", "-"]), manifest)
+    }
+
+    /// Waits until Apps answer at these hosts.
+    pub(crate) async fn all_know(&self, hosts: &[&str]) -> anyhow::Result<()> {
+        let port = self.cluster.state().ports.http;
+        for host in hosts {
             wait::until("every App to answer", PATIENCE, async || {
                 let answer = ask(port, host).await?;
                 ensure!(is_good(&answer), "{answer}");
@@ -80,7 +91,24 @@ impl Scene {
             })
             .await?;
         }
-        Ok(scene)
+        Ok(())
+    }
+
+    /// Waits until there are two gateways, one on each node in their order, and none that leaves.
+    pub(crate) async fn two_gateways(&self) -> anyhow::Result<[Running; 2]> {
+        wait::until("a gateway on each node", PATIENCE, async || {
+            let component = "app.kubernetes.io/component=gateway";
+            let words = ["rollout", "status", "deployment/portolan-gateway", "--timeout=60s"];
+            self.kubectl(NAMESPACE, &words)?;
+            let all = self.kubectl(NAMESPACE, &["get", "pods", "-l", component, "-o", "name"])?;
+            ensure!(all.lines().count() == 2, "{all}");
+            let mut gateways = pods::gateways(&self.cluster)?;
+            gateways.sort_by(|a, b| a.node.cmp(&b.node));
+            let nodes: Vec<_> = gateways.iter().map(|gateway| gateway.node.clone()).collect();
+            ensure!(nodes == ["node1", "node2"], "gateways on {nodes:?}");
+            Ok(<[_; 2]>::try_from(gateways).expect("two nodes, two gateways"))
+        })
+        .await
     }
 
     /// Waits until both Apps and their Routes are ready.

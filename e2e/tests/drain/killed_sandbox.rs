@@ -1,0 +1,83 @@
+//! A sandbox's program is killed, as for want of memory; its Pod stays, and the kubelet starts the
+//! container again.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, ensure};
+use portolan_e2e::pods;
+use portolan_soak::load::{Load, Visitors};
+
+use crate::scene::{SHOP, Scene, TEAM, door};
+
+const PAIR: &str = "pair.portolan.test";
+/// Two sandboxes: who comes after one was killed goes to the other.
+const APP: &str = "
+apiVersion: portolan.dev/v1alpha1
+kind: App
+metadata: { name: pair, namespace: drain }
+spec:
+  image: docker.io/portolan/sample-echo:dev
+  services:
+  - name: web
+    port: 8080
+    scale: { mode: Auto, requestsPerInstance: 50, min: 2, max: 2 }
+---
+apiVersion: portolan.dev/v1alpha1
+kind: Route
+metadata: { name: pair, namespace: drain }
+spec: { host: pair.portolan.test, app: pair }
+";
+
+/// How many visit per second, and how many of them can be in one sandbox: every tenth takes 400 ms,
+/// and the others next to nothing.
+const RATE: u32 = 100;
+const IN_FLIGHT_MAX: usize = 30;
+/// How much later than the kill somebody may have begun who is excused: `ctr` returns when the
+/// signal is sent, and the kernel then takes a moment to end the process.
+const KILL_TAKES: Duration = Duration::from_millis(300);
+/// How long a visitor may wait where the only sandbox's container is started again.
+const WAIT_MAX: Duration = Duration::from_secs(20);
+/// After the kill: the kubelet starts the container again within it.
+const AFTERMATH: Duration = Duration::from_secs(4);
+
+/// Only requests that are in the killed sandbox fail. With another one, nobody notices more than
+/// that; without, who comes meanwhile waits.
+pub(crate) async fn only_its_own_requests_fail(scene: &mut Scene) -> anyhow::Result<()> {
+    scene.apply(APP)?;
+    scene.ready()?;
+    scene.all_know(&[PAIR]).await?;
+    for (app, host) in [("pair", PAIR), ("shop", SHOP)] {
+        kill_one(scene, app, host).await.with_context(|| format!("a sandbox of {app}"))?;
+    }
+    scene.kubectl(TEAM, &["delete", "app,route", "pair"]).map(drop)
+}
+
+async fn kill_one(scene: &Scene, app: &str, host: &str) -> anyhow::Result<()> {
+    let selector = format!("portolan.dev/app={app}");
+    let before = pods::running(&scene.cluster, TEAM, &selector)?;
+    let visitors = Visitors { address: door(), host: host.to_owned(), rate: RATE };
+    let load = Load::start(&scene.cluster, visitors)?;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let killed = before.first().context("a sandbox")?.kill();
+    let moment = Instant::now();
+    tokio::time::sleep(AFTERMATH).await;
+    let tally = load.end().await?;
+    killed?;
+    let late: Vec<_> =
+        tally.failures.iter().filter(|failure| failure.begun > moment + KILL_TAKES).collect();
+    ensure!(late.is_empty(), "{} failed who came later, the first: {:?}", late.len(), late[0]);
+    let cut = tally.failures.len();
+    ensure!(cut <= IN_FLIGHT_MAX, "{cut} failed, the first: {:?}", tally.failures[0]);
+    let longest = tally.quantile(1.0);
+    eprintln!(
+        "    a sandbox of {app} is killed: {cut} of {} are cut, nobody waits longer than \
+         {longest:?}",
+        tally.asked()
+    );
+    ensure!(longest < WAIT_MAX, "somebody waited {longest:?}");
+    let uids = |pods: &[pods::Running]| pods.iter().map(|pod| pod.uid().to_owned()).collect();
+    let (before, after): (Vec<_>, Vec<_>) =
+        (uids(&before), uids(&pods::running(&scene.cluster, TEAM, &selector)?));
+    ensure!(before == after, "sandboxes were replaced: {before:?}, now {after:?}");
+    scene.ready()
+}
