@@ -12,6 +12,8 @@ use portolan_e2e::on_own_cluster;
 use portolan_e2e::visitor::{Visitor, ask, is_good};
 use serde_json::Value;
 
+use crate::later;
+
 const CLUSTER: &str = "install";
 const TEAM: &str = "portolan-samples";
 const HOST: &str = "echo.portolan.test";
@@ -42,6 +44,8 @@ async fn story() -> anyhow::Result<()> {
     ensure!(Belongings::of(&cluster)? == before, "the upgrade changed what users have");
     helm(&cluster, &["rollback", "portolan", "1", "--wait", "--timeout", "120s"])?;
     ensure!(Belongings::of(&cluster)? == before, "the rollback changed what users have");
+    later::kinds_come_and_go(&cluster).await?;
+    ensure!(Belongings::of(&cluster)? == before, "other kinds changed what users have");
     visitor.leave().await?;
 
     helm(&cluster, &["uninstall", "portolan", "--wait"])?;
@@ -137,13 +141,13 @@ fn apply(cluster: &Cluster, sample: &str) -> anyhow::Result<()> {
     command::feed(cluster.program("kubectl").args(["apply", "-f", "-"]), &manifest)
 }
 
-fn team(cluster: &Cluster, arguments: &[&str]) -> anyhow::Result<String> {
+pub(crate) fn team(cluster: &Cluster, arguments: &[&str]) -> anyhow::Result<String> {
     let mut kubectl = cluster.program("kubectl");
     kubectl.args(["--namespace", TEAM]).args(arguments);
     tokio::task::block_in_place(|| command::output(&mut kubectl))
 }
 
-fn helm(cluster: &Cluster, arguments: &[&str]) -> anyhow::Result<()> {
+pub(crate) fn helm(cluster: &Cluster, arguments: &[&str]) -> anyhow::Result<()> {
     let mut helm = cluster.program("helm");
     helm.args(arguments).args(["--namespace", NAMESPACE]);
     match tokio::task::block_in_place(|| command::output(&mut helm)) {

@@ -2,6 +2,7 @@
 //! what upgrade, rollback and removal leave.
 
 mod identity;
+mod later;
 mod lifecycle;
 mod permissions;
 mod rendered;
