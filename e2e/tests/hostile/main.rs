@@ -7,6 +7,7 @@
 //! On a cluster of its own, because its gateways are attacked.
 
 mod scene;
+mod vanished;
 
 use std::time::Duration;
 
@@ -17,6 +18,7 @@ use portolan_e2e::on_own_cluster;
 use portolan_hostile::Attack;
 
 use crate::scene::{Outcome, Scene};
+use crate::vanished::Vanished;
 
 const CLUSTER: &str = "hostile";
 
@@ -82,6 +84,8 @@ async fn story() -> anyhow::Result<()> {
         rest = rest.max(gateway.memory()?.now);
     }
     eprintln!("    {:<44} p50 {:?}, {} MiB", "nobody", calm.quantile(0.5), rest >> 20);
+    // They are gone while others attack, for as long as it takes to notice them.
+    let vanished = Vanished::begin(&scene.cluster).await?;
     let mut complaints = Vec::new();
     for attack in Attack::ALL {
         let time = match fate(attack) {
@@ -93,6 +97,10 @@ async fn story() -> anyhow::Result<()> {
         tell(attack, &outcome);
         let verdict = judge(attack, &outcome, rest).and(gone(&scene).await);
         complaints.extend(verdict.err().map(|error| format!("{}: {error:#}", attack.title())));
+    }
+    match vanished.end().await {
+        Ok(freed) => eprintln!("    what clients without a network held was free after {freed:?}"),
+        Err(error) => complaints.push(format!("clients without a network: {error:#}")),
     }
     ensure!(complaints.is_empty(), "{}", complaints.join("\n"));
     Ok(())

@@ -12,7 +12,7 @@ use portolan_hostile::{Attack, Tally, Target, press};
 use portolan_soak::inside::Inside;
 use portolan_soak::load::{Load, Visitors};
 
-const TEAM: &str = "hostile";
+pub(crate) const TEAM: &str = "hostile";
 const NEIGHBOUR: &str = "neighbour.portolan.test";
 const VICTIM: &str = "victim.portolan.test";
 const SLOW: &str = "slow.portolan.test";
@@ -82,7 +82,7 @@ spec: { host: slow.portolan.test, app: slow }
 ";
 
 pub(crate) struct Scene {
-    cluster: Cluster,
+    pub(crate) cluster: Cluster,
     pub(crate) gateways: Vec<Running>,
 }
 
@@ -176,6 +176,6 @@ impl Scene {
 }
 
 /// Where everybody comes in.
-fn door() -> SocketAddr {
+pub(crate) fn door() -> SocketAddr {
     SocketAddr::from((addresses::node(1), NODE_PORT))
 }
