@@ -4,11 +4,12 @@ use k8s_openapi::api::core::v1::Service;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::Resource;
 use portolan_claims::Taken as ClaimTaken;
-use portolan_reconcile::{Created, Deleted, ObjectKey, Observed, Pass, Precondition};
+use portolan_reconcile::{Created, Deleted, ObjectKey, Observed, Pass, Precondition, Target};
 
 use crate::error::Error;
 use crate::observe::Sources;
 use crate::plan::{Plan, Step, Taken};
+use crate::slices::belongs;
 use crate::view::Belongs;
 use portolan_api::AppService;
 
@@ -47,6 +48,24 @@ impl Sources {
         outcome
     }
 
+    /// Takes the steps that remain when an AppService is gone.
+    ///
+    /// # Errors
+    ///
+    /// The first that failed; the others were still taken.
+    pub(crate) async fn clear_up(&self, steps: &[Step], pass: &Pass) -> Result<(), Error> {
+        let mut failure = Ok(());
+        for step in steps {
+            let taken = match step {
+                Step::ReplaceSlice(slice) => self.replace_slice(slice, pass).await,
+                Step::DeleteSlice(slice) => self.delete_slice(slice, pass).await,
+                other => unreachable!("a farewell creates nothing: {other:?}"),
+            };
+            failure = failure.and(taken.map(drop));
+        }
+        failure
+    }
+
     async fn take_step(&self, step: &Step, of: &AppService, pass: &Pass) -> Result<Done, Error> {
         match step {
             Step::CreateService(service) => self.create_service(service, of, pass).await,
@@ -69,21 +88,25 @@ impl Sources {
                 Ok(Done::Changed)
             }
             Step::CreateSlice(slice) => self.create_slice(slice, of, pass).await,
-            Step::ReplaceSlice(slice) => {
-                let written = self.writer.replace::<EndpointSlice>(slice).await;
-                let live = met(written.map_err(Error::Slice)?, "the endpoints")?;
-                self.slices.observe(live, pass);
-                // What it says is in the situation already.
-                Ok(Done::Reported)
-            }
-            Step::DeleteSlice(slice) => {
-                let deleted = self.writer.delete::<EndpointSlice>(slice).await;
-                if deleted.map_err(Error::Slice)? == Deleted::Deleted {
-                    self.slices.observe_gone(slice, pass);
-                }
-                Ok(Done::Reported)
-            }
+            Step::ReplaceSlice(slice) => self.replace_slice(slice, pass).await,
+            Step::DeleteSlice(slice) => self.delete_slice(slice, pass).await,
         }
+    }
+
+    async fn replace_slice(&self, slice: &EndpointSlice, pass: &Pass) -> Result<Done, Error> {
+        let written = self.writer.replace::<EndpointSlice>(slice).await;
+        let live = met(written.map_err(Error::Slice)?, "the endpoints")?;
+        self.slices.observe(live, pass);
+        // What it says is in the situation already.
+        Ok(Done::Reported)
+    }
+
+    async fn delete_slice(&self, slice: &Target, pass: &Pass) -> Result<Done, Error> {
+        let deleted = self.writer.delete::<EndpointSlice>(slice).await;
+        if deleted.map_err(Error::Slice)? == Deleted::Deleted {
+            self.slices.observe_gone(slice, pass);
+        }
+        Ok(Done::Reported)
     }
 
     async fn create_service(
@@ -101,7 +124,7 @@ impl Sources {
             Created::AlreadyExists => {
                 let there = self.writer.get::<Service>(&ObjectKey::of(service)).await;
                 let name = taken("Service", service);
-                let live = whose(there, of, name, "the service")?;
+                let live = whose(there, |live| Belongs::of(live, of), name, "the service")?;
                 Ok(live.map_or_else(
                     |done| done,
                     |live| {
@@ -127,7 +150,7 @@ impl Sources {
             Created::AlreadyExists => {
                 let there = self.writer.get::<EndpointSlice>(&ObjectKey::of(slice)).await;
                 let name = taken("EndpointSlice", slice);
-                let live = whose(there, of, name, "the endpoints")?;
+                let live = whose(there, |live| belongs(live, of), name, "the endpoints")?;
                 Ok(live.map_or_else(
                     |done| done,
                     |live| {
@@ -151,14 +174,14 @@ enum Done {
 }
 
 /// The object that has a name already, if it is ours; else what that means.
-fn whose<K: Resource>(
+fn whose<K>(
     there: Observed<K>,
-    of: &AppService,
+    belongs: impl FnOnce(&K) -> Belongs,
     name: Taken,
     what: &'static str,
 ) -> Result<Result<K, Done>, Error> {
     match there {
-        Observed::Present(live) => match Belongs::of(&live, of) {
+        Observed::Present(live) => match belongs(&live) {
             Belongs::Here => Ok(Ok(live)),
             Belongs::Former => Err(Error::Stale(what)),
             Belongs::Elsewhere => Ok(Err(Done::Taken(name))),

@@ -26,6 +26,8 @@
 //! - A node port is reported as held only while its Claim names this AppService.
 //! - Endpoints are Pods that the pool controls by UID, of the service's own pool, never of a
 //!   preview. What cannot be seen at the moment leaves the slices as they are.
+//! - A Pod that was an endpoint is listed until it is gone, and takes nothing new if it is not of
+//!   the pool any more.
 
 mod address;
 mod apply;
@@ -50,12 +52,12 @@ use k8s_openapi::api::discovery::v1::EndpointSlice;
 use portolan_api::{AppService, ClaimKind, NodeReport, SandboxPool, labels};
 use portolan_claims::{Claims, Realm, sweep};
 use portolan_reconcile::{
-    Cache, Context, Controller, Events, Next, Pass, Reconciler, RunError, StatusWrite, Target,
-    Watch,
+    Cache, Context, Controller, EventType, Events, Next, Observed, Pass, Reconciler, RunError,
+    StatusWrite, Target, Transition, Watch,
 };
 
 pub use crate::error::Error;
-use crate::observe::{BY_NODE_PORT, BY_POOL, Sources};
+use crate::observe::{BY_NODE_PORT, BY_POD, BY_POOL, Sources};
 pub use crate::ports::{NodePort, ParsePortsError, PortPolicy, PortRanges};
 use crate::view::{Listeners, PoolView, Sandbox, ServiceView};
 
@@ -112,16 +114,24 @@ fn watch(controller: &mut Controller) -> Sources {
         move |change| wake::by_service(change, &known),
     );
     let ours = format!("{}={}", labels::SLICE_MANAGED_BY, labels::SLICE_MANAGER);
-    let slices =
-        controller.watch(Watch::<EndpointSlice>::new().prune().labels(&ours), wake::by_slice);
-    let known = app_services.clone();
+    let slices = controller.watch(
+        Watch::<EndpointSlice>::new().prune().labels(&ours).index(BY_POD, |slice| {
+            slices::listed(slice).into_iter().map(|sandbox| sandbox.key.to_string())
+        }),
+        wake::by_slice,
+    );
+    let (known, listing) = (app_services.clone(), slices.clone());
     let pods = controller.watch(
         Watch::<Pod>::new()
             .labels(labels::POOL)
             .project(Sandbox::of)
             .distinct()
             .index(BY_POOL, |sandbox| [sandbox.pool.to_string()]),
-        move |change| wake::by_pools(change.each(|sandbox| [sandbox.pool.clone()]), &known),
+        move |change| {
+            let mut woken = wake::by_pools(change.each(|sandbox| [sandbox.pool.clone()]), &known);
+            woken.extend(wake::by_pod(change.key, &listing));
+            woken
+        },
     );
     let known = app_services.clone();
     let pools = controller
@@ -162,14 +172,14 @@ impl Reconciler for ServiceReconciler {
     type Error = Error;
 
     async fn reconcile(&self, pass: &Pass) -> Result<Next, Error> {
-        // What belongs to an AppService that is gone, or going, the garbage collector removes; its
-        // Claims are the sweep's.
-        let Some(service) = self.sources.app_services.get(pass.key()) else {
-            return Ok(Next::Settled);
+        let service = match self.sources.app_services.observed(pass.key()) {
+            Observed::Present(service) => service,
+            Observed::Absent => return self.clear_up(pass).await,
+            Observed::Unknown(_) => return Ok(Next::Settled),
         };
         pass.identify(service.as_ref());
         if service.metadata.deletion_timestamp.is_some() {
-            return Ok(Next::Settled);
+            return self.clear_up(pass).await;
         }
         let mut rounds = 1;
         let (situation, plan, outcome) = loop {
@@ -199,10 +209,24 @@ impl Reconciler for ServiceReconciler {
         if let StatusWrite::Written(live) = written {
             self.sources.app_services.observe(*live, pass);
             self.events.publish_transitions(service.as_ref(), "Reconcile", &report.transitions);
+            if let Some(Transition { reason, message, .. }) = report.intrusion() {
+                let of = service.as_ref();
+                self.events.publish(of, EventType::Warning, "Reconcile", reason, message);
+            }
         }
         match outcome.failure.or_else(|| situation.unknown()) {
             Some(failure) => Err(failure),
             None => Ok(Next::Settled),
         }
+    }
+}
+
+impl ServiceReconciler {
+    /// The Service of an AppService that is gone, or going, the garbage collector removes; its
+    /// Claims are the sweep's. Its slices stay until their sandboxes are gone.
+    async fn clear_up(&self, pass: &Pass) -> Result<Next, Error> {
+        let left = self.sources.left_by(pass.key()).await;
+        self.sources.clear_up(&plan::farewell(&left), pass).await?;
+        Ok(Next::Settled)
     }
 }

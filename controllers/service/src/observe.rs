@@ -13,11 +13,13 @@ use portolan_reconcile::{Cache, ObjectKey, Observed, Writer};
 use crate::REALM;
 use crate::error::Error;
 use crate::ports::NodePort;
-use crate::slices::Family;
+use crate::slices::{self, Family};
 use crate::view::{Belongs, Listeners, PoolView, Sandbox, ServiceView};
 
 /// AppServices by `namespace/name` of their pool.
 pub(crate) const BY_POOL: &str = "pool";
+/// EndpointSlices by `namespace/name` of the Pods that they list.
+pub(crate) const BY_POD: &str = "pod";
 /// AppServices, Services and reports by the node ports that they ask for, have, or see in use.
 pub(crate) const BY_NODE_PORT: &str = "node-port";
 
@@ -34,8 +36,20 @@ pub(crate) struct Situation {
     pub(crate) held: Vec<Arc<Claim>>,
     /// The sandboxes of its pool; `None`: it has no pool yet.
     pub(crate) sandboxes: Option<Observed<Vec<Arc<Sandbox>>>>,
+    /// Sandboxes that its slices list and that are of another pool or going, as long as their
+    /// Pods are there. One has an entry for each of its addresses.
+    pub(crate) former: Vec<Arc<Sandbox>>,
     /// The slices of its name, by family.
     pub(crate) slices: BTreeMap<Family, Slot<EndpointSlice>>,
+}
+
+/// A slice whose AppService is gone.
+#[derive(Clone, Debug)]
+pub(crate) struct Left {
+    pub(crate) family: Family,
+    pub(crate) slice: Arc<EndpointSlice>,
+    /// Those of its sandboxes that are not gone.
+    pub(crate) there: Vec<Arc<Sandbox>>,
 }
 
 /// What is under a name that is wanted.
@@ -89,19 +103,78 @@ impl Sources {
                 asked.push(self.asked(&service, port.name.clone(), node_port).await);
             }
         }
+        let sandboxes = match &service.spec.pool {
+            Some(pool) => Some(self.sandboxes(&service, pool).await),
+            None => None,
+        };
+        let slices =
+            BTreeMap::from(Family::ALL.map(|family| (family, self.slice(&service, family))));
+        let mut former = Vec::new();
+        for slot in slices.values() {
+            // Of what is not known the slices stay as they are.
+            if let Slot::Ours(slice) = slot
+                && !matches!(sandboxes, Some(Observed::Unknown(_)))
+            {
+                former.extend(self.former(slice, sandboxes.as_ref()).await);
+            }
+        }
         Situation {
             address: self.address(&service),
             asked,
             held: self.claims.held_by(service.as_ref()),
-            sandboxes: match &service.spec.pool {
-                Some(pool) => Some(self.sandboxes(&service, pool).await),
-                None => None,
-            },
-            slices: Family::ALL
-                .map(|family| (family, self.slice(&service, family)))
-                .into_iter()
-                .collect(),
+            sandboxes,
+            former,
+            slices,
             service,
+        }
+    }
+
+    /// What an AppService that is gone has left: its slices, with the sandboxes that are there.
+    pub(crate) async fn left_by(&self, of: &ObjectKey) -> Vec<Left> {
+        let mut left = Vec::new();
+        for family in Family::ALL {
+            let key = ObjectKey::new(&*of.namespace, family.slice(&of.name));
+            let slice = self.slices.get(&key);
+            if let Some(slice) = slice.filter(|slice| slices::is_left_by(slice, &of.name)) {
+                let there = self.former(&slice, None).await;
+                left.push(Left { family, slice, there });
+            }
+        }
+        left
+    }
+
+    /// The sandboxes that a slice lists and that are not among those of now, but whose Pods are
+    /// still there. That one is gone is asked of the API server: connections to it are ended then,
+    /// which must not happen because a cache lags.
+    async fn former(
+        &self,
+        slice: &EndpointSlice,
+        now: Option<&Observed<Vec<Arc<Sandbox>>>>,
+    ) -> Vec<Arc<Sandbox>> {
+        let now = match now {
+            Some(Observed::Present(now)) => now.as_slice(),
+            _ => &[],
+        };
+        let mut former = Vec::new();
+        for listed in slices::listed(slice) {
+            let is_now = now.iter().any(|one| one.is_at(&listed));
+            if !is_now && self.is_there(&listed).await {
+                former.push(Arc::new(listed));
+            }
+        }
+        former
+    }
+
+    async fn is_there(&self, listed: &Sandbox) -> bool {
+        if let Some(pod) = self.pods.get(&listed.key)
+            && pod.is_at(listed)
+        {
+            return true;
+        }
+        match self.writer.get::<Pod>(&listed.key).await {
+            Observed::Present(live) => Sandbox::of(live).is_some_and(|pod| pod.is_at(listed)),
+            Observed::Absent => false,
+            Observed::Unknown(_) => true,
         }
     }
 
@@ -115,7 +188,7 @@ impl Sources {
     fn slice(&self, of: &AppService, family: Family) -> Slot<EndpointSlice> {
         let own = ObjectKey::of(of);
         let key = ObjectKey::new(own.namespace, family.slice(&own.name));
-        slot(self.slices.observed(&key), |slice| Some((Belongs::of(slice, of), slice.clone())))
+        slot(self.slices.observed(&key), |slice| Some((slices::belongs(slice, of), slice.clone())))
     }
 
     async fn asked(&self, of: &AppService, name: String, port: NodePort) -> Asked {

@@ -9,7 +9,7 @@ use portolan_api::{Claim, Holder};
 use portolan_claims::HolderState;
 use portolan_reconcile::{Observed, Target};
 
-use crate::observe::{Asked, Situation, Slot};
+use crate::observe::{Asked, Left, Situation, Slot};
 use crate::ports::{NodePort, PortPolicy};
 use crate::slices::Family;
 use crate::{REALM, address, slices};
@@ -61,6 +61,8 @@ pub(crate) struct Standing {
     pub(crate) port: NodePort,
     /// Whether it has it.
     pub(crate) hold: Hold,
+    /// What else is on it although it is held.
+    pub(crate) beside: Option<String>,
 }
 
 /// Whether an AppService has a node port.
@@ -91,6 +93,21 @@ pub(crate) fn plan(situation: &Situation, policy: &PortPolicy) -> Plan {
     plan
 }
 
+/// Decides what becomes of the slices of an AppService that is gone: they stay as long as one of
+/// their sandboxes does.
+pub(crate) fn farewell(left: &[Left]) -> Vec<Step> {
+    let mut steps = Vec::new();
+    for Left { family, slice, there } in left {
+        let wanted = slices::farewell(slice, *family, there);
+        if there.is_empty() {
+            steps.push(Step::DeleteSlice(Target::at(slice.as_ref())));
+        } else if !slices::is_same(slice, &wanted) {
+            steps.push(Step::ReplaceSlice(Box::new(wanted)));
+        }
+    }
+    steps
+}
+
 fn plan_address(situation: &Situation, plan: &mut Plan) {
     let of = situation.service.as_ref();
     match &situation.address {
@@ -119,7 +136,10 @@ fn plan_ports(situation: &Situation, policy: &PortPolicy, plan: &mut Plan) {
         } else {
             Hold::Occupied("another port of this AppService".into())
         };
-        plan.ports.push(Standing { name: asked.name.clone(), port: asked.port, hold });
+        // What was free when it was taken stays ours, whoever comes later: connections flow. But
+        // the other does not get what it expects, so it is told.
+        let beside = if hold == Hold::Held { occupant(asked) } else { None };
+        plan.ports.push(Standing { name: asked.name.clone(), port: asked.port, hold, beside });
     }
     let asked: BTreeSet<_> = seen.iter().map(|port| port.value()).collect();
     let dropped = situation.held.iter().filter(|claim| !asked.contains(&claim.spec.value));
@@ -135,7 +155,6 @@ fn stand(situation: &Situation, asked: &Asked, policy: &PortPolicy, steps: &mut 
         return Hold::Refused(why);
     }
     let dead = match claim {
-        // What was free when it was taken stays ours, whoever begins to listen on it later.
         Some((_, HolderState::Own)) => return Hold::Held,
         Some((claim, HolderState::Asks)) => return Hold::Lost(claim.spec.holder.clone()),
         Some((claim, HolderState::Reserved)) => {
@@ -179,6 +198,8 @@ fn plan_slices(situation: &Situation, plan: &mut Plan) {
         Some(Observed::Unknown(_)) => return,
     };
     let of = situation.service.as_ref();
+    // They go on until their Pods are gone, and agents must know when that is.
+    let sandboxes = &[sandboxes, situation.former.as_slice()].concat();
     let addresses = address::addresses(live);
     let addresses = addresses.iter().filter_map(|address| address.parse::<IpAddr>().ok());
     let families: BTreeSet<_> = addresses.map(Family::of).collect();

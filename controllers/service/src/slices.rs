@@ -2,6 +2,10 @@
 //!
 //! All sandboxes of a pool listen on the same ports, so one slice names them all; the node agents
 //! match its ports by name.
+//!
+//! Sandboxes that a slice lists stay in it, as going and not serving, until their Pods are gone,
+//! whatever becomes of their pool and of the AppService: by what leaves a slice, agents know what
+//! is gone. So a slice has no owner that takes it along, but says by an annotation whose it is.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -11,11 +15,12 @@ use k8s_openapi::api::discovery::v1::{Endpoint, EndpointConditions, EndpointPort
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::Resource;
 use portolan_api::{AppService, labels};
+use portolan_reconcile::ObjectKey;
 use serde::Serialize;
 
 use crate::address;
 use crate::ports::transport_name;
-use crate::view::Sandbox;
+use crate::view::{Belongs, Sandbox};
 
 /// What the API server accepts in one slice. A pool has at most as many sandboxes that do not
 /// drain; of more, draining ones are left out first.
@@ -61,7 +66,6 @@ pub(crate) fn new(of: &AppService, family: Family, sandboxes: &[Arc<Sandbox>]) -
     let metadata = ObjectMeta {
         name: Some(name),
         namespace: of.metadata.namespace.clone(),
-        owner_references: of.controller_owner_ref(&()).map(|owner| vec![owner]),
         ..ObjectMeta::default()
     };
     let address_type = family.address_type().to_owned();
@@ -82,6 +86,12 @@ pub(crate) fn brought_up(
     ours.extend(address::labels_of(of));
     ours.insert(labels::SLICE_MANAGED_BY.into(), labels::SLICE_MANAGER.into());
     ours.insert(labels::SLICE_SERVICE.into(), of.metadata.name.clone().unwrap_or_default());
+    let uid = of.metadata.uid.clone().unwrap_or_default();
+    slice.metadata.annotations.get_or_insert_default().insert(labels::APP_SERVICE_UID.into(), uid);
+    // A former release made AppServices their owners.
+    let owners = slice.metadata.owner_references.take().into_iter().flatten();
+    let owners: Vec<_> = owners.filter(|owner| owner.kind != AppService::kind(&())).collect();
+    slice.metadata.owner_references = Some(owners).filter(|owners| !owners.is_empty());
     let ports = of.spec.ports.iter().map(|port| EndpointPort {
         name: Some(port.name.clone()),
         port: Some(port.target_port),
@@ -96,9 +106,65 @@ pub(crate) fn brought_up(
 /// Whether two slices say the same: the API server writes no endpoints as null or as none.
 pub(crate) fn is_same(one: &EndpointSlice, other: &EndpointSlice) -> bool {
     let endpoints = |slice: &EndpointSlice| slice.endpoints.clone().unwrap_or_default();
-    one.metadata.labels == other.metadata.labels
+    let metadata = |slice: &EndpointSlice| {
+        let ObjectMeta { labels, annotations, owner_references, .. } = slice.metadata.clone();
+        (labels, annotations, owner_references)
+    };
+    metadata(one) == metadata(other)
         && one.ports == other.ports
         && endpoints(one) == endpoints(other)
+}
+
+/// Whose a slice is that has the name of one of ours. What a former AppService of the name left is
+/// taken over, with the sandboxes that it lists.
+pub(crate) fn belongs(slice: &EndpointSlice, to: &AppService) -> Belongs {
+    match is_left_by(slice, to.metadata.name.as_deref().unwrap_or_default()) {
+        true => Belongs::Here,
+        false if slice.metadata.deletion_timestamp.is_some() => Belongs::Former,
+        false => Belongs::of(slice, to),
+    }
+}
+
+/// Whether a slice was made for an AppService of this name, and stays.
+pub(crate) fn is_left_by(slice: &EndpointSlice, name: &str) -> bool {
+    let metadata = &slice.metadata;
+    let labels = metadata.labels.as_ref();
+    let label = |key: &str| labels.and_then(|all| all.get(key)).map(String::as_str);
+    let has_uid = metadata.annotations.as_ref();
+    let has_uid = has_uid.is_some_and(|all| all.contains_key(labels::APP_SERVICE_UID));
+    let is_ours = label(labels::SLICE_MANAGED_BY) == Some(labels::SLICE_MANAGER)
+        && label(labels::SLICE_SERVICE) == Some(name);
+    has_uid && is_ours && metadata.deletion_timestamp.is_none()
+}
+
+/// The sandboxes that a slice lists, each as one that is going: nothing new is led to them.
+pub(crate) fn listed(slice: &EndpointSlice) -> Vec<Sandbox> {
+    let endpoints = slice.endpoints.iter().flatten();
+    let sandbox = |endpoint: &Endpoint| {
+        let target = endpoint.target_ref.as_ref().filter(|target| target.uid.is_some())?;
+        let namespace = slice.metadata.namespace.clone().unwrap_or_default();
+        Some(Sandbox {
+            key: ObjectKey::new(namespace, target.name.clone()?),
+            uid: target.uid.clone()?,
+            pool: ObjectKey::default(),
+            owner: None,
+            addresses: vec![endpoint.addresses.first()?.parse().ok()?],
+            node: endpoint.node_name.clone(),
+            serving: false,
+            leaving: true,
+        })
+    };
+    endpoints.filter_map(sandbox).collect()
+}
+
+/// A slice whose AppService is gone, with those of its sandboxes that are still there.
+pub(crate) fn farewell(
+    live: &EndpointSlice,
+    family: Family,
+    there: &[Arc<Sandbox>],
+) -> EndpointSlice {
+    let endpoints = Some(endpoints(family, there)).filter(|all| !all.is_empty());
+    EndpointSlice { endpoints, ..live.clone() }
 }
 
 fn endpoints(family: Family, sandboxes: &[Arc<Sandbox>]) -> Vec<Endpoint> {

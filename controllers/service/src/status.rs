@@ -1,7 +1,7 @@
 //! What an `AppService` reports. Pure: no IO, no clock.
 
 use jiff::Timestamp;
-use portolan_api::conditions::{READY, reason};
+use portolan_api::conditions::{NODE_PORTS_EXCLUSIVE, READY, reason};
 use portolan_api::{AppServiceStatus, HeldNodePort, Holder};
 use portolan_reconcile::{Conditions, Observed, Transition, Verdict, WriteError};
 
@@ -18,6 +18,15 @@ pub(crate) struct Report {
     pub(crate) status: AppServiceStatus,
     /// The conditions that flipped.
     pub(crate) transitions: Vec<Transition>,
+}
+
+impl Report {
+    /// Word of something that came to a node port for the first time. The framework takes the first
+    /// verdict of a condition for no news, but this one is there only when there is some.
+    pub(crate) fn intrusion(&self) -> Option<&Transition> {
+        let mut transitions = self.transitions.iter();
+        transitions.find(|one| one.type_ == NODE_PORTS_EXCLUSIVE && one.from.is_none())
+    }
 }
 
 /// The condition `Ready`, before it is dated.
@@ -51,6 +60,19 @@ pub(crate) fn report(
             before.observed_generation
         }
     };
+    let was_disputed = before.conditions.iter().any(|one| one.type_ == NODE_PORTS_EXCLUSIVE);
+    match dispute(plan) {
+        Dispute::With(message) => {
+            conditions.set(NODE_PORTS_EXCLUSIVE, Verdict::False, reason::NODE_PORT_TAKEN, message);
+        }
+        Dispute::Unknown => drop(conditions.keep(NODE_PORTS_EXCLUSIVE)),
+        // Said only to whom the contrary was said.
+        Dispute::Nobody if was_disputed => {
+            let message = "nothing else is known to use a node port that this AppService holds";
+            conditions.set(NODE_PORTS_EXCLUSIVE, Verdict::True, reason::EXCLUSIVE, message);
+        }
+        Dispute::Nobody => {}
+    }
     let (conditions, transitions) = conditions.finish();
     let node_ports: Vec<_> =
         plan.ports.iter().filter_map(|one| held(one, &before.node_ports)).collect();
@@ -67,6 +89,27 @@ pub(crate) fn report(
         conditions,
     };
     Report { status, transitions }
+}
+
+/// Who else is on a node port that is held.
+enum Dispute {
+    Nobody,
+    With(String),
+    Unknown,
+}
+
+fn dispute(plan: &Plan) -> Dispute {
+    let disputed = plan.ports.iter().find_map(|one| Some((one, one.beside.as_ref()?)));
+    if let Some((Standing { name, port, .. }, other)) = disputed {
+        return Dispute::With(format!(
+            "node port {port} (port {name}) has been taken by {other} too; it leads here still, so \
+             free it there, or choose another here"
+        ));
+    }
+    match plan.ports.iter().any(|one| matches!(one.hold, Hold::Unknown(_))) {
+        true => Dispute::Unknown,
+        false => Dispute::Nobody,
+    }
 }
 
 /// A port that is held, or of which nothing new could be found out.
@@ -170,7 +213,7 @@ fn refusal(source: &WriteError) -> Option<Finding> {
 }
 
 fn port_problem(standing: &Standing) -> Option<Finding> {
-    let Standing { name, port, hold } = standing;
+    let Standing { name, port, hold, beside: _ } = standing;
     let port = format!("node port {port} (port {name})");
     let (reason, message) = match hold {
         Hold::Held | Hold::Taking | Hold::Unknown(_) => return None,

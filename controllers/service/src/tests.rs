@@ -6,15 +6,16 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Service;
-use portolan_api::{AppService, Claim, Holder};
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use portolan_api::{AppService, Claim, Holder, labels};
 use portolan_claims::HolderState;
 use portolan_reconcile::{ObjectKey, Observed, Target, WriteError};
 use serde_json::{Value, from_value, json};
 
 use crate::apply::Outcome;
 use crate::error::Error;
-use crate::observe::{Asked, Situation, Slot};
-use crate::plan::{Hold, Plan, Step, plan};
+use crate::observe::{Asked, Left, Situation, Slot};
+use crate::plan::{self, Hold, Plan, Step, plan};
 use crate::ports::{NodePort, PortPolicy};
 use crate::slices::{self, Family};
 use crate::status::{Report, report};
@@ -87,6 +88,7 @@ fn fresh(service: AppService) -> Situation {
         asked,
         held: vec![],
         sandboxes: Some(Observed::Present(vec![sandbox("a", true, false)])),
+        former: vec![],
         slices: BTreeMap::from(Family::ALL.map(|family| (family, Slot::Free))),
     }
 }
@@ -193,7 +195,7 @@ fn report_on(situation: &Situation, outcome: &Outcome) -> Report {
 #[track_caller]
 fn check_ready(situation: &Situation, outcome: &Outcome, reason: &str, message: &str) {
     let Report { status, .. } = report_on(situation, outcome);
-    let ready = &status.conditions[0];
+    let ready = status.conditions.iter().find(|one| one.type_ == "Ready").unwrap();
     assert_eq!(ready.reason, reason, "{}", ready.message);
     assert!(ready.message.contains(message), "{}", ready.message);
     assert_eq!(ready.status == "True", reason == "Available");
@@ -424,7 +426,7 @@ fn reserved_ports_are_refused_and_given_back() {
 }
 
 #[test]
-fn ports_in_use_are_refused_but_a_held_one_stays() {
+fn ports_in_use_are_refused() {
     let occupied = |services: &[&str], nodes: &[&str]| {
         let mut situation = fresh(app_service(Some(6697)));
         let asked = &mut situation.asked[0];
@@ -440,10 +442,42 @@ fn ports_in_use_are_refused_but_a_held_one_stays() {
     check(&occupied(&["dns"], &["node-1"]), "is taken by Service kube-system/dns");
     check(&occupied(&[], &["node-1"]), "is taken by a process on node node-1");
     check(&occupied(&[], &["node-1", "node-2"]), "is taken by processes on node node-1 and 1 more");
+}
+
+#[test]
+fn what_comes_to_a_port_that_is_held_is_told_until_it_goes() {
     let mut held = settled(app_service(Some(6697)));
-    held.asked[0].nodes = vec!["node-1".into()];
-    check_steps(&held, &[]);
-    check_ready(&held, &Outcome::default(), "Available", "1 sandbox");
+    let mut check = |nodes: &[&str], services: &[&str], told: &[&str], expected: Option<&str>| {
+        let asked = &mut held.asked[0];
+        asked.nodes = nodes.iter().map(|name| (*name).to_owned()).collect();
+        asked.services = services.iter().map(|name| ObjectKey::new("kube-system", *name)).collect();
+        check_steps(&held, &[]);
+        check_ready(&held, &Outcome::default(), "Available", "1 sandbox");
+        let report = report_on(&held, &Outcome::default());
+        let is_first = told == ["NodePortTaken"];
+        assert_eq!(report.intrusion().is_some(), is_first, "an Event, once");
+        let Report { status, transitions } = report;
+        assert_eq!(status.node_ports.len(), 1, "connections flow");
+        let dispute = status.conditions.iter().find(|one| one.type_ == "NodePortsExclusive");
+        let said = dispute.map(|one| format!("{} {}", one.status, one.message));
+        match expected {
+            Some(words) => {
+                assert!(said.as_ref().is_some_and(|said| said.contains(words)), "{said:?}")
+            }
+            None => assert_eq!(said, None),
+        }
+        let events: Vec<_> = transitions.iter().map(|one| one.reason.as_str()).collect();
+        assert_eq!(events, told, "{transitions:?}");
+        let mut service = app_service(Some(6697));
+        service.status = Some(status);
+        held.service = Arc::new(service);
+    };
+    check(&[], &[], &["Available"], None);
+    check(&["node-1"], &[], &["NodePortTaken"], Some("False node port 6697/TCP (port irc) has"));
+    check(&["node-1"], &[], &[], Some("taken by a process on node node-1 too"));
+    check(&["node-1"], &["dns"], &[], Some("taken by Service kube-system/dns too"));
+    check(&[], &[], &["Exclusive"], Some("True nothing else"));
+    check(&[], &[], &[], Some("True nothing else"));
 }
 
 #[test]
@@ -534,6 +568,84 @@ fn sandboxes_that_cannot_be_seen_are_not_forgotten() {
     situation.sandboxes = Some(Observed::Unknown("the watch of Pods is interrupted".into()));
     check_steps(&situation, &[]);
     assert_eq!(endpoints(&situation), ["a yyn"]);
+}
+
+/// A sandbox as a slice lists it that is not of the pool any more.
+fn former(of: &Sandbox) -> [Arc<Sandbox>; 2] {
+    let at = |address: &std::net::IpAddr| {
+        let addresses = vec![*address];
+        Arc::new(Sandbox { addresses, serving: false, leaving: true, ..of.clone() })
+    };
+    [at(&of.addresses[0]), at(&of.addresses[1])]
+}
+
+#[test]
+fn sandboxes_of_a_former_pool_are_listed_until_they_are_gone() {
+    let mut situation = settled(app_service(None));
+    situation.sandboxes = Some(Observed::Present(vec![sandbox("of-new", true, false)]));
+    situation.former = former(&sandbox("a", true, false)).into();
+    let made = check_steps(&situation, &["replace slice", "replace slice"]);
+    take(&mut situation, &made);
+    check_steps(&situation, &[]);
+    assert_eq!(endpoints(&situation), ["a nny", "of-new yyn"]);
+    assert_eq!(report_on(&situation, &Outcome::default()).status.ready_endpoints, 1);
+    situation.former = vec![];
+    let made = check_steps(&situation, &["replace slice", "replace slice"]);
+    take(&mut situation, &made);
+    assert_eq!(endpoints(&situation), ["of-new yyn"]);
+}
+
+#[test]
+fn slices_outlive_their_app_service_until_their_sandboxes_are_gone() {
+    let situation = settled(app_service(None));
+    let Slot::Ours(slice) = &situation.slices[&Family::V4] else { panic!("it is settled") };
+    assert_eq!(slice.metadata.owner_references, None, "nobody takes it along");
+    let left = |slice: &EndpointSlice, there: Vec<Arc<Sandbox>>| {
+        [Left { family: Family::V4, slice: Arc::new(slice.clone()), there }]
+    };
+    let there = former(&sandbox("a", true, false)).to_vec();
+    let steps = plan::farewell(&left(slice, there.clone()));
+    let [Step::ReplaceSlice(replaced)] = &steps[..] else { panic!("{steps:?}") };
+    let mut shown = situation.clone();
+    shown.slices.insert(Family::V4, Slot::Ours(replaced.clone()));
+    assert_eq!(endpoints(&shown), ["a nny"]);
+    assert_eq!(plan::farewell(&left(replaced, there)), [], "a second look changes nothing");
+    let gone = plan::farewell(&left(replaced, vec![]));
+    assert_eq!(gone, [Step::DeleteSlice(Target::at(replaced.as_ref()))]);
+}
+
+#[test]
+fn a_slice_is_taken_over_from_a_former_app_service_and_from_nobody_else() {
+    let situation = settled(app_service(None));
+    let Slot::Ours(slice) = &situation.slices[&Family::V4] else { panic!("it is settled") };
+    let mut next = app_service(None);
+    next.metadata.uid = Some("uid-of-the-next".into());
+    assert_eq!(slices::belongs(slice, &next), Belongs::Here);
+    let taken = slices::brought_up(slice, &next, Family::V4, &[]);
+    let uid = taken.metadata.annotations.as_ref().and_then(|all| all.get(labels::APP_SERVICE_UID));
+    assert_eq!(uid.map(String::as_str), Some("uid-of-the-next"));
+    let mut going = slice.clone();
+    going.metadata.deletion_timestamp = Some(from_value(json!("2026-01-01T00:00:00Z")).unwrap());
+    assert_eq!(slices::belongs(&going, &next), Belongs::Former);
+    for missing in [labels::SLICE_MANAGED_BY, labels::SLICE_SERVICE] {
+        let mut foreign = slice.clone();
+        foreign.metadata.labels.as_mut().unwrap().remove(missing);
+        assert_eq!(slices::belongs(&foreign, &next), Belongs::Elsewhere, "without {missing}");
+    }
+    let mut foreign = slice.clone();
+    foreign.metadata.annotations = None;
+    assert_eq!(slices::belongs(&foreign, &next), Belongs::Elsewhere);
+}
+
+#[test]
+fn what_a_slice_lists_is_read_back() {
+    let slice = slices::new(&app_service(None), Family::V4, &[sandbox("a", true, false)]);
+    let listed = slices::listed(&slice);
+    assert!(sandbox("a", true, false).is_at(&listed[0]) && listed.len() == 1, "{listed:?}");
+    let renumbered = Sandbox { addresses: vec!["10.0.0.9".parse().unwrap()], ..listed[0].clone() };
+    assert!(!sandbox("a", true, false).is_at(&renumbered), "its address is gone");
+    let replaced = Sandbox { uid: "another".into(), ..listed[0].clone() };
+    assert!(!sandbox("a", true, false).is_at(&replaced));
 }
 
 #[test]

@@ -134,6 +134,12 @@ impl Sandbox {
             key,
         })
     }
+
+    /// Whether it is the same Pod, and has the addresses of the other.
+    pub(crate) fn is_at(&self, other: &Self) -> bool {
+        let mut addresses = other.addresses.iter();
+        self.uid == other.uid && addresses.all(|address| self.addresses.contains(address))
+    }
 }
 
 /// A pool: enough to know whether a service may use it.

@@ -9,7 +9,7 @@ use portolan_claims::holder_key;
 use portolan_reconcile::{Cache, Change, ObjectKey};
 
 use crate::REALM;
-use crate::observe::{BY_NODE_PORT, BY_POOL};
+use crate::observe::{BY_NODE_PORT, BY_POD, BY_POOL};
 use crate::ports::NodePort;
 use crate::view::{Listeners, ServiceView};
 
@@ -55,11 +55,20 @@ pub(crate) fn by_report(
 
 /// A slice concerns the AppService that it says it is of.
 pub(crate) fn by_slice(change: &Change<'_, EndpointSlice>) -> Vec<ObjectKey> {
-    change.each(|slice| {
-        let of = slice.metadata.labels.as_ref().and_then(|all| all.get(labels::SLICE_SERVICE));
-        let namespace = slice.metadata.namespace.clone().unwrap_or_default();
-        of.map(|name| ObjectKey::new(namespace, name))
-    })
+    change.each(service_of)
+}
+
+/// A Pod concerns the AppServices whose slices list it: one that is gone must leave them, be it of
+/// a former pool or of an AppService that is gone itself.
+pub(crate) fn by_pod(pod: &ObjectKey, slices: &Cache<EndpointSlice>) -> Vec<ObjectKey> {
+    let listing = slices.by_index(BY_POD, &pod.to_string());
+    listing.iter().filter_map(|slice| service_of(slice)).collect()
+}
+
+fn service_of(slice: &EndpointSlice) -> Option<ObjectKey> {
+    let of = slice.metadata.labels.as_ref().and_then(|all| all.get(labels::SLICE_SERVICE));
+    let namespace = slice.metadata.namespace.clone().unwrap_or_default();
+    of.map(|name| ObjectKey::new(namespace, name))
 }
 
 /// A pool, or one of its Pods, concerns the AppServices that lead to it.

@@ -181,8 +181,7 @@ async fn a_new_app_service_is_four_writes() {
                 "kubernetes.io/service-name": "chat-irc",
                 "portolan.dev/app": "chat", "portolan.dev/service": "irc",
             },
-            "ownerReferences": [{ "apiVersion": "portolan.dev/v1alpha1", "kind": "AppService",
-                "name": "chat-irc", "uid": "uid-of-the-app-service", "controller": true }],
+            "annotations": { labels::APP_SERVICE_UID: "uid-of-the-app-service" },
         },
         "endpoints": [{
             "addresses": ["10.0.0.7"],

@@ -145,7 +145,7 @@ pub struct AppServiceStatus {
     /// How many sandboxes take connections.
     #[serde(default)]
     pub ready_endpoints: i32,
-    /// `Ready`.
+    /// `Ready`, and `NodePortsExclusive` if something else came to a node port that is held.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
     pub conditions: Vec<Condition>,

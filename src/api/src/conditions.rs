@@ -19,6 +19,9 @@ pub const BACKEND_RESOLVED: &str = "BackendResolved";
 /// Route: the certificate can be used.
 pub const CERTIFICATE_READY: &str = "CertificateReady";
 
+/// AppService: nothing else uses a node port that it holds; present only if something did.
+pub const NODE_PORTS_EXCLUSIVE: &str = "NodePortsExclusive";
+
 /// Reasons, by what they speak of. Each is a constant of the same name.
 pub mod reason {
     macro_rules! reasons {
@@ -125,6 +128,8 @@ pub mod reason {
         NODE_PORT_RESERVED = "NodePortReserved";
         /// A Kubernetes Service or a process of a node has the node port.
         NODE_PORT_TAKEN = "NodePortTaken";
+        /// Nothing else is known to use the node ports that are held.
+        EXCLUSIVE = "Exclusive";
         /// The cluster has no service address left.
         ADDRESSES_EXHAUSTED = "AddressesExhausted";
         /// The API server refused the Service or its EndpointSlices.

@@ -41,6 +41,9 @@ pub const SLICE_MANAGED_BY: &str = "endpointslice.kubernetes.io/managed-by";
 pub const SLICE_MANAGER: &str = "portolan.dev";
 /// Label of an EndpointSlice: the Service whose endpoints it lists.
 pub const SLICE_SERVICE: &str = "kubernetes.io/service-name";
+/// Annotation of an EndpointSlice of ours: UID of the AppService that it is of. No owner reference:
+/// a slice outlives its AppService until the sandboxes that it lists are gone.
+pub const APP_SERVICE_UID: &str = "portolan.dev/app-service-uid";
 /// Label of a Claim: what is claimed, as its `spec.kind` says it, so that an admission policy can
 /// look at the Claims of one kind only.
 pub const CLAIM_KIND: &str = "portolan.dev/claim-kind";
