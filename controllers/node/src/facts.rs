@@ -31,6 +31,8 @@ pub(crate) struct PortFacts {
     pub(crate) protocol: Protocol,
     /// The port of the virtual addresses.
     pub(crate) port: u16,
+    /// The port of every node that it asks for.
+    pub(crate) asked: Option<u16>,
     /// The port of every node, if the AppService holds one.
     pub(crate) node_port: Option<u16>,
 }
@@ -40,7 +42,7 @@ pub(crate) struct PortFacts {
 pub(crate) struct SliceFacts {
     /// The Service, and so the AppService, that it is about; in the slice's namespace.
     pub(crate) service: Box<str>,
-    /// UID of its controller; `None` if it has none.
+    /// UID of the AppService that it is of; `None` if it says none.
     pub(crate) controller: Option<Box<str>>,
     pub(crate) ports: Vec<(Box<str>, Protocol, u16)>,
     pub(crate) endpoints: Vec<EndpointFacts>,
@@ -50,6 +52,9 @@ pub(crate) struct SliceFacts {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct EndpointFacts {
     pub(crate) address: IpAddr,
+    /// Tells Pods that have the address one after the other from each other: a hash of the UID,
+    /// for thousands are kept.
+    pub(crate) pod: u32,
     /// Whether it runs on this node.
     pub(crate) local: bool,
     /// Takes connections.
@@ -87,6 +92,7 @@ impl ServiceFacts {
                 name: port.name.as_str().into(),
                 protocol: transport(port.r#type),
                 port: number(port.port)?,
+                asked: port.node_port.and_then(number),
                 node_port: held.and_then(|held| number(held.port)),
             })
         };
@@ -115,8 +121,10 @@ impl SliceFacts {
         };
         let metadata = &slice.metadata;
         let service = metadata.labels.as_ref()?.get(labels::SLICE_SERVICE)?;
+        let named = metadata.annotations.as_ref().and_then(|all| all.get(labels::APP_SERVICE_UID));
+        // Slices of a former release say it so.
         let mut owners = metadata.owner_references.iter().flatten();
-        let controller = owners.find(|owner| owner.controller == Some(true));
+        let owner = owners.find(|owner| owner.controller == Some(true)).map(|owner| &owner.uid);
         let ports = slice.ports.iter().flatten().filter_map(|port| {
             let name = port.name.as_deref().unwrap_or_default().into();
             Some((name, protocol(port.protocol.as_deref())?, number(port.port?)?))
@@ -124,7 +132,7 @@ impl SliceFacts {
         let endpoints = slice.endpoints.iter().flatten();
         Some(Self {
             service: service.as_str().into(),
-            controller: controller.map(|owner| owner.uid.as_str().into()),
+            controller: named.or(owner).map(|uid| uid.as_str().into()),
             ports: exact(ports),
             endpoints: exact(endpoints.filter_map(|end| EndpointFacts::of(end, family, node))),
         })
@@ -148,6 +156,7 @@ impl EndpointFacts {
         let terminating = conditions.and_then(|conditions| conditions.terminating) == Some(true);
         Some(Self {
             address,
+            pod: pod_of(endpoint),
             local: endpoint.node_name.as_deref() == Some(node),
             ready,
             last_resort: serving && terminating,
@@ -186,6 +195,15 @@ impl NodeFacts {
             addresses: shown.filter_map(|address| address.address.parse().ok()).collect(),
         }
     }
+}
+
+fn pod_of(endpoint: &ApiEndpoint) -> u32 {
+    const OFFSET: u32 = 0x811c_9dc5;
+    const PRIME: u32 = 0x0100_0193;
+    let uid = endpoint.target_ref.as_ref().and_then(|target| target.uid.as_deref());
+    // FNV-1a: two Pods of one address with one hash are one chance in four thousand million.
+    let bytes = uid.unwrap_or_default().bytes();
+    bytes.fold(OFFSET, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(PRIME))
 }
 
 fn transport(port: PortType) -> Protocol {

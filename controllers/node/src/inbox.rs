@@ -91,6 +91,19 @@ impl Inbox {
         });
     }
 
+    /// Takes out the addresses that some slice lists now.
+    pub(crate) fn forget_listed(&self, addresses: &mut BTreeSet<IpAddr>) {
+        if !addresses.is_empty() {
+            let state = self.state.lock();
+            addresses.retain(|address| !state.index.lists(*address));
+        }
+    }
+
+    /// The node ports over UDP that AppServices ask for.
+    pub(crate) fn asked_over_udp(&self) -> BTreeSet<u16> {
+        self.state.lock().index.asked_over_udp()
+    }
+
     /// Says everything again.
     pub(crate) fn repeat(&self) {
         self.leave(|state| {

@@ -27,8 +27,10 @@ pub(crate) type Changed<P> = BTreeMap<P, Option<Backends>>;
 pub(crate) struct Changes {
     pub(crate) services: Changed<ServicePort>,
     pub(crate) node_ports: Changed<NodePort>,
-    /// Addresses of sandboxes that were going and are gone.
+    /// Addresses of sandboxes that are gone.
     pub(crate) gone: BTreeSet<IpAddr>,
+    /// Addresses that another sandbox has now.
+    pub(crate) reused: BTreeSet<IpAddr>,
 }
 
 /// All that is forwarded, by who asks for it.
@@ -42,18 +44,27 @@ pub(crate) struct Index {
     /// The same by source, in order.
     claimed: BTreeMap<Source, Box<[Port]>>,
     touched: BTreeSet<Source>,
-    /// How often an address occurs in slices of ours.
-    sandboxes: BTreeMap<IpAddr, usize>,
-    gone: BTreeSet<IpAddr>,
+    /// How many slices list a sandbox.
+    sandboxes: BTreeMap<Sandbox, u32>,
+    gone: BTreeSet<Sandbox>,
+    reused: BTreeSet<IpAddr>,
 }
+
+/// A sandbox by its address, and by which Pod of those that have had the address it is.
+type Sandbox = (IpAddr, u32);
 
 /// The name of the gateways' port for calls from inside the cluster.
 const INTERNAL_PORT: &str = "internal";
+
+/// As many endpoints as a slice can have. What is not in one that is full may exist.
+const ENDPOINTS_MAX: usize = 1000;
 
 /// An AppService with its slices, either of which may come first.
 #[derive(Debug, Default)]
 struct Front {
     facts: Option<Arc<ServiceFacts>>,
+    /// UID of the AppService of this name that was there before: slices outlive it.
+    former: Option<Box<str>>,
     /// By name, in no order: one for each family, as a rule.
     slices: Vec<(Box<str>, Arc<SliceFacts>)>,
 }
@@ -76,7 +87,14 @@ enum Port {
 impl Index {
     /// Takes in an AppService, or that there is none of this name.
     pub(crate) fn service(&mut self, key: &ObjectKey, facts: Option<Arc<ServiceFacts>>) {
-        self.front(key, |front| front.facts = facts);
+        self.front(key, |front| {
+            let uid = facts.as_ref().map(|facts| facts.uid.clone());
+            let before = std::mem::replace(&mut front.facts, facts);
+            let before = before.map(|facts| facts.uid.clone());
+            front.former = before
+                .filter(|before| Some(before) != uid.as_ref())
+                .or_else(|| front.former.take());
+        });
     }
 
     /// Takes in a slice of ours, or that there is none of this name.
@@ -88,10 +106,13 @@ impl Index {
     ) {
         // Counted first, so that who only moved is not gone.
         if let Some(new) = new {
-            self.count(new);
+            self.count(&key.namespace, new);
         }
         if let Some(old) = old {
-            self.discount(&key.namespace, old);
+            self.discount(&key.namespace, old, new);
+        }
+        // In one step if it stays with its service: a service without anything is forgotten.
+        if let Some(old) = old.filter(|old| new.is_none_or(|new| new.service != old.service)) {
             let service = ObjectKey::new(&*key.namespace, &*old.service);
             self.front(&service, |front| front.slices.retain(|(name, _)| **name != *key.name));
         }
@@ -99,6 +120,7 @@ impl Index {
             let service = ObjectKey::new(&*key.namespace, &*new.service);
             let named = (key.name.as_str().into(), new.clone());
             self.front(&service, |front| {
+                front.slices.retain(|(name, _)| **name != *key.name);
                 // One or two, as a rule: the room that a list makes by itself would stay empty.
                 front.slices.reserve_exact(1);
                 front.slices.push(named);
@@ -133,7 +155,7 @@ impl Index {
 
     /// Whether there may be changes.
     pub(crate) fn is_touched(&self) -> bool {
-        !self.touched.is_empty() || !self.gone.is_empty()
+        !(self.touched.is_empty() && self.gone.is_empty() && self.reused.is_empty())
     }
 
     /// How many AppServices and internal names there are.
@@ -142,9 +164,21 @@ impl Index {
         known + self.internal.len()
     }
 
-    /// How many addresses of sandboxes there are.
+    /// How many sandboxes there are.
     pub(crate) fn sandboxes_count(&self) -> usize {
         self.sandboxes.len()
+    }
+
+    /// Whether some slice has a sandbox of this address.
+    pub(crate) fn lists(&self, address: IpAddr) -> bool {
+        self.sandboxes.range((address, 0)..=(address, u32::MAX)).next().is_some()
+    }
+
+    /// The node ports over UDP that AppServices ask for.
+    pub(crate) fn asked_over_udp(&self) -> BTreeSet<u16> {
+        let known = self.services.values().filter_map(|front| front.facts.as_ref());
+        let ports = known.flat_map(|facts| &facts.ports);
+        ports.filter(|port| port.protocol == Protocol::Udp).filter_map(|port| port.asked).collect()
     }
 
     /// What the services that were touched forward now; once.
@@ -153,9 +187,17 @@ impl Index {
         for source in std::mem::take(&mut self.touched) {
             self.renew_claims(&source, &mut unsettled);
         }
-        let mut changes = Changes { gone: std::mem::take(&mut self.gone), ..Changes::default() };
+        let mut changes =
+            Changes { reused: std::mem::take(&mut self.reused), ..Changes::default() };
+        let mut gone = std::mem::take(&mut self.gone);
         // Who comes back before anybody was told is not gone.
-        changes.gone.retain(|address| !self.sandboxes.contains_key(address));
+        gone.retain(|sandbox| !self.sandboxes.contains_key(sandbox));
+        for (address, _) in gone {
+            match self.lists(address) {
+                true => changes.reused.insert(address),
+                false => changes.gone.insert(address),
+            };
+        }
         for port in unsettled {
             let backends = self.holder(port).map(|source| self.backends(source, port));
             match port {
@@ -251,28 +293,45 @@ impl Index {
         self.touched.insert(Source::Service(shared));
     }
 
-    fn count(&mut self, slice: &SliceFacts) {
+    /// The address of a sandbox that is not known to be gone is another's already if the service
+    /// controller lags behind the network plugin.
+    fn count(&mut self, namespace: &str, slice: &SliceFacts) {
+        let is_ours = self.is_ours(namespace, slice);
         for endpoint in &slice.endpoints {
-            *self.sandboxes.entry(endpoint.address).or_default() += 1;
+            let is_known = self.lists(endpoint.address);
+            let count = self.sandboxes.entry((endpoint.address, endpoint.pod)).or_default();
+            *count += 1;
+            if *count == 1 && is_known && is_ours {
+                self.reused.insert(endpoint.address);
+            }
         }
     }
 
-    /// A sandbox that was going and is in no slice any more does not exist. One that was not going
-    /// may only have left this service, and what it has open is none of ours.
-    fn discount(&mut self, namespace: &str, slice: &SliceFacts) {
-        let service = ObjectKey::new(namespace, &*slice.service);
-        let front = self.services.get(&service);
-        let is_ours = front.is_some_and(|front| front.owns(slice));
-        for endpoint in &slice.endpoints {
-            let Some(count) = self.sandboxes.get_mut(&endpoint.address) else { continue };
+    /// A sandbox is gone when a slice that listed it does so no more and no other does: the
+    /// service controller keeps it there until its Pod is gone, whatever becomes of its pool and
+    /// of the AppService. A slice that was deleted says nothing, nor does one that is full.
+    fn discount(&mut self, namespace: &str, old: &SliceFacts, new: Option<&Arc<SliceFacts>>) {
+        let tells = new.is_some_and(|new| {
+            let is_whole = new.endpoints.len() < ENDPOINTS_MAX;
+            is_whole && self.is_ours(namespace, old) && self.is_ours(namespace, new)
+        });
+        for endpoint in &old.endpoints {
+            let sandbox = (endpoint.address, endpoint.pod);
+            let Some(count) = self.sandboxes.get_mut(&sandbox) else { continue };
             *count -= 1;
             if *count == 0 {
-                self.sandboxes.remove(&endpoint.address);
-                if endpoint.terminating && is_ours {
-                    self.gone.insert(endpoint.address);
+                self.sandboxes.remove(&sandbox);
+                // If another Pod has the address, that was told when it came.
+                if tells && !self.lists(endpoint.address) {
+                    self.gone.insert(sandbox);
                 }
             }
         }
+    }
+
+    fn is_ours(&self, namespace: &str, slice: &SliceFacts) -> bool {
+        let service = ObjectKey::new(namespace, &*slice.service);
+        self.services.get(&service).is_some_and(|front| front.has_owned(slice))
     }
 }
 
@@ -281,6 +340,12 @@ impl Front {
     fn owns(&self, slice: &SliceFacts) -> bool {
         let facts = self.facts.as_ref();
         facts.is_some_and(|facts| slice.controller.as_deref() == Some(&*facts.uid))
+    }
+
+    /// The same, or it was before the AppService went.
+    fn has_owned(&self, slice: &SliceFacts) -> bool {
+        let is_former = self.former.is_some() && slice.controller == self.former;
+        is_former || self.owns(slice)
     }
 
     fn backends(&self, port: Port, families: &[Family]) -> Backends {

@@ -95,6 +95,7 @@ pub fn start(
         Surveyor { inbox: inbox.clone(), node: watches.node(), machine, shutdown: ctx.shutdown() };
     let reporter = Reporter {
         ctx: ctx.clone(),
+        inbox: inbox.clone(),
         node_name: settings.node_name,
         node: watches.node(),
         machine: seen.clone(),

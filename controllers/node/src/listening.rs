@@ -20,14 +20,16 @@ const UNCONNECTED: &str = "07";
 /// What listens in the network namespace of this process, at other addresses than the loopback's:
 /// what is only reachable from the node itself is in nobody's way.
 ///
-/// A UDP socket in the range of ports that the kernel deals out is a client's that waits for its
-/// answer, and not a server's.
+/// A UDP socket in the range of ports that the kernel deals out is as a rule a client's that waits
+/// for its answer, and not a server's: it counts only at a port that some AppService asks for.
 ///
 /// # Errors
 /// If /proc cannot be read. A family that the kernel does not have is empty.
-pub(crate) fn listening(proc: &Path) -> io::Result<BTreeSet<ListeningPort>> {
+pub(crate) fn listening(proc: &Path, asked: &BTreeSet<u16>) -> io::Result<BTreeSet<ListeningPort>> {
     let dealt = fs::read_to_string(proc.join("sys/net/ipv4/ip_local_port_range"))?;
     let dealt = range(&dealt);
+    let is_clients =
+        |port: u16| dealt.as_ref().is_some_and(|all| all.contains(&port)) && !asked.contains(&port);
     let mut found = BTreeSet::new();
     let tables = [
         ("net/tcp", Transport::Tcp),
@@ -41,7 +43,7 @@ pub(crate) fn listening(proc: &Path) -> io::Result<BTreeSet<ListeningPort>> {
             Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
             Err(error) => return Err(error),
         };
-        found.extend(sockets(&text, transport, dealt.as_ref()));
+        found.extend(sockets(&text, transport, &is_clients));
     }
     Ok(found)
 }
@@ -49,7 +51,7 @@ pub(crate) fn listening(proc: &Path) -> io::Result<BTreeSet<ListeningPort>> {
 fn sockets<'a>(
     table: &'a str,
     transport: Transport,
-    dealt: Option<&'a RangeInclusive<u16>>,
+    is_clients: &'a impl Fn(u16) -> bool,
 ) -> impl Iterator<Item = ListeningPort> + 'a {
     let state = match transport {
         Transport::Tcp => LISTENS,
@@ -60,8 +62,7 @@ fn sockets<'a>(
         let (local, found) = (words.nth(1)?, words.nth(1)?);
         let (address, port) = local.split_once(':')?;
         let port = u16::from_str_radix(port, 16).ok().filter(|port| *port != 0)?;
-        let is_clients =
-            transport == Transport::Udp && dealt.is_some_and(|dealt| dealt.contains(&port));
+        let is_clients = transport == Transport::Udp && is_clients(port);
         if found != state || is_clients || address_of(address)?.is_loopback() {
             return None;
         }
@@ -99,7 +100,8 @@ mod tests {
     #[track_caller]
     fn check(lines: &str, transport: Transport, expected: &[i32]) {
         let table = format!("{HEAD}{lines}");
-        let found = sockets(&table, transport, Some(&(32_768..=60_999)));
+        let is_clients = |port| (32_768..=60_999).contains(&port);
+        let found = sockets(&table, transport, &is_clients);
         assert_eq!(found.map(|found| found.port).collect::<Vec<_>>(), expected);
     }
 
@@ -159,8 +161,22 @@ mod tests {
     fn this_machine_can_be_read() {
         let listener = std::net::TcpListener::bind("0.0.0.0:0").expect("a port");
         let port = listener.local_addr().expect("an address").port();
-        let found = listening(Path::new("/proc")).expect("a readable /proc");
+        let found = listening(Path::new("/proc"), &BTreeSet::new()).expect("a readable /proc");
         let own = ListeningPort { port: port.into(), transport: Transport::Tcp };
         assert!(found.contains(&own), "{own:?} is not in {found:?}");
+    }
+
+    /// A server may well have a port that the kernel would deal out too.
+    #[test]
+    fn a_udp_socket_at_a_port_that_is_asked_for_counts() {
+        let socket = std::net::UdpSocket::bind("0.0.0.0:0").expect("a port");
+        let port = socket.local_addr().expect("an address").port();
+        let own = ListeningPort { port: port.into(), transport: Transport::Udp };
+        let is_found = |asked: &[u16]| {
+            let asked = asked.iter().copied().collect();
+            listening(Path::new("/proc"), &asked).expect("a readable /proc").contains(&own)
+        };
+        assert!(!is_found(&[]), "{own:?} is a client's for all anybody knows");
+        assert!(is_found(&[port]), "{own:?} is in somebody's way");
     }
 }

@@ -19,6 +19,7 @@ pub struct Metrics {
     replaced: Counter,
     pub(crate) resyncs: Counter,
     errors: Family<ErrorLabel, Counter>,
+    pub(crate) unended: Counter,
     services: Gauge,
     sandboxes: Gauge,
     pub(crate) verified: Counter,
@@ -47,6 +48,7 @@ impl Metrics {
             replaced: Counter::default(),
             resyncs: Counter::default(),
             errors: Family::default(),
+            unended: Counter::default(),
             services: Gauge::default(),
             sandboxes: Gauge::default(),
             verified: Counter::default(),
@@ -65,6 +67,8 @@ impl Metrics {
         registry.register("resyncs", help, metrics.resyncs.clone());
         let help = "Rounds that ended without the desired state in the kernel";
         registry.register("errors", help, metrics.errors.clone());
+        let help = "Times that connections which lead nowhere any more could not be ended";
+        registry.register("conntrack_errors", help, metrics.unended.clone());
         let help = "Times the table was read to be compared";
         registry.register("verifications", help, metrics.verified.clone());
         registry.register("elements", "Elements in the table", metrics.elements.clone());

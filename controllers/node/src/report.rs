@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -17,6 +18,7 @@ use tokio::time::{MissedTickBehavior, interval, sleep};
 
 use crate::COMPONENT;
 use crate::facts::NodeFacts;
+use crate::inbox::Inbox;
 use crate::listening::{LISTENING_MAX, listening};
 use crate::machine::Machine;
 use crate::writer::{Opened, State};
@@ -24,6 +26,7 @@ use crate::writer::{Opened, State};
 /// Writes the report of one node.
 pub(crate) struct Reporter {
     pub(crate) ctx: Context,
+    pub(crate) inbox: Arc<Inbox>,
     pub(crate) node_name: String,
     pub(crate) node: watch::Receiver<Option<NodeFacts>>,
     pub(crate) machine: watch::Receiver<Option<Machine>>,
@@ -81,7 +84,7 @@ impl Reporter {
                 Ok(()) = self.state.changed() => false,
             };
             match is_time {
-                true => found = look(found),
+                true => found = look(&self.inbox.asked_over_udp(), found),
                 false => sleep(SETTLE).await,
             }
             let node = self.node.borrow_and_update().clone();
@@ -139,8 +142,8 @@ impl Reporter {
 }
 
 /// What listens now, or what did if that cannot be told.
-fn look(before: BTreeSet<ListeningPort>) -> BTreeSet<ListeningPort> {
-    listening(Path::new("/proc")).unwrap_or_else(|error| {
+fn look(asked: &BTreeSet<u16>, before: BTreeSet<ListeningPort>) -> BTreeSet<ListeningPort> {
+    listening(Path::new("/proc"), asked).unwrap_or_else(|error| {
         tracing::warn!(%error, "Ports of the host not read");
         before
     })

@@ -10,7 +10,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use portolan_nft::{
-    Change, Conntrack, Error, Features, Flows, ForwardError, Forwarder, Kernel, Ruleset,
+    Change, Conntrack, ConntrackError, Error, Features, Flows, ForwardError, Forwarder, Kernel,
+    Ruleset, Unended,
 };
 use portolan_process::ErrorChain;
 use tokio::sync::watch;
@@ -81,6 +82,15 @@ struct Running {
     /// Sandboxes that are gone and whose connections are still to be ended.
     gone: BTreeSet<IpAddr>,
     rest: Duration,
+    /// Set while connections are left that could not be ended.
+    unended: Option<Retry>,
+}
+
+/// When to try again, and how long the rest before that is.
+#[derive(Clone, Copy)]
+struct Retry {
+    at: Instant,
+    rest: Duration,
 }
 
 impl Writer {
@@ -92,9 +102,15 @@ impl Writer {
         let mut earliest = Instant::now();
         let mut deadline = earliest + VERIFY_EVERY;
         loop {
-            let work = match self.inbox.wait(earliest, deadline) {
+            let retry = running.unended.map(|retry| retry.at);
+            let until = retry.map_or(deadline, |retry| retry.min(deadline));
+            let work = match self.inbox.wait(earliest, until) {
                 Wake::Stop => return,
                 Wake::Work(work) => work,
+                Wake::Deadline if until < deadline => {
+                    self.end_connections(&mut running);
+                    continue;
+                }
                 Wake::Deadline => Work { verify: true, ..Work::default() },
             };
             let begun = Instant::now();
@@ -151,7 +167,7 @@ impl Writer {
     fn first(&self, work: Work) -> Ruleset {
         let Work { changes, ground, verify: _, since: _, sizes } = work;
         self.metrics.size(sizes);
-        let Changes { services, node_ports, gone: _ } = changes;
+        let Changes { services, node_ports, gone: _, reused: _ } = changes;
         let ground = ground.unwrap_or_default();
         let services = services.into_iter();
         let node_ports = node_ports.into_iter();
@@ -165,13 +181,14 @@ impl Writer {
 
     fn round(&self, running: &mut Running, work: Work) -> Result<Change, ForwardError> {
         let Work { changes, ground, verify, since, sizes } = work;
+        let Changes { services, node_ports, gone, reused } = changes;
+        self.end_former(running, reused);
         let forwarder = &mut running.forwarder;
         let table = forwarder.table();
         if let Some(ground) = ground {
             table.set_node_addresses(ground.addresses);
             table.set_bridged(ground.bridged);
         }
-        let Changes { services, node_ports, gone } = changes;
         for (port, backends) in services {
             match backends {
                 Some(backends) => table.set_service(port, backends),
@@ -191,7 +208,7 @@ impl Writer {
             // That it was read is no sign of anything; that it had to be read again is.
             change.resyncs -= 1;
             self.metrics.verified.inc();
-            running.end_connections();
+            self.end_connections(running);
             return Ok(change);
         }
         let made = forwarder.advance()?;
@@ -200,8 +217,43 @@ impl Writer {
         }
         self.metrics.size(sizes);
         let settled = forwarder.flush()?;
-        running.end_connections();
+        self.end_connections(running);
         Ok(sum(made, settled))
+    }
+
+    /// Lets the kernel forget connections that lead nowhere any more. What cannot be ended is tried
+    /// again, after a rest: a sender of UDP would go on for ever.
+    fn end_connections(&self, running: &mut Running) {
+        let Running { forwarder, conntrack, gone, unended, .. } = running;
+        let Some(conntrack) = conntrack else {
+            // Nothing is led anywhere without connection tracking.
+            gone.clear();
+            return;
+        };
+        // Whoever has the address by now must not lose what it has open.
+        self.inbox.forget_listed(gone);
+        let ended = forwarder.end_connections(conntrack, gone);
+        *unended = ended.err().map(|error| {
+            self.fail_to_end(&error);
+            let rest = unended.map_or(REST_MIN, |retry| (retry.rest * 2).min(REST_MAX));
+            Retry { at: Instant::now() + rest, rest }
+        });
+    }
+
+    /// Ends what is left of sandboxes whose addresses others have now, before anything is led to
+    /// these. It is tried once only: later it would be theirs.
+    fn end_former(&self, running: &mut Running, reused: BTreeSet<IpAddr>) {
+        running.gone.retain(|address| !reused.contains(address));
+        let Some(conntrack) = &mut running.conntrack else { return };
+        let flows = reused.into_iter().map(Flows::Sandbox).collect();
+        if let Err(Unended { first, .. }) = conntrack.end(&flows) {
+            self.fail_to_end(&first);
+        }
+    }
+
+    fn fail_to_end(&self, error: &ConntrackError) {
+        self.metrics.unended.inc();
+        tracing::warn!(error = %ErrorChain(error), "Connections not ended");
     }
 
     fn note(&self, running: &mut Running, outcome: Result<Change, ForwardError>) {
@@ -240,19 +292,6 @@ impl Writer {
     }
 }
 
-impl Running {
-    /// Lets the kernel forget connections that lead nowhere any more. What cannot be ended is not
-    /// tried again: TCP ends by itself, and what UDP is left the next start finds.
-    fn end_connections(&mut self) {
-        let mut flows = self.forwarder.table().take_stale();
-        flows.extend(std::mem::take(&mut self.gone).into_iter().map(Flows::Sandbox));
-        let Some(conntrack) = self.conntrack.as_mut().filter(|_| !flows.is_empty()) else { return };
-        if let Err(error) = conntrack.end(&flows) {
-            tracing::warn!(error = %ErrorChain(&error), "Connections not ended");
-        }
-    }
-}
-
 /// Programs a kernel for the first time.
 fn start(kernel: Kernel, desired: Ruleset) -> Result<(Running, Opened, Change), ForwardError> {
     let (port, features) = (kernel.port(), kernel.features());
@@ -260,24 +299,22 @@ fn start(kernel: Kernel, desired: Ruleset) -> Result<(Running, Opened, Change), 
     let conntrack = open_conntrack(forwarder.table().desired());
     let filters = conntrack.as_ref().map(Conntrack::filters);
     let (gone, rest) = (BTreeSet::new(), Duration::ZERO);
-    let running = Running { forwarder, conntrack, gone, rest };
+    let running = Running { forwarder, conntrack, gone, rest, unended: None };
     Ok((running, Opened { port, features, filters }, change))
 }
 
 /// Connection tracking, swept of what ended while no agent ran.
 fn open_conntrack(desired: &Ruleset) -> Option<Conntrack> {
-    let opened = Conntrack::open().and_then(|mut conntrack| {
-        let ended = conntrack.sweep(desired)?;
-        tracing::info!(ended, "Swept connections");
-        Ok(conntrack)
-    });
-    match opened {
-        Ok(conntrack) => Some(conntrack),
-        Err(error) => {
-            tracing::error!(error = %ErrorChain(&error), "No connection tracking");
-            None
-        }
+    let mut conntrack = Conntrack::open()
+        .inspect_err(|error| {
+            tracing::error!(error = %ErrorChain(error), "No connection tracking");
+        })
+        .ok()?;
+    match conntrack.sweep(desired) {
+        Ok(ended) => tracing::info!(ended, "Swept connections"),
+        Err(error) => tracing::warn!(error = %ErrorChain(&error), "Connections not swept"),
     }
+    Some(conntrack)
 }
 
 fn sum(a: Change, b: Change) -> Change {

@@ -35,6 +35,21 @@ fn a_slice_is_of_a_service_and_of_its_controller() {
     let facts = slice(json!({})).expect("a slice of ours");
     assert_eq!((&*facts.service, facts.controller.as_deref()), ("chat-irc", Some("own")));
     assert_eq!(facts.ports, [("irc".into(), Protocol::Tcp, 6667)]);
+    let metadata = json!({ "name": "chat-irc-ipv4",
+        "labels": { "kubernetes.io/service-name": "chat-irc" },
+        "annotations": { "portolan.dev/app-service-uid": "of-the-app-service" } });
+    let facts = slice(json!({ "metadata": metadata })).expect("a slice of ours");
+    assert_eq!(facts.controller.as_deref(), Some("of-the-app-service"));
+}
+
+#[test]
+fn pods_that_have_an_address_one_after_the_other_are_told_apart() {
+    let pod = |uid: &str| {
+        let end = json!({ "addresses": ["10.8.0.1"], "targetRef": { "kind": "Pod", "uid": uid } });
+        slice(json!({ "endpoints": [end] })).expect("a slice of ours").endpoints[0].pod
+    };
+    assert_eq!(pod("one"), pod("one"));
+    assert_ne!(pod("one"), pod("another"));
 }
 
 #[test]

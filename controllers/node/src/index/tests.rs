@@ -20,6 +20,7 @@ fn service(addresses: &[&str], ports: &[(&str, Protocol, u16, Option<u16>)]) -> 
         name: (*name).into(),
         protocol: *protocol,
         port: *port,
+        asked: *node_port,
         node_port: *node_port,
     };
     ServiceFacts {
@@ -31,9 +32,11 @@ fn service(addresses: &[&str], ports: &[(&str, Protocol, u16, Option<u16>)]) -> 
 }
 
 /// Endpoints as `10.8.0.1` (ready), `10.8.0.1?` (not ready), `10.8.0.1-` (going but serving) or
-/// `10.8.0.1x` (going).
+/// `10.8.0.1x` (going); another Pod with that address is `10.8.0.1'`.
 fn slice(service: &str, ports: &[(&str, Protocol, u16)], endpoints: &[&str]) -> SliceFacts {
     let endpoint = |text: &&str| {
+        let pod = u32::from(text.ends_with('\''));
+        let text = text.trim_end_matches('\'');
         let address = text.trim_end_matches(['?', '-', 'x']);
         let (ready, last_resort, terminating) = match text.strip_prefix(address) {
             Some("") => (true, false, false),
@@ -41,7 +44,7 @@ fn slice(service: &str, ports: &[(&str, Protocol, u16)], endpoints: &[&str]) -> 
             Some("-") => (false, true, true),
             _ => (false, false, true),
         };
-        EndpointFacts { address: ip(address), local: false, ready, last_resort, terminating }
+        EndpointFacts { address: ip(address), pod, local: false, ready, last_resort, terminating }
     };
     let ports = ports.iter().map(|(name, protocol, port)| ((*name).into(), *protocol, *port));
     SliceFacts {
@@ -153,29 +156,106 @@ fn a_port_that_goes_is_nobodys() {
     assert_eq!(index.services_count(), 0);
 }
 
+/// What leaves a slice is gone, whatever was said of it last: the service controller keeps there
+/// what it does not know to be gone.
 #[test]
-fn a_sandbox_is_gone_when_it_was_going_and_no_slice_has_it() {
+fn a_sandbox_is_gone_when_its_slice_lists_it_no_more() {
     let mut index = Index::default();
     put_service(&mut index, "chat", service(&["10.96.0.1"], &[("irc", Protocol::Tcp, 6667, None)]));
-    let all = slice("chat", &[IRC], &["10.8.0.1", "10.8.0.2-", "10.8.0.3x", "10.8.0.4x"]);
+    let ends = ["10.8.0.1", "10.8.0.2-", "10.8.0.3x", "10.8.0.4?", "10.8.0.5x"];
+    let all = slice("chat", &[IRC], &ends);
     put_slice(&mut index, "v4", None, Some(all.clone()));
-    put_slice(&mut index, "more", None, Some(slice("chat", &[IRC], &["10.8.0.4x"])));
+    put_slice(&mut index, "more", None, Some(slice("chat", &[IRC], &["10.8.0.5x"])));
     index.take_changes();
-    put_slice(&mut index, "v4", Some(all), Some(slice("chat", &[IRC], &["10.8.0.5"])));
-    let gone = index.take_changes().gone;
-    assert_eq!(gone, ["10.8.0.2", "10.8.0.3"].map(ip).into());
+    put_slice(&mut index, "v4", Some(all), Some(slice("chat", &[IRC], &["10.8.0.6"])));
+    let Changes { gone, reused, .. } = index.take_changes();
+    assert_eq!(gone, ["10.8.0.1", "10.8.0.2", "10.8.0.3", "10.8.0.4"].map(ip).into());
+    assert_eq!(reused, [].into());
     assert_eq!(index.sandboxes_count(), 2);
 }
 
 #[test]
-fn a_sandbox_that_moves_to_another_slice_is_not_gone() {
+fn a_slice_that_is_deleted_or_full_says_of_nobody_that_it_is_gone() {
     let mut index = Index::default();
     put_service(&mut index, "chat", service(&["10.96.0.1"], &[("irc", Protocol::Tcp, 6667, None)]));
     let one = slice("chat", &[IRC], &["10.8.0.1x"]);
     put_slice(&mut index, "v4", None, Some(one.clone()));
     put_slice(&mut index, "v4", Some(one.clone()), None);
+    assert_eq!(index.take_changes().gone, [].into(), "deleted");
+    let many: Vec<_> = (0..1000).map(|n| format!("10.9.{}.{}", n / 250, n % 250)).collect();
+    let many = slice("chat", &[IRC], &many.iter().map(String::as_str).collect::<Vec<_>>());
+    put_slice(&mut index, "v4", None, Some(one.clone()));
+    put_slice(&mut index, "v4", Some(one), Some(many));
+    assert_eq!(index.take_changes().gone, [].into(), "full");
+}
+
+#[test]
+fn a_slice_goes_on_to_tell_what_is_gone_when_its_app_service_is() {
+    let mut index = Index::default();
+    put_service(&mut index, "chat", service(&["10.96.0.1"], &[("irc", Protocol::Tcp, 6667, None)]));
+    let all = slice("chat", &[IRC], &["10.8.0.1x", "10.8.0.2x", "10.8.0.3x"]);
+    let (two, one) =
+        (slice("chat", &[IRC], &["10.8.0.2x", "10.8.0.3x"]), slice("chat", &[IRC], &["10.8.0.3x"]));
+    put_slice(&mut index, "v4", None, Some(all.clone()));
+    index.service(&key("chat"), None);
+    assert_eq!(index.take_changes().gone, [].into(), "they drain");
+    put_slice(&mut index, "v4", Some(all), Some(two.clone()));
+    assert_eq!(index.take_changes().gone, [ip("10.8.0.1")].into());
+    // Another AppService of the name takes the slice over.
+    let next = service(&["10.96.0.9"], &[("irc", Protocol::Tcp, 6667, None)]);
+    put_service(&mut index, "chat", ServiceFacts { uid: "next".into(), ..next });
+    let taken = SliceFacts { controller: Some("next".into()), ..one };
+    put_slice(&mut index, "v4", Some(two), Some(taken));
+    assert_eq!(index.take_changes().gone, [ip("10.8.0.2")].into());
+}
+
+#[test]
+fn who_comes_back_before_anybody_was_told_is_not_gone() {
+    let mut index = Index::default();
+    put_service(&mut index, "chat", service(&["10.96.0.1"], &[("irc", Protocol::Tcp, 6667, None)]));
+    let (one, none) = (slice("chat", &[IRC], &["10.8.0.1x"]), slice("chat", &[IRC], &[]));
+    put_slice(&mut index, "v4", None, Some(one.clone()));
+    put_slice(&mut index, "v4", Some(one.clone()), Some(none));
     put_slice(&mut index, "v4-2", None, Some(one));
-    assert_eq!(index.take_changes().gone, [].into());
+    let Changes { gone, reused, .. } = index.take_changes();
+    assert_eq!((gone, reused), ([].into(), [].into()));
+}
+
+/// The next Pod with an address must not lose what it has: so what was there before is told when it
+/// comes, and not when the one before leaves.
+#[test]
+fn an_address_that_another_pod_has_now_is_told_once() {
+    let mut index = Index::default();
+    for name in ["chat", "shop"] {
+        let ports = [("irc", Protocol::Tcp, 6667, None)];
+        put_service(&mut index, name, service(&["10.96.0.1"], &ports));
+    }
+    let (old, none) = (slice("chat", &[IRC], &["10.8.0.1x"]), slice("chat", &[IRC], &[]));
+    put_slice(&mut index, "chat", None, Some(old.clone()));
+    index.take_changes();
+    put_slice(&mut index, "shop", None, Some(slice("shop", &[IRC], &["10.8.0.1'"])));
+    assert_eq!(index.take_changes().reused, [ip("10.8.0.1")].into());
+    put_slice(&mut index, "chat", Some(old.clone()), Some(none.clone()));
+    let Changes { gone, reused, .. } = index.take_changes();
+    assert_eq!((gone, reused), ([].into(), [].into()), "it is the other's by now");
+    // Both in one look, in the other order.
+    let mut index = Index::default();
+    put_service(&mut index, "chat", service(&["10.96.0.1"], &[("irc", Protocol::Tcp, 6667, None)]));
+    put_slice(&mut index, "chat", None, Some(old.clone()));
+    put_slice(&mut index, "chat", Some(old), Some(none));
+    put_slice(&mut index, "more", None, Some(slice("chat", &[IRC], &["10.8.0.1'"])));
+    let Changes { gone, reused, .. } = index.take_changes();
+    assert_eq!((gone, reused), ([].into(), [ip("10.8.0.1")].into()));
+}
+
+#[test]
+fn node_ports_over_udp_are_known_before_they_are_held() {
+    let mut index = Index::default();
+    let mut facts = service(&["10.96.0.1"], &[("dns", Protocol::Udp, 53, Some(40_053))]);
+    facts.ports[0].node_port = None;
+    put_service(&mut index, "chat", facts);
+    put_service(&mut index, "irc", service(&[], &[("irc", Protocol::Tcp, 6667, Some(40_054))]));
+    assert_eq!(index.asked_over_udp(), [40_053].into());
 }
 
 #[test]

@@ -88,6 +88,7 @@ fn service(number: u8) -> Arc<ServiceFacts> {
         name: name.into(),
         protocol,
         port,
+        asked: None,
         node_port: None,
     };
     Arc::new(ServiceFacts {
@@ -101,6 +102,7 @@ fn service(number: u8) -> Arc<ServiceFacts> {
 fn slice(number: u8, endpoints: &[u8]) -> Arc<SliceFacts> {
     let endpoint = |last: &u8| EndpointFacts {
         address: [10, 8, number, *last].into(),
+        pod: 0,
         local: false,
         ready: true,
         last_resort: false,
