@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use kube::api::{DeleteParams, Patch, PatchParams};
+use kube::api::{Patch, PatchParams};
 use portolan_api::conditions::reason;
 use serde_json::json;
 use tokio::time::sleep;
@@ -28,9 +28,16 @@ async fn the_slices_hold_the_sandboxes_of_the_pool_and_no_others() -> anyhow::Re
         assert!(message.starts_with("2 sandboxes behind "), "{message}");
 
         stage.apply(&stage.ours, "irc", Some("irc-2"), &PORTS).await;
-        stage.until_endpoints("irc", &["10.1.0.3 yyn"]).await;
+        // Those of before take nothing new, and are listed until they are gone.
+        let former = ["10.1.0.1 nny", "10.1.0.2 nny"];
+        stage.until_endpoints("irc", &[former[0], former[1], "10.1.0.3 yyn"]).await;
         stage.sandbox(&second, "irc-2", "irc-2-1-1", "10.1.0.5").await;
-        stage.until_endpoints("irc", &["10.1.0.3 yyn", "10.1.0.5 yyn"]).await;
+        let now = ["10.1.0.3 yyn", "10.1.0.5 yyn"];
+        stage.until_endpoints("irc", &[former[0], former[1], now[0], now[1]]).await;
+        stage.remove("irc-1-0-1").await;
+        stage.until_endpoints("irc", &[former[1], now[0], now[1]]).await;
+        stage.remove("irc-1-1-1").await;
+        stage.until_endpoints("irc", &now).await;
     })
     .await
 }
@@ -66,12 +73,44 @@ async fn endpoints_follow_what_the_sandboxes_do() -> anyhow::Result<()> {
         stage.until_endpoints("irc", &["10.1.0.1 nnn", "10.1.0.2 nyy"]).await;
         stage.until_says(&stage.ours, "irc", reason::NO_ENDPOINTS).await;
         stage.say("a", "10.1.0.1", true).await;
-        stage.pods().delete("b", &DeleteParams::default().grace_period(0)).await.unwrap();
+        stage.remove("b").await;
         stage.until_endpoints("irc", &["10.1.0.1 yyn"]).await;
-        stage.pods().delete("a", &DeleteParams::default().grace_period(0)).await.unwrap();
+        stage.remove("a").await;
         stage.until_endpoints("irc", &[]).await;
         let empty = stage.slices().get("irc-ipv4").await.unwrap();
         assert_eq!(empty.ports.map(|ports| ports.len()), Some(1), "the slice stays");
+    })
+    .await
+}
+
+#[tokio::test]
+async fn slices_outlive_their_app_service_until_their_sandboxes_are_gone() -> anyhow::Result<()> {
+    alone(async |stage: Stage| {
+        let pool = stage.pool("irc-1", "irc", false).await;
+        stage.sandbox(&pool, "irc-1", "a", "10.1.0.1").await;
+        stage.sandbox(&pool, "irc-1", "b", "10.1.0.2").await;
+        stage.apply(&stage.ours, "irc", Some("irc-1"), &PORTS).await;
+        let running = stage.start(stage.client.clone());
+        stage.until_endpoints("irc", &["10.1.0.1 yyn", "10.1.0.2 yyn"]).await;
+        stage.delete(&stage.ours, "irc").await;
+        stage.until_endpoints("irc", &["10.1.0.1 nny", "10.1.0.2 nny"]).await;
+        // Nobody remembers them but the slice.
+        running.stop().await;
+        stage.remove("a").await;
+        let running = stage.start(stage.client.clone());
+        stage.until_endpoints("irc", &["10.1.0.2 nny"]).await;
+        // Another of the name takes it over, and need not wait.
+        let next = stage.pool("irc-2", "irc", false).await;
+        stage.sandbox(&next, "irc-2", "c", "10.1.0.3").await;
+        stage.apply(&stage.ours, "irc", Some("irc-2"), &PORTS).await;
+        stage.until_endpoints("irc", &["10.1.0.2 nny", "10.1.0.3 yyn"]).await;
+        stage.delete(&stage.ours, "irc").await;
+        stage.until_endpoints("irc", &["10.1.0.2 nny", "10.1.0.3 nny"]).await;
+        stage.remove("b").await;
+        stage.remove("c").await;
+        let slice = || async { stage.slices().get_opt("irc-ipv4").await.expect("read") };
+        until("nothing is left", slice, Option::is_none).await;
+        running.stop().await;
     })
     .await
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use k8s_openapi::api::core::v1::Service;
 use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
 use portolan_api::NodeReport;
-use portolan_api::conditions::reason;
+use portolan_api::conditions::{self, reason};
 use serde_json::{from_value, json};
 use tokio::time::Instant;
 
@@ -100,6 +100,51 @@ async fn a_port_of_a_kubernetes_service_is_refused_while_it_has_it() -> anyhow::
         stage.services().delete("outside", &DeleteParams::default()).await.unwrap();
         stage.until_idle(&stage.ours, "irc").await;
         assert_eq!(stage.holder(port).await, Some(format!("{}/irc", stage.ours)));
+    })
+    .await
+}
+
+/// The port stays where it leads, but its owner is told, until the other goes.
+#[tokio::test]
+async fn a_service_that_comes_to_a_held_port_is_told_until_it_goes() -> anyhow::Result<()> {
+    with_controller(async |stage: Stage| {
+        // Within the cluster's own range, and not yet anybody's.
+        let service = |name: &str, port: Option<i32>| -> Service {
+            from_value(json!({
+                "metadata": { "name": name },
+                "spec": { "type": "NodePort", "ports": [{ "port": 80, "nodePort": port }] },
+            }))
+            .unwrap()
+        };
+        let params = PostParams::default();
+        let probe = stage.services().create(&params, &service("probe", None)).await.unwrap();
+        let port = probe.spec.unwrap().ports.unwrap()[0].node_port.unwrap();
+        stage.services().delete("probe", &DeleteParams::default()).await.unwrap();
+        stage.apply_port(&stage.ours, "irc", port).await;
+        stage.until_idle(&stage.ours, "irc").await;
+        let dispute = || async {
+            let service = stage.app_services(&stage.ours).get("irc").await.unwrap();
+            let status = service.status.unwrap();
+            assert_eq!(status.node_ports.len(), 1, "it keeps the port");
+            let mut conditions = status.conditions.into_iter();
+            conditions.find(|one| one.type_ == conditions::NODE_PORTS_EXCLUSIVE)
+        };
+        stage.services().create(&params, &service("late", Some(port))).await.unwrap();
+        let said = until("it is told", &dispute, |seen| {
+            seen.as_ref().is_some_and(|seen| seen.status == "False")
+        });
+        let said = said.await.unwrap().message;
+        let holder = format!("Service {}/late", stage.ours);
+        assert!(said.contains(&holder), "{said}");
+        let uid = stage.app_services(&stage.ours).get("irc").await.unwrap().metadata.uid.unwrap();
+        let told = || stage.told(&uid);
+        until("an Event names it", told, |notes| notes.iter().any(|note| note.contains(&holder)))
+            .await;
+        stage.services().delete("late", &DeleteParams::default()).await.unwrap();
+        until("it is over", dispute, |seen| {
+            seen.as_ref().is_some_and(|seen| seen.status == "True")
+        })
+        .await;
     })
     .await
 }

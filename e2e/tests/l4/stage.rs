@@ -279,6 +279,12 @@ impl Stage {
         said.expect("the Pod is there");
     }
 
+    /// Deletes a sandbox at once.
+    pub(crate) async fn remove(&self, name: &str) {
+        let at_once = DeleteParams::default().grace_period(0);
+        self.pods().delete(name, &at_once).await.expect("the Pod is there");
+    }
+
     /// Marks a sandbox, as the pool controller does when it drains.
     pub(crate) async fn drain(&self, name: &str) {
         let mark = json!({ "metadata": { "annotations": { labels::DRAIN: "1" } } });
@@ -326,12 +332,16 @@ impl Stage {
 
     /// What Events tell of an object.
     pub(crate) async fn told(&self, uid: &str) -> Vec<String> {
-        let events: Api<Event> = Api::namespaced(self.client.clone(), &self.ours);
+        let events = self.events(&self.ours).await.into_iter();
+        events.filter(|(about, _)| about == uid).map(|(_, note)| note).collect()
+    }
+
+    /// UIDs of objects of a namespace, with what Events tell of them.
+    pub(crate) async fn events(&self, namespace: &str) -> Vec<(String, String)> {
+        let events: Api<Event> = Api::namespaced(self.client.clone(), namespace);
         let events = events.list(&ListParams::default()).await.expect("listed").items.into_iter();
-        let about = events.filter(|event| {
-            event.regarding.as_ref().is_some_and(|object| object.uid.as_deref() == Some(uid))
-        });
-        about.filter_map(|event| event.note).collect()
+        let told = events.filter_map(|event| Some((event.regarding?.uid?, event.note?)));
+        told.collect()
     }
 
     /// Waits until an AppService says so about its present generation; returns the message.

@@ -119,6 +119,30 @@ impl Place {
         self.inside(|| times - (0..times).filter(attempt).count())
     }
 
+    /// The addresses of a name, IPv4 first, as the cluster's name server says them.
+    pub(crate) fn resolve(&self, name: &str, server: IpAddr) -> anyhow::Result<Vec<IpAddr>> {
+        let socket = self.udp(SocketAddr::new(server, 53))?;
+        let ask = |kind: u8| {
+            let mut question = b"\x00\x07\x01\x00\x00\x01\x00\x00\x00\x00\x00\x00".to_vec();
+            for label in name.split('.') {
+                question.push(u8::try_from(label.len())?);
+                question.extend(label.bytes());
+            }
+            question.extend([0, 0, kind, 0, 1]);
+            socket.send(&question)?;
+            let mut answer = [0; 512];
+            let size = socket.recv(&mut answer)?;
+            let answer = answer[..size].to_vec();
+            ensure!(answer[3] & 15 == 0 && answer[6..8] == [0, 1], "{name}: {answer:?}");
+            Ok(answer)
+        };
+        // What a record says is at its end, and there is one.
+        let (v4, v6) = (ask(1)?, ask(28)?);
+        let v4 = *v4.last_chunk::<4>().context("an address")?;
+        let v6 = *v6.last_chunk::<16>().context("an address")?;
+        Ok(vec![v4.into(), v6.into()])
+    }
+
     /// Who is connected to this TCP port here.
     pub(crate) fn peers(&self, port: u16) -> anyhow::Result<Vec<IpAddr>> {
         let port = format!("sport = :{port}");

@@ -5,6 +5,7 @@
 
 mod churn;
 mod clients;
+mod drains;
 mod exhaustion;
 mod scene;
 
@@ -39,6 +40,7 @@ async fn services_are_reached_through_the_agents() -> anyhow::Result<()> {
 async fn story() -> anyhow::Result<()> {
     let mut scene = Scene::set(Cluster::ensure_with(CLUSTER, 2, STACK).await?).await?;
     addresses_answer_from_everywhere(&scene)?;
+    names_answer_over_both_transports(&scene)?;
     node_ports_answer_on_every_node_and_there_only(&scene)?;
     programs_see_who_connects_as_documented(&scene)?;
     an_internal_name_answers_at_both_its_addresses(&scene).await?;
@@ -47,6 +49,7 @@ async fn story() -> anyhow::Result<()> {
     an_agent_speaks_for_its_node_alone(&scene)?;
     a_killed_agent_interrupts_nobody_and_changes_nothing(&scene).await?;
     a_sender_of_datagrams_follows_the_sandboxes(&scene).await?;
+    drains::connections_live_as_long_as_their_sandbox_and_no_longer(&scene).await?;
     exhaustion::an_app_without_an_address_gets_one_when_there_are_more(&mut scene).await?;
     churn::no_connection_is_lost_while_endpoints_come_and_go(&scene).await?;
     a_service_that_goes_leaves_nothing(scene).await
@@ -74,6 +77,21 @@ fn addresses_answer_from_everywhere(scene: &Scene) -> anyhow::Result<()> {
         }
     }
     ensure!(seen.len() == 2, "all connections went to {seen:?}");
+    Ok(())
+}
+
+/// As a program inside the cluster finds it: by its name.
+fn names_answer_over_both_transports(scene: &Scene) -> anyhow::Result<()> {
+    let words = ["-n", "kube-system", "get", "svc", "kube-dns", "-o", "jsonpath={.spec.clusterIP}"];
+    let server = scene.kubectl(&words)?.trim().parse()?;
+    for place in scene.sandboxes()? {
+        let addresses = place.resolve("chat-irc.node.svc.cluster.local", server)?;
+        ensure!(addresses == scene.vips, "{place}: {addresses:?} instead of {:?}", scene.vips);
+        for (address, port) in each(&addresses, [IRC, DNS]) {
+            let outcome = place.ask(SocketAddr::new(address, port.number), port.talk);
+            ensure!(outcome == Outcome::Echo, "{place}, {address}, {port:?}: {outcome:?}");
+        }
+    }
     Ok(())
 }
 
@@ -158,7 +176,7 @@ async fn an_internal_name_answers_at_both_its_addresses(scene: &Scene) -> anyhow
 
 fn nothing_of_others_has_changed(scene: &Scene) -> anyhow::Result<()> {
     for (number, (before, now)) in scene.tables.iter().zip(scene.tables_of_others()?).enumerate() {
-        ensure!(!before.is_empty(), "node {number} has no table of kube-proxy");
+        ensure!(before.contains("kube-proxy"), "node {number} has no table of kube-proxy");
         ensure!(*before == now, "tables of others on node {number} changed to\n{now}");
     }
     Ok(())

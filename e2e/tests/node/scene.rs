@@ -159,13 +159,14 @@ impl Scene {
         running(&self.cluster, AGENTS, "app.kubernetes.io/component=node")
     }
 
-    /// All that kube-proxy and the network plugin have in the nodes' kernels, without counts.
+    /// All that others, such as kube-proxy and the network plugin, have in the nodes' kernels,
+    /// without counts.
     pub(crate) fn tables_of_others(&self) -> anyhow::Result<Vec<String>> {
         self.nodes()
             .iter()
             .map(|node| {
                 let tables = node.output("nft", &["list", "tables"])?;
-                let others = tables.lines().filter(|line| line.contains("kube-proxy"));
+                let others = tables.lines().filter(|line| !line.contains(" portolan"));
                 let listings = others.map(|line| {
                     let words: Vec<_> = ["-s", "list"].into_iter().chain(line.split(' ')).collect();
                     node.output("nft", &words)
