@@ -101,6 +101,10 @@ impl Scene {
         Ok(scene)
     }
 
+    pub(crate) fn create(&self, manifest: &str) -> anyhow::Result<()> {
+        command::feed(self.cluster.program("kubectl").args(["create", "-f", "-"]), manifest)
+    }
+
     pub(crate) async fn client(&self) -> anyhow::Result<kube::Client> {
         self.cluster.client().await
     }
