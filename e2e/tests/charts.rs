@@ -202,6 +202,19 @@ fn a_gateway_is_killed_only_after_its_drain() {
 }
 
 #[test]
+fn replicas_are_spread_over_nodes_that_are_in_no_zone() {
+    for values in value_files() {
+        let pods = pods(&render(&values));
+        for name in ["portolan-gateway", "portolan-controller"] {
+            let constraints = pods[name]["topologySpreadConstraints"].as_array().unwrap();
+            let keys: Vec<_> = constraints.iter().map(|one| &one["topologyKey"]).collect();
+            // A second key would leave nodes without its label, and with them the first, unrated.
+            assert_eq!(keys, ["kubernetes.io/hostname"], "{name} of {}", values.display());
+        }
+    }
+}
+
+#[test]
 fn only_gateways_reach_the_port_for_gateways() {
     let rendered = render(&value_files()[0]);
     let is_policy = |object: &&Value| {
