@@ -4,10 +4,11 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
+use portolan_cluster::wait;
 use portolan_e2e::pods;
 use portolan_soak::load::{Load, Visitors};
 
-use crate::scene::{SHOP, Scene, TEAM, door};
+use crate::scene::{PATIENCE, SHOP, Scene, TEAM, door};
 
 const PAIR: &str = "pair.portolan.test";
 /// Two sandboxes: who comes after one was killed goes to the other.
@@ -46,15 +47,21 @@ pub(crate) async fn only_its_own_requests_fail(scene: &mut Scene) -> anyhow::Res
     scene.apply(APP)?;
     scene.ready()?;
     scene.all_know(&[PAIR]).await?;
-    for (app, host) in [("pair", PAIR), ("shop", SHOP)] {
-        kill_one(scene, app, host).await.with_context(|| format!("a sandbox of {app}"))?;
+    for (app, host, count) in [("pair", PAIR, 2), ("shop", SHOP, 1)] {
+        kill_one(scene, app, host, count).await.with_context(|| format!("a sandbox of {app}"))?;
     }
     scene.kubectl(TEAM, &["delete", "app,route", "pair"]).map(drop)
 }
 
-async fn kill_one(scene: &Scene, app: &str, host: &str) -> anyhow::Result<()> {
+async fn kill_one(scene: &Scene, app: &str, host: &str, count: usize) -> anyhow::Result<()> {
     let selector = format!("portolan.dev/app={app}");
-    let before = pods::running(&scene.cluster, TEAM, &selector)?;
+    // The App is ready with the first of them.
+    let before = wait::until("all its sandboxes", PATIENCE, async || {
+        let sandboxes = pods::running(&scene.cluster, TEAM, &selector)?;
+        ensure!(sandboxes.len() == count, "{sandboxes:?}");
+        anyhow::Ok(sandboxes)
+    })
+    .await?;
     let visitors = Visitors { address: door(), host: host.to_owned(), rate: RATE };
     let load = Load::start(&scene.cluster, visitors)?;
     tokio::time::sleep(Duration::from_secs(1)).await;
