@@ -18,8 +18,8 @@ use crate::stage::{Stage, alone};
 const FIRST: i32 = 40_000;
 const PAIRS: i32 = 63;
 const PORTS: i32 = 16;
-/// As long as all of it may take.
-const LIMIT: Duration = Duration::from_secs(60);
+/// As long as all of it may take, on a machine that is busy with other things.
+const LIMIT: Duration = Duration::from_secs(180);
 /// How often is looked whether losers were told. A look at all costs the API server as much as a
 /// race.
 const LOOK: Duration = Duration::from_millis(100);
@@ -32,24 +32,10 @@ async fn of_two_that_ask_at_once_exactly_one_gets_the_port() -> anyhow::Result<(
     alone(async |stage: Stage| {
         let leaders = [stage.start(stage.client.clone()), stage.start(stage.client.clone())];
         let started = Instant::now();
-        let race = |pair: i32| {
-            let stage = stage.clone();
-            async move {
-                let (name, first) = (format!("pair-{pair}"), FIRST + pair * PORTS);
-                let names: Vec<_> = (0..PORTS).map(|port| format!("p{port}")).collect();
-                let ports: Vec<_> = (0..PORTS)
-                    .zip(&names)
-                    .map(|(port, name)| (name.as_str(), 1000 + port, "tcp", Some(first + port)))
-                    .collect();
-                let sides = [&stage.ours, &stage.theirs];
-                join_all(sides.map(|side| stage.apply(side, &name, None, &ports))).await;
-                let asked = Instant::now();
-                sides.map(|side| ((side.clone(), name.clone()), asked))
-            }
-        };
         let told = Mutex::new(Times::new());
         let races = async {
-            let asked = stream::iter((0..PAIRS).map(race)).buffer_unordered(16);
+            let begun = (0..PAIRS).map(|pair| race(stage.clone(), pair));
+            let asked = stream::iter(begun).buffer_unordered(16);
             let asked: Vec<_> = asked.collect().await;
             let mut losers = Vec::new();
             for pair in 0..PAIRS {
@@ -63,34 +49,50 @@ async fn of_two_that_ask_at_once_exactly_one_gets_the_port() -> anyhow::Result<(
         };
         let elapsed = started.elapsed();
         let told = told.into_inner().expect("no panic");
-        let mut delays: Vec<_> = losers
-            .iter()
-            // Who was told before the other's request had been answered did not wait.
-            .filter_map(|loser| {
-                Some(told.get(&loser.key)?.saturating_duration_since(asked[&loser.key]))
-            })
-            .collect();
+        // Who was told before the other's request had been answered did not wait.
+        let delay = |loser: &Loser| {
+            Some(told.get(&loser.key)?.saturating_duration_since(asked[&loser.key]))
+        };
+        let mut delays: Vec<_> = losers.iter().filter_map(delay).collect();
         delays.sort();
         let median = delays.get(delays.len() / 2);
         println!("{} losers of {PAIRS} pairs were told after {median:?}, at median", losers.len());
         assert!(losers.len() >= usize::try_from(PAIRS).unwrap(), "each pair has one at least");
         until_events(&stage, &losers).await;
-        let claims = stage.claims().list(&ListParams::default()).await.unwrap();
-        let mut held: BTreeMap<String, usize> = BTreeMap::new();
-        for claim in claims.items {
-            let number = claim.spec.value.strip_suffix("/tcp").and_then(|one| one.parse().ok());
-            let raced = FIRST..FIRST + PAIRS * PORTS;
-            if number.is_some_and(|number: i32| raced.contains(&number)) {
-                *held.entry(claim.spec.value).or_default() += 1;
-            }
-        }
-        assert_eq!(held.len(), usize::try_from(PAIRS * PORTS).unwrap());
-        assert!(held.values().all(|holders| *holders == 1), "{held:?}");
+        each_is_held_once(&stage).await;
         println!("{} races in {elapsed:?}", PAIRS * PORTS);
         assert!(elapsed < LIMIT, "took {elapsed:?}");
         join_all(leaders.map(|leader| leader.stop())).await;
     })
     .await
+}
+
+/// Both sides of a pair ask; gives when the later one had.
+async fn race(stage: Stage, pair: i32) -> [((String, String), Instant); 2] {
+    let (name, first) = (format!("pair-{pair}"), FIRST + pair * PORTS);
+    let names: Vec<_> = (0..PORTS).map(|port| format!("p{port}")).collect();
+    let ports: Vec<_> = (0..PORTS)
+        .zip(&names)
+        .map(|(port, name)| (name.as_str(), 1000 + port, "tcp", Some(first + port)))
+        .collect();
+    let sides = [&stage.ours, &stage.theirs];
+    join_all(sides.map(|side| stage.apply(side, &name, None, &ports))).await;
+    let asked = Instant::now();
+    sides.map(|side| ((side.clone(), name.clone()), asked))
+}
+
+async fn each_is_held_once(stage: &Stage) {
+    let claims = stage.claims().list(&ListParams::default()).await.unwrap();
+    let mut held: BTreeMap<String, usize> = BTreeMap::new();
+    for claim in claims.items {
+        let number = claim.spec.value.strip_suffix("/tcp").and_then(|one| one.parse().ok());
+        let raced = FIRST..FIRST + PAIRS * PORTS;
+        if number.is_some_and(|number: i32| raced.contains(&number)) {
+            *held.entry(claim.spec.value).or_default() += 1;
+        }
+    }
+    assert_eq!(held.len(), usize::try_from(PAIRS * PORTS).unwrap());
+    assert!(held.values().all(|holders| *holders == 1), "{held:?}");
 }
 
 /// A side that did not get all of its ports.
