@@ -99,10 +99,13 @@ pub(crate) fn farewell(left: &[Left]) -> Vec<Step> {
     let mut steps = Vec::new();
     for Left { family, slice, there } in left {
         let wanted = slices::farewell(slice, *family, there);
-        if there.is_empty() {
-            steps.push(Step::DeleteSlice(Target::at(slice.as_ref())));
-        } else if !slices::is_same(slice, &wanted) {
+        // Of the last one too agents learn by what leaves the slice: that a slice is deleted says
+        // nothing.
+        if !slices::is_same(slice, &wanted) {
             steps.push(Step::ReplaceSlice(Box::new(wanted)));
+        }
+        if there.is_empty() {
+            steps.push(Step::DeleteSlice(Target::of(slice.as_ref())));
         }
     }
     steps

@@ -611,7 +611,10 @@ fn slices_outlive_their_app_service_until_their_sandboxes_are_gone() {
     assert_eq!(endpoints(&shown), ["a nny"]);
     assert_eq!(plan::farewell(&left(replaced, there)), [], "a second look changes nothing");
     let gone = plan::farewell(&left(replaced, vec![]));
-    assert_eq!(gone, [Step::DeleteSlice(Target::at(replaced.as_ref()))]);
+    let [Step::ReplaceSlice(emptied), deleted] = &gone[..] else { panic!("{gone:?}") };
+    assert_eq!(emptied.endpoints, None, "that the last one is gone is told, too");
+    assert_eq!(*deleted, Step::DeleteSlice(Target::of(replaced.as_ref())));
+    assert_eq!(plan::farewell(&left(emptied, vec![])), [deleted.clone()]);
 }
 
 #[test]
