@@ -183,7 +183,8 @@ mod tests {
         };
         let listener = Listener::bind((Ipv4Addr::LOCALHOST, 0).into(), config).expect("a socket");
         let address = listener.local_addr().expect("its address");
-        let (client, accepted) = tokio::join!(TcpStream::connect(address), listener.socket.accept());
+        let (client, accepted) =
+            tokio::join!(TcpStream::connect(address), listener.socket.accept());
         let (_client, (accepted, _)) = (client.expect("connected"), accepted.expect("accepted"));
         let socket = SockRef::from(&accepted);
         assert!(socket.keepalive().expect("an option"));
