@@ -76,7 +76,7 @@ pub fn run(
 }
 
 fn watch(controller: &mut Controller, settings: &Settings) -> Caches {
-    let pools = controller.primary(Watch::<SandboxPool>::new().project(observe::packed));
+    let pools = controller.primary(Watch::<SandboxPool>::new().pack());
     let sandboxes = controller.watch(
         Watch::<Pod>::new()
             .labels(labels::POOL)

@@ -41,12 +41,6 @@ pub(crate) struct Situation {
     pub(crate) incarnation: i64,
 }
 
-/// Keeps all of a pool but its annotations, which nothing here reads.
-pub(crate) fn packed(mut pool: SandboxPool) -> Option<Packed<SandboxPool>> {
-    pool.metadata.annotations = None;
-    Packed::of(pool)
-}
-
 /// The caches.
 pub(crate) struct Caches {
     pub(crate) pools: Cache<SandboxPool, Packed<SandboxPool>>,

@@ -56,11 +56,11 @@ use futures::try_join;
 use jiff::Timestamp;
 use k8s_openapi::api::coordination::v1::Lease;
 use kube::Resource;
-use portolan_api::{App, Claim, ClaimKind, Domain, Gateway, GatewayReport, Route};
+use portolan_api::{App, ClaimKind, Domain, Gateway, GatewayReport, Route};
 use portolan_claims::{Claims, Realm, sweep};
 use portolan_reconcile::{
-    Cache, Context, Controller, Events, Next, ObjectKey, Pass, Reconciler, RunError, StatusWrite,
-    Target, Watch, Writer,
+    Cache, Context, Controller, Events, Next, ObjectKey, Packed, Pass, Reconciler, RunError,
+    StatusWrite, Target, Watch, Writer,
 };
 
 pub use error::Error;
@@ -76,6 +76,11 @@ const BY_INTEREST: &str = "interest";
 const BY_APP: &str = "app";
 /// Routes by `namespace/name` of the Secret with their certificate.
 const BY_SECRET: &str = "secret";
+/// Routes with a certificate, under this very word.
+const WITH_TLS: &str = "tls";
+
+/// The Routes that there are.
+type Routes = Cache<Route, Packed<Route>>;
 
 /// What Routes claim.
 const REALM: Realm = Realm { kind: ClaimKind::Host, holder: "Route" };
@@ -111,19 +116,23 @@ fn run_routes(
     settings: Settings,
 ) -> impl Future<Output = Result<(), RunError>> + Send + use<> {
     let mut controller = Controller::new(ctx, "route");
-    let routes: Cache<Route> = controller.primary(
+    let routes: Routes = controller.primary(
         Watch::new()
-            .prune()
-            .index(BY_HOST, |route: &Route| [route.spec.host.clone()])
-            .index(BY_INTEREST, interests)
-            .index(BY_APP, |route: &Route| [sibling(route, &route.spec.app)])
-            .index(BY_SECRET, |route: &Route| {
-                route.spec.tls.as_ref().map(|tls| sibling(route, &tls.secret_name))
-            }),
+            .pack()
+            .index(BY_HOST, |route: &Packed<Route>| [route.unpack().spec.host])
+            .index(BY_INTEREST, |route| interests(&route.unpack()))
+            .index(BY_APP, |route| {
+                let route = route.unpack();
+                [sibling(&route, &route.spec.app)]
+            })
+            .index(BY_SECRET, |route| {
+                let route = route.unpack();
+                route.spec.tls.as_ref().map(|tls| sibling(&route, &tls.secret_name))
+            })
+            .index(WITH_TLS, |route| route.unpack().spec.tls.map(|_| WITH_TLS.to_owned())),
     );
     let known = routes.clone();
-    let claims: Cache<Claim> =
-        controller.watch(REALM.watch(), move |change| wake::by_claim(change, &known));
+    let claims = controller.watch(REALM.watch(), move |change| wake::by_claim(change, &known));
     let known = routes.clone();
     let domains = controller.watch(Watch::<Domain>::new().project(DomainRule::of), move |change| {
         wake::by_domain(change, &known)
@@ -162,7 +171,7 @@ fn run_routes(
 struct RouteReconciler {
     writer: Writer,
     events: Events,
-    routes: Cache<Route>,
+    routes: Routes,
     claims: Claims,
     domains: Cache<Domain, DomainRule>,
     apps: Cache<App, AppServices>,
@@ -176,7 +185,7 @@ impl Reconciler for RouteReconciler {
 
     async fn reconcile(&self, pass: &Pass) -> Result<Next, Error> {
         // The Claims of a Route that is gone are the sweep's.
-        let Some(route) = self.routes.get(pass.key()) else { return Ok(Next::Settled) };
+        let Some(route) = self.routes.unpack(pass.key()) else { return Ok(Next::Settled) };
         pass.identify(route.as_ref());
         let situation = self.observe(route.clone(), pass).await;
         let plan = plan::plan(&situation);

@@ -74,14 +74,14 @@ impl RouteReconciler {
     /// from the API server, because a Claim must not be lost to a cache that lags.
     async fn holder(&self, claim: &Claim, route: &Route) -> HolderState {
         let key = holder_key(claim);
-        match confirmed(claim, route, self.routes.get(&key).as_deref()) {
+        match confirmed(claim, route, self.routes.unpack(&key).as_deref()) {
             Some(state) => state,
             None => judged(claim, self.writer.get::<Route>(&key).await.as_ref()),
         }
     }
 
     fn namesakes(&self, route: &Route, key: &ObjectKey) -> Vec<Arc<Route>> {
-        let mut same = self.routes.by_index(BY_HOST, &route.spec.host);
+        let mut same = self.routes.unpack_by_index(BY_HOST, &route.spec.host);
         same.retain(|other| {
             let other = ObjectKey::of(other.as_ref());
             other.namespace == key.namespace && other.name != key.name

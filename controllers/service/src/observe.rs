@@ -180,8 +180,8 @@ impl Sources {
 
     fn address(&self, of: &AppService) -> Slot<Service> {
         slot(self.services.observed(&ObjectKey::of(of)), |view| {
-            let ours = view.ours.as_deref()?;
-            Some((Belongs::of(ours, of), ours.clone()))
+            let ours = view.ours.as_ref()?.unpack();
+            Some((Belongs::of(&ours, of), ours))
         })
     }
 

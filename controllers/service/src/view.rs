@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use k8s_openapi::api::core::v1::{Pod, Service};
 use kube::Resource;
 use portolan_api::{App, AppService, NodeReport, SandboxPool, Transport, labels};
-use portolan_reconcile::ObjectKey;
+use portolan_reconcile::{ObjectKey, Packed};
 use serde::Serialize;
 
 use crate::ports::NodePort;
@@ -54,17 +54,16 @@ pub(crate) struct ServiceView {
     /// The ports that it has on every node.
     pub(crate) node_ports: BTreeSet<NodePort>,
     /// All of it, if Portolan's proxy serves it; others are not ours whatever is in them.
-    pub(crate) ours: Option<Box<Service>>,
+    pub(crate) ours: Option<Packed<Service>>,
 }
 
 impl ServiceView {
-    pub(crate) fn of(mut service: Service) -> Option<Self> {
+    pub(crate) fn of(service: Service) -> Option<Self> {
         let key = ObjectKey::of(&service);
-        service.metadata.managed_fields = None;
         let node_ports = node_ports(&service);
         let proxy = service.metadata.labels.as_ref().and_then(|all| all.get(labels::SERVICE_PROXY));
         let is_ours = proxy.is_some_and(|proxy| proxy == labels::MANAGER);
-        Some(Self { key, node_ports, ours: is_ours.then(|| Box::new(service)) })
+        Some(Self { key, node_ports, ours: is_ours.then(|| Packed::of(service)).flatten() })
     }
 }
 

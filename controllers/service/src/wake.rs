@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use portolan_api::{AppService, Claim, labels};
 use portolan_claims::holder_key;
-use portolan_reconcile::{Cache, Change, ObjectKey};
+use portolan_reconcile::{Cache, Change, ObjectKey, Packed};
 
 use crate::REALM;
 use crate::observe::{BY_NODE_PORT, BY_POD, BY_POOL};
@@ -15,14 +15,13 @@ use crate::view::{Listeners, ServiceView};
 
 /// A Claim concerns its holder and whoever asks for that port.
 pub(crate) fn by_claim(
-    change: &Change<'_, Claim>,
+    change: &Change<'_, Packed<Claim>>,
     known: &Cache<AppService>,
 ) -> BTreeSet<ObjectKey> {
-    let claims = change.old.into_iter().chain(change.new);
     let mut woken = BTreeSet::new();
-    for claim in claims.filter(|claim| claim.spec.kind == REALM.kind) {
-        if REALM.has(claim) {
-            woken.insert(holder_key(claim));
+    for claim in change.sides().filter(|claim| claim.spec.kind == REALM.kind) {
+        if REALM.has(&claim) {
+            woken.insert(holder_key(&claim));
         }
         woken.extend(found(known, BY_NODE_PORT, &claim.spec.value));
     }

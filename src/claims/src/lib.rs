@@ -25,7 +25,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::Resource;
 use portolan_api::{Claim, ClaimKind, ClaimSpec, Holder, labels, names};
 use portolan_reconcile::{
-    Cache, Created, Deleted, ObjectKey, Observed, Pass, Target, Watch, Writer,
+    Cache, Created, Deleted, ObjectKey, Observed, Packed, Pass, Target, Watch, Writer,
 };
 
 pub use error::Error;
@@ -83,9 +83,10 @@ impl Realm {
     }
 
     /// A watch of all Claims in which [`Claims`] finds those of a holder.
-    pub fn watch(self) -> Watch<Claim> {
-        Watch::new().prune().index(BY_HOLDER, move |claim: &Claim| {
-            self.has(claim).then(|| holder_key(claim).to_string())
+    pub fn watch(self) -> Watch<Claim, Packed<Claim>> {
+        Watch::new().pack().index(BY_HOLDER, move |claim: &Packed<Claim>| {
+            let claim = claim.unpack();
+            self.has(&claim).then(|| holder_key(&claim).to_string())
         })
     }
 
@@ -111,23 +112,23 @@ impl Realm {
 pub struct Claims {
     realm: Realm,
     writer: Writer,
-    cache: Cache<Claim>,
+    cache: Cache<Claim, Packed<Claim>>,
 }
 
 impl Claims {
     /// From the cache of a [`Realm::watch`].
-    pub fn new(realm: Realm, writer: Writer, cache: Cache<Claim>) -> Self {
+    pub fn new(realm: Realm, writer: Writer, cache: Cache<Claim, Packed<Claim>>) -> Self {
         Self { realm, writer, cache }
     }
 
     /// The Claim that has the name for this thing; [`Realm::is_on`] says whether it is on it.
     pub fn named(&self, value: &str) -> Option<Arc<Claim>> {
-        self.cache.get(&self.realm.key(value))
+        self.cache.unpack(&self.realm.key(value))
     }
 
     /// The Claims that this very object holds.
     pub fn held_by(&self, holder: &impl Resource) -> Vec<Arc<Claim>> {
-        let mut held = self.cache.by_index(BY_HOLDER, &ObjectKey::of(holder).to_string());
+        let mut held = self.cache.unpack_by_index(BY_HOLDER, &ObjectKey::of(holder).to_string());
         held.retain(|claim| is_holder(holder, claim));
         held
     }

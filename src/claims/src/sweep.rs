@@ -12,8 +12,8 @@ use kube::Resource;
 use kube::core::PartialObjectMeta;
 use portolan_api::Claim;
 use portolan_reconcile::{
-    Cache, Change, Controller, Next, ObjectKey, Observed, Pass, Reconciler, RunError, Target,
-    Watch, Writer,
+    Cache, Change, Controller, Next, ObjectKey, Observed, Packed, Pass, Reconciler, RunError,
+    Target, Watch, Writer,
 };
 
 use crate::{BY_HOLDER, Claims, Error, Realm, holder_key};
@@ -52,12 +52,14 @@ where
 }
 
 /// The Claims of a holder that went or was made again under its name.
-fn abandoned(change: &Change<'_, String>, claims: &Cache<Claim>) -> BTreeSet<ObjectKey> {
+fn abandoned(
+    change: &Change<'_, String>,
+    claims: &Cache<Claim, Packed<Claim>>,
+) -> BTreeSet<ObjectKey> {
     if change.old == change.new {
         return BTreeSet::new();
     }
-    let held = claims.by_index(BY_HOLDER, &change.key.to_string());
-    held.iter().map(|claim| ObjectKey::of(claim.as_ref())).collect()
+    claims.keys_by_index(BY_HOLDER, &change.key.to_string()).into_iter().collect()
 }
 
 impl<K> Reconciler for Sweep<K>
@@ -67,7 +69,7 @@ where
     type Error = Error;
 
     async fn reconcile(&self, pass: &Pass) -> Result<Next, Error> {
-        let Some(claim) = self.claims.cache.get(pass.key()) else { return Ok(Next::Settled) };
+        let Some(claim) = self.claims.cache.unpack(pass.key()) else { return Ok(Next::Settled) };
         pass.identify(claim.as_ref());
         if self.realm.has(&claim) && self.is_abandoned(&claim).await? {
             self.claims.release(&Target::at(claim.as_ref()), "holder is gone", pass).await?;

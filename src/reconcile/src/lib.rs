@@ -39,6 +39,7 @@ mod pass;
 mod progress;
 mod queue;
 mod runner;
+mod shelf;
 mod watch;
 mod writer;
 

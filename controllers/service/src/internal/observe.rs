@@ -56,7 +56,7 @@ pub(crate) struct Named {
     /// It was deleted and will go.
     pub(crate) leaving: bool,
     /// All of it, if it says that it is an internal name.
-    pub(crate) internal: Option<Box<Service>>,
+    pub(crate) internal: Option<Packed<Service>>,
 }
 
 impl Sources {
@@ -114,8 +114,7 @@ impl Names {
 // === impl Named ===
 
 impl Named {
-    pub(crate) fn of(mut service: Service) -> Self {
-        service.metadata.managed_fields = None;
+    pub(crate) fn of(service: Service) -> Self {
         let label = |key: &str| service.metadata.labels.as_ref()?.get(key).cloned();
         let is_ours = label(labels::SERVICE_PROXY).is_some_and(|proxy| proxy == labels::MANAGER);
         let of = label(labels::APP).zip(label(labels::SERVICE)).filter(|_| is_ours);
@@ -125,7 +124,7 @@ impl Named {
             owner: controller(&service),
             of,
             leaving: service.metadata.deletion_timestamp.is_some(),
-            internal: (is_ours && internal).then(|| Box::new(service)),
+            internal: (is_ours && internal).then(|| Packed::of(service)).flatten(),
         }
     }
 

@@ -6,7 +6,7 @@ use k8s_openapi::api::core::v1::{Service, ServicePort, ServiceSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::Resource;
 use portolan_api::{App, labels, names};
-use portolan_reconcile::{Observed, Target};
+use portolan_reconcile::{Observed, Packed, Target};
 
 use crate::internal::observe::{Named, Situation};
 
@@ -42,8 +42,8 @@ pub(crate) fn plan(app: &App, situation: &Situation) -> Plan {
             Some(Observed::Unknown(why)) => plan.unknown = Some(why.clone()),
             Some(Observed::Present(there)) => match own(there, app) {
                 Some(live) => {
-                    let wanted = brought_up(live, app, service, *port);
-                    plan.replace.extend((wanted != *live).then_some(wanted));
+                    let wanted = brought_up(&live, app, service, *port);
+                    plan.replace.extend((wanted != live).then_some(wanted));
                 }
                 None if there.is_passing(app, service) => {}
                 None => plan.taken.push(name.clone()),
@@ -55,15 +55,15 @@ pub(crate) fn plan(app: &App, situation: &Situation) -> Plan {
         let name = live.metadata.name.as_deref().unwrap_or_default();
         !names.services.contains_key(name)
     });
-    plan.delete = unneeded.map(Target::of).collect();
+    plan.delete = unneeded.map(|live| Target::of(&live)).collect();
     plan
 }
 
 /// The Service, if it is an internal name that this App controls, by UID, and that stays.
-fn own<'a>(named: &'a Named, app: &App) -> Option<&'a Service> {
+fn own(named: &Named, app: &App) -> Option<Service> {
     let owner = named.owner.as_ref()?;
     let is_own = app.metadata.uid.as_ref() == Some(&owner.uid) && !named.leaving;
-    named.internal.as_deref().filter(|_| is_own)
+    named.internal.as_ref().filter(|_| is_own).map(Packed::unpack)
 }
 
 fn blank(app: &App, name: &str) -> Service {

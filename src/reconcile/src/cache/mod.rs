@@ -139,6 +139,15 @@ impl<K, T> Cache<K, T> {
         self.inner.store.read().by_index(index, value).cloned().collect()
     }
 
+    /// The keys of the objects that an index finds under `value`, in order.
+    ///
+    /// # Panics
+    ///
+    /// When the watch was built without that index.
+    pub fn keys_by_index(&self, index: &str, value: &str) -> Vec<ObjectKey> {
+        self.inner.store.read().keys_by_index(index, value).cloned().collect()
+    }
+
     /// The keys of all objects, in order.
     pub fn keys(&self) -> Vec<ObjectKey> {
         self.inner.store.read().iter().map(|(key, _)| key.clone()).collect()

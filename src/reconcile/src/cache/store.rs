@@ -5,7 +5,7 @@
 //! allows since 1.35 (KEP-5504); the later one wins, whichever stream brings it.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque},
+    collections::{BTreeMap, BTreeSet, HashSet, VecDeque, btree_map},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -112,12 +112,15 @@ impl Dead {
 struct Index<T> {
     name: &'static str,
     by: IndexBy<T>,
-    keys: HashMap<String, BTreeSet<ObjectKey>>,
+    /// One flat set: nearly all values have one key, and a set of their own each would be mostly
+    /// empty.
+    keys: BTreeSet<(Box<str>, Arc<ObjectKey>)>,
 }
 
 /// Objects by key, with indexes that always agree with them.
 pub(crate) struct Store<T> {
-    entries: BTreeMap<ObjectKey, Entry<T>>,
+    /// Keys are shared with the indexes.
+    entries: BTreeMap<Arc<ObjectKey>, Entry<T>>,
     indexes: Vec<Index<T>>,
     malformed: BTreeMap<ObjectKey, String>,
     dead: Dead,
@@ -130,7 +133,7 @@ pub(crate) struct Store<T> {
 
 impl<T> Store<T> {
     pub(crate) fn new(indexes: Vec<(&'static str, IndexBy<T>)>) -> Self {
-        let index = |(name, by)| Index { name, by, keys: HashMap::new() };
+        let index = |(name, by)| Index { name, by, keys: BTreeSet::new() };
         Self {
             entries: BTreeMap::new(),
             indexes: indexes.into_iter().map(index).collect(),
@@ -153,7 +156,7 @@ impl<T> Store<T> {
     }
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = (&ObjectKey, &Arc<T>)> {
-        self.entries.iter().map(|(key, entry)| (key, &entry.value))
+        self.entries.iter().map(|(key, entry)| (&**key, &entry.value))
     }
 
     pub(crate) fn in_namespace<'a>(
@@ -161,9 +164,21 @@ impl<T> Store<T> {
         namespace: &'a str,
     ) -> impl Iterator<Item = &'a Arc<T>> {
         self.entries
-            .range(ObjectKey::new(namespace, "")..)
+            .range::<ObjectKey, _>(ObjectKey::new(namespace, "")..)
             .take_while(move |(key, _)| key.namespace == namespace)
             .map(|(_, entry)| &entry.value)
+    }
+
+    /// # Panics
+    ///
+    /// When no index has that name: asking for it is a mistake in the caller.
+    pub(crate) fn keys_by_index<'a>(
+        &'a self,
+        name: &str,
+        value: &'a str,
+    ) -> impl Iterator<Item = &'a ObjectKey> {
+        let index = self.indexes.iter().find(|index| index.name == name);
+        index.expect("the index was declared when the watch was built").of(value)
     }
 
     /// # Panics
@@ -172,12 +187,9 @@ impl<T> Store<T> {
     pub(crate) fn by_index<'a>(
         &'a self,
         name: &str,
-        value: &str,
+        value: &'a str,
     ) -> impl Iterator<Item = &'a Arc<T>> {
-        let index = self.indexes.iter().find(|index| index.name == name);
-        let index = index.expect("the index was declared when the watch was built");
-        let keys = index.keys.get(value).into_iter().flatten();
-        keys.filter_map(|key| self.find(key))
+        self.keys_by_index(name, value).filter_map(|key| self.find(key))
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -238,13 +250,13 @@ impl<T> Store<T> {
         self.malformed.retain(|key, _| seen.contains(key));
         let mut gone = Vec::new();
         for (key, entry) in &mut self.entries {
-            if seen.contains(key) {
+            if seen.contains(&**key) {
                 continue;
             }
             // Created while the list was under way: perhaps after its snapshot.
             if !entry.own.is_empty() && entry.own_relist == self.relist {
                 entry.is_shown = false;
-                self.suspects.push((key.clone(), now));
+                self.suspects.push(((**key).clone(), now));
             } else {
                 self.dead.add(&entry.uid, now);
                 gone.push(key.clone());
@@ -332,17 +344,27 @@ impl<T> Store<T> {
         let new = Arc::new(value);
         let value = new.clone();
         let entry = Entry { value, uid, version, own: Vec::new(), own_relist: 0, is_shown };
-        let old = self.entries.insert(key.clone(), entry).map(|entry| entry.value);
+        let (shared, old) = match self.entries.entry(Arc::new(key.clone())) {
+            btree_map::Entry::Occupied(mut known) => {
+                let old = known.insert(entry).value;
+                (known.key().clone(), Some(old))
+            }
+            btree_map::Entry::Vacant(unknown) => {
+                let shared = unknown.key().clone();
+                unknown.insert(entry);
+                (shared, None)
+            }
+        };
         for index in &mut self.indexes {
-            index.move_key(&key, old.as_deref(), Some(&new));
+            index.move_key(&shared, old.as_deref(), Some(&new));
         }
         Some(Delta { key, old, new: Some(new) })
     }
 
     fn remove(&mut self, key: &ObjectKey) -> Option<Delta<T>> {
-        let old = self.entries.remove(key)?.value;
+        let (shared, Entry { value: old, .. }) = self.entries.remove_entry(key)?;
         for index in &mut self.indexes {
-            index.move_key(key, Some(&old), None);
+            index.move_key(&shared, Some(&old), None);
         }
         Some(Delta { key: key.clone(), old: Some(old), new: None })
     }
@@ -368,20 +390,22 @@ impl<T> Entry<T> {
 }
 
 impl<T> Index<T> {
-    fn move_key(&mut self, key: &ObjectKey, old: Option<&T>, new: Option<&T>) {
+    /// The keys of a value, in order.
+    fn of<'a>(&'a self, value: &'a str) -> impl Iterator<Item = &'a ObjectKey> {
+        let first = (value.into(), Arc::default());
+        let all = self.keys.range(first..).take_while(move |(other, _)| **other == *value);
+        all.map(|(_, key)| &**key)
+    }
+
+    fn move_key(&mut self, key: &Arc<ObjectKey>, old: Option<&T>, new: Option<&T>) {
         let mut from: BTreeSet<String> = old.map(&self.by).into_iter().flatten().collect();
         for value in new.map(&self.by).into_iter().flatten() {
             if !from.remove(&value) {
-                self.keys.entry(value).or_default().insert(key.clone());
+                self.keys.insert((value.into(), key.clone()));
             }
         }
         for value in from {
-            if let Some(keys) = self.keys.get_mut(&value) {
-                keys.remove(key);
-                if keys.is_empty() {
-                    self.keys.remove(&value);
-                }
-            }
+            self.keys.remove(&(value.into(), key.clone()));
         }
     }
 }
