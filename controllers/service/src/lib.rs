@@ -45,6 +45,7 @@ mod wake;
 mod tests;
 
 use std::future::Future;
+use std::time::Duration;
 
 use futures::try_join;
 use k8s_openapi::api::core::v1::{Pod, Service};
@@ -67,6 +68,10 @@ const REALM: Realm = Realm { kind: ClaimKind::NodePort, holder: "AppService" };
 /// How often a pass looks again because its own writes changed something. Two are usual: one
 /// makes the Service, the next the slices for its address.
 const ROUNDS: usize = 4;
+
+/// How soon sandboxes of an AppService that is gone are looked for again, should nobody say that
+/// they are gone too.
+const FAREWELL_INTERVAL: Duration = Duration::from_secs(10);
 
 /// What the controller must know of the installation.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -227,6 +232,8 @@ impl ServiceReconciler {
     async fn clear_up(&self, pass: &Pass) -> Result<Next, Error> {
         let left = self.sources.left_by(pass.key()).await;
         self.sources.clear_up(&plan::farewell(&left), pass).await?;
-        Ok(Next::Settled)
+        // A full pass knows nothing of an AppService that is gone.
+        let is_done = left.iter().all(|left| left.there.is_empty());
+        Ok(if is_done { Next::Settled } else { Next::After(FAREWELL_INTERVAL) })
     }
 }

@@ -82,7 +82,7 @@ async fn race(stage: Stage, pair: i32) -> [((String, String), Instant); 2] {
 }
 
 async fn each_is_held_once(stage: &Stage) {
-    let claims = stage.claims().list(&ListParams::default()).await.unwrap();
+    let claims = stage.claims().list(&ListParams::default()).await.expect("the Claims");
     let mut held: BTreeMap<String, usize> = BTreeMap::new();
     for claim in claims.items {
         let number = claim.spec.value.strip_suffix("/tcp").and_then(|one| one.parse().ok());
@@ -91,7 +91,7 @@ async fn each_is_held_once(stage: &Stage) {
             *held.entry(claim.spec.value).or_default() += 1;
         }
     }
-    assert_eq!(held.len(), usize::try_from(PAIRS * PORTS).unwrap());
+    assert_eq!(held.len(), usize::try_from(PAIRS * PORTS).expect("a count"));
     assert!(held.values().all(|holders| *holders == 1), "{held:?}");
 }
 
