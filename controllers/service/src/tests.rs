@@ -614,7 +614,7 @@ fn slices_outlive_their_app_service_until_their_sandboxes_are_gone() {
     let [Step::ReplaceSlice(emptied), deleted] = &gone[..] else { panic!("{gone:?}") };
     assert_eq!(emptied.endpoints, None, "that the last one is gone is told, too");
     assert_eq!(*deleted, Step::DeleteSlice(Target::of(replaced.as_ref())));
-    assert_eq!(plan::farewell(&left(emptied, vec![])), std::slice::from_ref(&deleted));
+    assert_eq!(plan::farewell(&left(emptied, vec![])), std::slice::from_ref(deleted));
 }
 
 #[test]
