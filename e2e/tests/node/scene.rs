@@ -90,10 +90,13 @@ impl Scene {
         ensure!(families == [true, false], "{:?}", scene.vips);
         for place in scene.nodes() {
             wait::until("the agents to know the sandboxes", PATIENCE, async || {
-                let sandboxes = place.output("nft", &["list", "table", "inet", "portolan"])?;
-                let known =
-                    scene.running()?.iter().all(|pod| sandboxes.contains(&pod.address.to_string()));
-                ensure!(known, "{sandboxes}");
+                let table = place.output("nft", &["list", "table", "inet", "portolan"])?;
+                // The slices of the two families come one after the other.
+                let words = ["-n", TEAM, "get", "pods", "-l", "portolan.dev/app=chat", "-o"];
+                let addresses = "jsonpath={.items[*].status.podIPs[*].ip}";
+                let addresses = scene.kubectl(&[&words[..], &[addresses]].concat())?;
+                let known = addresses.split(' ').all(|address| table.contains(address));
+                ensure!(known, "{addresses} are not all in {table}");
                 anyhow::Ok(())
             })
             .await?;
