@@ -14,7 +14,7 @@ use crate::{
 /// thousand as a struct, nearly all of them absent fields; reading it again costs a pass a few
 /// microseconds.
 ///
-/// What several caches of one process hold alike is there once, and small: see [`Shelf`]. Equal
+/// What several caches of one process hold alike is there once, and small (`shelf.rs`). Equal
 /// when the objects are. It is what [`crate::Watch::pack`] keeps.
 pub struct Packed<K> {
     text: Text,
