@@ -97,8 +97,7 @@ pub fn run(
         if Gateway::is_renewal(change.old.map(AsRef::as_ref), change.new.map(AsRef::as_ref)) {
             return Vec::new();
         }
-        let unsettled = unsettled.by_index(BY_SETTLING, UNSETTLED);
-        unsettled.iter().map(|app| ObjectKey::of(&app.unpack())).collect()
+        unsettled.keys_by_index(BY_SETTLING, UNSETTLED)
     });
     let (writer, events) = (controller.writer(), controller.events());
     controller.run(AppReconciler {

@@ -88,6 +88,5 @@ fn by_ports(
 }
 
 fn found(known: &Cache<AppService>, index: &str, value: &str) -> BTreeSet<ObjectKey> {
-    let found = known.by_index(index, value);
-    found.iter().map(|service| ObjectKey::of(service.as_ref())).collect()
+    known.keys_by_index(index, value).into_iter().collect()
 }
