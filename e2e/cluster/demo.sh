@@ -57,6 +57,14 @@ printf '$ $PORTOLAN_OUTSIDE bash -c "exec 3<>/dev/tcp/%s/6697; …"\n' "${PORTOL
 $PORTOLAN_OUTSIDE timeout 10 bash -c 'exec 3<>"/dev/tcp/$0/6697"
 	printf "NICK visitor\r\nUSER visitor 0 * :A visitor\r\n" >&3
 	grep --max-count=1 " 001 " <&3' "${PORTOLAN_NODES%% *}"
+printf '$ $PORTOLAN_OUTSIDE dig @%s -p 5300 kubernetes.default.svc.cluster.local\n' "${PORTOLAN_NODES%% *}"
+# A machine may have no dig: the query in bytes, and the address that ends the answer.
+# shellcheck disable=SC2016,SC2086
+$PORTOLAN_OUTSIDE timeout 10 bash -c 'exec 3<>"/dev/udp/$0/5300"
+	name="\x0akubernetes\x07default\x03svc\x07cluster\x05local\x00"
+	printf "\x00\x07\x01\x00\x00\x01\x00\x00\x00\x00\x00\x00$name\x00\x01\x00\x01" |
+		dd bs=512 iflag=fullblock status=none >&3
+	dd bs=512 count=1 status=none <&3 | tail -c 4 | od -A n -t u1 | sed "s/  */./g; s/^\.//"' "${PORTOLAN_NODES%% *}"
 
 say "Pods reach every service by its name, and wake it if it sleeps"
 sandbox=$(kubectl get pods --selector portolan.dev/app=echo,portolan.dev/service=wire \

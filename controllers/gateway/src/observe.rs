@@ -28,6 +28,9 @@ pub(crate) struct Process {
     pub(crate) pod: Option<String>,
     /// When the last process ended, in whole seconds, rounded down; `None` while one runs.
     pub(crate) ended: Option<Timestamp>,
+    /// The instances that ended, the last two at most: a gateway writes its own into its
+    /// container's termination message when it starts.
+    pub(crate) dead: Vec<String>,
 }
 
 impl HeldLease {
@@ -44,8 +47,14 @@ impl Process {
     pub(crate) fn of(pod: Pod) -> Option<Self> {
         let statuses = pod.status.and_then(|status| status.container_statuses).unwrap_or_default();
         let gateway = statuses.into_iter().find(|status| status.name == CONTAINER);
-        Some(Self { pod: pod.metadata.uid, ended: gateway.and_then(ended) })
+        let dead = gateway.as_ref().map(dead).unwrap_or_default();
+        Some(Self { pod: pod.metadata.uid, ended: gateway.and_then(ended), dead })
     }
+}
+
+fn dead(status: &ContainerStatus) -> Vec<String> {
+    let states = [status.state.as_ref(), status.last_state.as_ref()].into_iter().flatten();
+    states.filter_map(|state| state.terminated.as_ref()?.message.clone()).collect()
 }
 
 /// While one runs, whatever ended before it: it is about to take the Lease over by itself, and a

@@ -7,16 +7,21 @@ use crate::observe::{HeldLease, Process};
 
 /// The Lease to take away.
 ///
-/// The Pod says when its last process ended, and the name in the Lease when that process began:
-/// two times of one node's clock. A process that began before another of its Pod ended is that
-/// one, since only one of them runs at a time. Kubernetes rounds the end down to a second, so a
-/// process that lived for less than that may go unproven, and its Lease lapses.
+/// The kubelet puts the termination message of a container that ended into the status of its Pod,
+/// and a gateway's says which instance it was.
+///
+/// Should it say nothing, times do: the Pod says when its last process ended, and the name in the
+/// Lease when that process began, both by one node's clock. A process that began before another of
+/// its Pod ended is that one, since only one of them runs at a time. Kubernetes rounds the end down
+/// to a second, so a process that lived for less than that goes unproven then, and its Lease
+/// lapses.
 pub(crate) fn plan(lease: Option<&HeldLease>, process: Option<&Process>) -> Option<Target> {
     let (lease, process) = (lease?, process?);
     let is_its_pod = lease.pod.is_some() && lease.pod == process.pod;
     // That it left in order is more than that it ended: what it was lent is known to be free.
     let is_held = lease.gateway.phase != GatewayPhase::Left;
-    let has_ended = process.ended? >= lease.gateway.started()?;
+    let has_ended = process.dead.contains(&lease.gateway.instance)
+        || process.ended.zip(lease.gateway.started()).is_some_and(|(ended, began)| ended >= began);
     (is_its_pod && is_held && has_ended).then(|| lease.target.clone())
 }
 
@@ -52,7 +57,17 @@ mod tests {
     }
 
     fn process(ended: Option<i64>) -> Process {
-        Process { pod: Some("uid-of-pod".into()), ended: ended.map(at) }
+        Process { pod: Some("uid-of-pod".into()), ended: ended.map(at), dead: vec![] }
+    }
+
+    #[test]
+    fn what_left_its_name_is_dead_however_short_it_lived_and_whatever_came_after() {
+        let lease = lease(5_400);
+        for ended in [None, Some(5_000)] {
+            let said = vec!["gw-1.other".into(), lease.gateway.instance.clone()];
+            let process = Process { dead: said, ..process(ended) };
+            assert_eq!(plan(Some(&lease), Some(&process)), Some(lease.target.clone()));
+        }
     }
 
     #[test]

@@ -69,6 +69,17 @@ fn listing(kind: &str, object: &Value) -> Answer {
 }
 
 #[tokio::test(start_paused = true)]
+async fn who_left_its_name_lived_however_short_and_another_runs_already() {
+    let running = json!({ "running": { "startedAt": "1970-01-01T00:01:40Z" } });
+    for (name, count) in [("gw-1.186a0", 1), ("gw-1.1869f", 0)] {
+        let mut last = ended("1970-01-01T00:01:39Z");
+        last["terminated"]["message"] = json!(name);
+        let sent = deletions(json!([container("gateway", &running, &last)])).await;
+        assert_eq!(sent.len(), count, "{name}: {sent:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn exactly_the_lease_that_was_seen_is_taken_away_once() {
     let waiting = json!({ "waiting": { "reason": "CrashLoopBackOff" } });
     for (state, last) in

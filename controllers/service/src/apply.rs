@@ -1,17 +1,23 @@
 //! All writes of a pass but the status. Leaves no choice open: the plan has made them all.
 
+use futures::{StreamExt, stream};
 use k8s_openapi::api::core::v1::Service;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::Resource;
 use portolan_claims::Taken as ClaimTaken;
 use portolan_reconcile::{Created, Deleted, ObjectKey, Observed, Pass, Precondition, Target};
 
+use crate::REALM;
 use crate::error::Error;
 use crate::observe::Sources;
-use crate::plan::{Plan, Step, Taken};
+use crate::plan::{Farewell, Plan, Step, Taken};
+use crate::ports::NodePort;
 use crate::slices::belongs;
 use crate::view::Belongs;
 use portolan_api::AppService;
+
+/// How many node ports are taken at once. Who loses one is told once all are decided.
+const TAKEN_AT_ONCE: usize = 16;
 
 /// What came of a plan.
 #[derive(Debug, Default)]
@@ -24,26 +30,37 @@ pub(crate) struct Outcome {
     pub(crate) failure: Option<Error>,
 }
 
+impl Outcome {
+    fn add(&mut self, done: Result<Done, Error>) {
+        match done {
+            Ok(Done::Changed) => self.changed = true,
+            Ok(Done::Reported) => {}
+            Ok(Done::Taken(taken)) => {
+                self.taken.get_or_insert(taken);
+            }
+            Err(error) => {
+                self.failure.get_or_insert(error);
+            }
+        }
+    }
+}
+
 impl Sources {
-    /// Takes the plan's steps in their order.
+    /// Takes the plan's steps in their order, and then the node ports, in any.
     ///
     /// # Cancel safety
     ///
     /// What was sent stays; the next pass starts from there.
     pub(crate) async fn apply(&self, plan: &Plan, of: &AppService, pass: &Pass) -> Outcome {
-        let Plan { steps, ports: _, taken: _ } = plan;
+        let Plan { steps, take, ports: _, taken: _ } = plan;
         let mut outcome = Outcome::default();
         for step in steps {
-            match self.take_step(step, of, pass).await {
-                Ok(Done::Changed) => outcome.changed = true,
-                Ok(Done::Reported) => {}
-                Ok(Done::Taken(taken)) => {
-                    outcome.taken.get_or_insert(taken);
-                }
-                Err(error) => {
-                    outcome.failure.get_or_insert(error);
-                }
-            }
+            outcome.add(self.take_step(step, of, pass).await);
+        }
+        let ports = take.iter().copied().map(|port| self.take_port(port, of, pass));
+        let mut ports = stream::iter(ports).buffer_unordered(TAKEN_AT_ONCE);
+        while let Some(done) = ports.next().await {
+            outcome.add(done);
         }
         outcome
     }
@@ -53,17 +70,16 @@ impl Sources {
     /// # Errors
     ///
     /// The first that failed; the others were still taken.
-    pub(crate) async fn clear_up(&self, steps: &[Step], pass: &Pass) -> Result<(), Error> {
-        let mut failure = Ok(());
-        for step in steps {
-            let taken = match step {
-                Step::ReplaceSlice(slice) => self.replace_slice(slice, pass).await,
-                Step::DeleteSlice(slice) => self.delete_slice(slice, pass).await,
-                other => unreachable!("a farewell creates nothing: {other:?}"),
-            };
-            failure = failure.and(taken.map(drop));
+    pub(crate) async fn clear_up(&self, farewell: &Farewell, pass: &Pass) -> Result<(), Error> {
+        let Farewell { replace, delete } = farewell;
+        let mut outcome = Outcome::default();
+        for slice in replace {
+            outcome.add(self.replace_slice(slice, pass).await);
         }
-        failure
+        for slice in delete {
+            outcome.add(self.delete_slice(slice, pass).await);
+        }
+        outcome.failure.map_or(Ok(()), Err)
     }
 
     async fn take_step(&self, step: &Step, of: &AppService, pass: &Pass) -> Result<Done, Error> {
@@ -79,18 +95,18 @@ impl Sources {
                 self.claims.release(claim, why, pass).await?;
                 Ok(Done::Changed)
             }
-            Step::Take(port, holder) => {
-                if let ClaimTaken::Lost(claim) =
-                    self.claims.take(&port.value(), holder, pass).await?
-                {
-                    self.claims.observe(*claim, pass);
-                }
-                Ok(Done::Changed)
-            }
             Step::CreateSlice(slice) => self.create_slice(slice, of, pass).await,
             Step::ReplaceSlice(slice) => self.replace_slice(slice, pass).await,
             Step::DeleteSlice(slice) => self.delete_slice(slice, pass).await,
         }
+    }
+
+    async fn take_port(&self, port: NodePort, of: &AppService, pass: &Pass) -> Result<Done, Error> {
+        let taken = self.claims.take(&port.value(), &REALM.holder(of), pass).await?;
+        if let ClaimTaken::Lost(claim) = taken {
+            self.claims.observe(*claim, pass);
+        }
+        Ok(Done::Changed)
     }
 
     async fn replace_slice(&self, slice: &EndpointSlice, pass: &Pass) -> Result<Done, Error> {

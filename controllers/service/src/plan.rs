@@ -12,14 +12,16 @@ use portolan_reconcile::{Observed, Target};
 use crate::observe::{Asked, Left, Situation, Slot};
 use crate::ports::{NodePort, PortPolicy};
 use crate::slices::Family;
-use crate::{REALM, address, slices};
+use crate::{address, slices};
 
-/// What a pass does. The steps do not depend on one another, except that a dead Claim is released
-/// before its port is taken; so one that fails does not hold the others up.
+/// What a pass does. The steps do not depend on one another, so one that fails does not hold the
+/// others up.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Plan {
     /// The writes, in order.
     pub(crate) steps: Vec<Step>,
+    /// The node ports to take, once dead Claims on them are released.
+    pub(crate) take: Vec<NodePort>,
     /// How the AppService stands to each node port that it asks for, once the steps are taken.
     pub(crate) ports: Vec<Standing>,
     /// The first object of somebody else that has a name which is needed here.
@@ -35,14 +37,21 @@ pub(crate) enum Step {
     ReplaceService(Box<Service>),
     /// Deletes a Claim, if it is still exactly what was seen; the reason is for the log.
     Release(Target, &'static str),
-    /// Takes a node port.
-    Take(NodePort, Holder),
     /// Creates the slice of a family.
     CreateSlice(Box<EndpointSlice>),
     /// Changes a slice.
     ReplaceSlice(Box<EndpointSlice>),
     /// Deletes the slice of a family that the address no longer has.
     DeleteSlice(Target),
+}
+
+/// What a pass does about the slices of an AppService that is gone.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct Farewell {
+    /// Slices of which a sandbox went.
+    pub(crate) replace: Vec<EndpointSlice>,
+    /// Those of which none is left, once they say so.
+    pub(crate) delete: Vec<Target>,
 }
 
 /// A name that somebody else has: kind and name.
@@ -86,7 +95,7 @@ pub(crate) enum Hold {
 
 /// Decides what to do about an AppService.
 pub(crate) fn plan(situation: &Situation, policy: &PortPolicy) -> Plan {
-    let mut plan = Plan { steps: Vec::new(), ports: Vec::new(), taken: None };
+    let mut plan = Plan { steps: Vec::new(), take: Vec::new(), ports: Vec::new(), taken: None };
     plan_address(situation, &mut plan);
     plan_ports(situation, policy, &mut plan);
     plan_slices(situation, &mut plan);
@@ -95,20 +104,20 @@ pub(crate) fn plan(situation: &Situation, policy: &PortPolicy) -> Plan {
 
 /// Decides what becomes of the slices of an AppService that is gone: they stay as long as one of
 /// their sandboxes does.
-pub(crate) fn farewell(left: &[Left]) -> Vec<Step> {
-    let mut steps = Vec::new();
+pub(crate) fn farewell(left: &[Left]) -> Farewell {
+    let mut farewell = Farewell::default();
     for Left { family, slice, there } in left {
         let wanted = slices::farewell(slice, *family, there);
         // Of the last one too agents learn by what leaves the slice: that a slice is deleted says
         // nothing.
         if !slices::is_same(slice, &wanted) {
-            steps.push(Step::ReplaceSlice(Box::new(wanted)));
+            farewell.replace.push(wanted);
         }
         if there.is_empty() {
-            steps.push(Step::DeleteSlice(Target::of(slice.as_ref())));
+            farewell.delete.push(Target::of(slice.as_ref()));
         }
     }
-    steps
+    farewell
 }
 
 fn plan_address(situation: &Situation, plan: &mut Plan) {
@@ -135,7 +144,7 @@ fn plan_ports(situation: &Situation, policy: &PortPolicy, plan: &mut Plan) {
     let mut seen: BTreeSet<NodePort> = BTreeSet::new();
     for asked in &situation.asked {
         let hold = if seen.insert(asked.port) {
-            stand(situation, asked, policy, &mut plan.steps)
+            stand(asked, policy, plan)
         } else {
             Hold::Occupied("another port of this AppService".into())
         };
@@ -149,11 +158,11 @@ fn plan_ports(situation: &Situation, policy: &PortPolicy, plan: &mut Plan) {
     plan.steps.extend(dropped.map(|claim| release(claim, "port is no longer asked for")));
 }
 
-fn stand(situation: &Situation, asked: &Asked, policy: &PortPolicy, steps: &mut Vec<Step>) -> Hold {
+fn stand(asked: &Asked, policy: &PortPolicy, plan: &mut Plan) -> Hold {
     let claim = asked.claim.as_ref();
     if let Some(why) = policy.refusal(asked.port) {
         if let Some((claim, HolderState::Own)) = claim {
-            steps.push(release(claim, "port is reserved"));
+            plan.steps.push(release(claim, "port is reserved"));
         }
         return Hold::Refused(why);
     }
@@ -171,8 +180,8 @@ fn stand(situation: &Situation, asked: &Asked, policy: &PortPolicy, steps: &mut 
     if let Some(occupant) = occupant(asked) {
         return Hold::Occupied(occupant);
     }
-    steps.extend(dead.map(|(claim, why)| release(claim, why)));
-    steps.push(Step::Take(asked.port, REALM.holder(situation.service.as_ref())));
+    plan.steps.extend(dead.map(|(claim, why)| release(claim, why)));
+    plan.take.push(asked.port);
     Hold::Taking
 }
 

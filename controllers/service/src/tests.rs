@@ -15,7 +15,7 @@ use serde_json::{Value, from_value, json};
 use crate::apply::Outcome;
 use crate::error::Error;
 use crate::observe::{Asked, Left, Situation, Slot};
-use crate::plan::{self, Hold, Plan, Step, plan};
+use crate::plan::{self, Farewell, Hold, Plan, Step, plan};
 use crate::ports::{NodePort, PortPolicy};
 use crate::slices::{self, Family};
 use crate::status::{Report, report};
@@ -117,14 +117,6 @@ fn take(situation: &mut Situation, plan: &Plan) {
                     asked.claim.take_if(|(held, _)| Target::at(held.as_ref()) == *claim);
                 }
             }
-            Step::Take(port, holder) => {
-                let claim = Arc::new(claim(*port, holder));
-                situation.held.push(claim.clone());
-                for asked in situation.asked.iter_mut().filter(|asked| asked.port == *port) {
-                    assert_eq!(asked.claim, None, "what is held cannot be created");
-                    asked.claim = Some((claim.clone(), HolderState::Own));
-                }
-            }
             Step::CreateSlice(slice) | Step::ReplaceSlice(slice) => {
                 let family = family_of(slice.metadata.name.as_deref().unwrap());
                 situation.slices.insert(family, Slot::Ours(slice.clone()));
@@ -132,6 +124,14 @@ fn take(situation: &mut Situation, plan: &Plan) {
             Step::DeleteSlice(slice) => {
                 situation.slices.insert(family_of(&slice.key.name), Slot::Free);
             }
+        }
+    }
+    for port in &plan.take {
+        let claim = Arc::new(claim(*port, &REALM.holder(situation.service.as_ref())));
+        situation.held.push(claim.clone());
+        for asked in situation.asked.iter_mut().filter(|asked| asked.port == *port) {
+            assert_eq!(asked.claim, None, "what is held cannot be created");
+            asked.claim = Some((claim.clone(), HolderState::Own));
         }
     }
 }
@@ -173,12 +173,11 @@ fn kinds(plan: &Plan) -> Vec<&'static str> {
         Step::CreateService(_) => "create service",
         Step::ReplaceService(_) => "replace service",
         Step::Release(..) => "release",
-        Step::Take(..) => "take",
         Step::CreateSlice(_) => "create slice",
         Step::ReplaceSlice(_) => "replace slice",
         Step::DeleteSlice(_) => "delete slice",
     };
-    plan.steps.iter().map(kind).collect()
+    plan.steps.iter().map(kind).chain(plan.take.iter().map(|_| "take")).collect()
 }
 
 #[track_caller]
@@ -485,7 +484,7 @@ fn a_port_that_is_no_longer_asked_for_is_released() {
     let mut situation = settled(app_service(Some(6697)));
     situation.service = Arc::new(app_service(Some(6698)));
     situation.asked = fresh(app_service(Some(6698))).asked;
-    let made = check_steps(&situation, &["take", "release"]);
+    let made = check_steps(&situation, &["release", "take"]);
     take(&mut situation, &made);
     check_steps(&situation, &[]);
     assert_eq!(situation.held.len(), 1);
@@ -604,17 +603,20 @@ fn slices_outlive_their_app_service_until_their_sandboxes_are_gone() {
         [Left { family: Family::V4, slice: Arc::new(slice.clone()), there }]
     };
     let there = former(&sandbox("a", true, false)).to_vec();
-    let steps = plan::farewell(&left(slice, there.clone()));
-    let [Step::ReplaceSlice(replaced)] = &steps[..] else { panic!("{steps:?}") };
+    let Farewell { replace, delete } = plan::farewell(&left(slice, there.clone()));
+    let [replaced] = &replace[..] else { panic!("{replace:?}") };
+    assert_eq!(delete, []);
     let mut shown = situation.clone();
-    shown.slices.insert(Family::V4, Slot::Ours(replaced.clone()));
+    shown.slices.insert(Family::V4, Slot::Ours(Box::new(replaced.clone())));
     assert_eq!(endpoints(&shown), ["a nny"]);
-    assert_eq!(plan::farewell(&left(replaced, there)), [], "a second look changes nothing");
-    let gone = plan::farewell(&left(replaced, vec![]));
-    let [Step::ReplaceSlice(emptied), deleted] = &gone[..] else { panic!("{gone:?}") };
+    let again = plan::farewell(&left(replaced, there));
+    assert_eq!(again, Farewell::default(), "a second look changes nothing");
+    let Farewell { replace, delete } = plan::farewell(&left(replaced, vec![]));
+    let [emptied] = &replace[..] else { panic!("{replace:?}") };
     assert_eq!(emptied.endpoints, None, "that the last one is gone is told, too");
-    assert_eq!(*deleted, Step::DeleteSlice(Target::of(replaced.as_ref())));
-    assert_eq!(plan::farewell(&left(emptied, vec![])), std::slice::from_ref(deleted));
+    assert_eq!(delete, [Target::of(replaced)]);
+    let last = plan::farewell(&left(emptied, vec![]));
+    assert_eq!(last, Farewell { replace: vec![], delete });
 }
 
 #[test]

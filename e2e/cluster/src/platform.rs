@@ -134,3 +134,32 @@ fn add_folder(hash: &mut Sha256, folder: &Path) -> anyhow::Result<()> {
     }
     Ok(())
 }
+
+/// The host of a Route as [`app`] makes it.
+pub fn host(name: &str) -> String {
+    format!("{name}.portolan.test")
+}
+
+/// Manifests of an App of the sample program, with a Route of its name. `scale` are the fields of
+/// its service's scale beside the mode: `min: 1, max: 2`.
+pub fn app(namespace: &str, name: &str, scale: &str) -> String {
+    let host = host(name);
+    format!(
+        "---
+apiVersion: portolan.dev/v1alpha1
+kind: App
+metadata: {{ name: {name}, namespace: {namespace} }}
+spec:
+  image: docker.io/portolan/sample-echo:dev
+  services:
+  - name: web
+    port: 8080
+    scale: {{ mode: Auto, {scale} }}
+---
+apiVersion: portolan.dev/v1alpha1
+kind: Route
+metadata: {{ name: {name}, namespace: {namespace} }}
+spec: {{ host: {host}, app: {name} }}
+"
+    )
+}

@@ -19,15 +19,16 @@ pub async fn until<T, E: Display>(
     mut probe: impl AsyncFnMut() -> Result<T, E>,
 ) -> anyhow::Result<T> {
     let deadline = Instant::now() + limit;
+    let mut seen = "nothing".to_owned();
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
         // A probe that hangs must not outlast the limit by much; it gets at least one look.
         let look = tokio::time::timeout(left.max(LOOK_INTERVAL), probe()).await;
-        let seen = match look {
+        match look {
             Ok(Ok(value)) => return Ok(value),
-            Ok(Err(seen)) => format!("{seen:#}"),
-            Err(_) => "no answer from the last look".to_owned(),
-        };
+            Ok(Err(other)) => seen = format!("{other:#}"),
+            Err(_) => seen.push_str("; no answer from the last look"),
+        }
         if Instant::now() >= deadline {
             bail!("waited {limit:?} for {awaited}; last seen: {seen}");
         }
@@ -44,6 +45,24 @@ mod tests {
         let probe = async || Err::<(), _>("2 of 3 ready");
         let error = until("three nodes", Duration::ZERO, probe).await.unwrap_err().to_string();
         assert_eq!(error, "waited 0ns for three nodes; last seen: 2 of 3 ready");
+    }
+
+    #[tokio::test]
+    async fn a_look_that_hangs_does_not_hide_what_was_seen_before() {
+        let mut looks = 0;
+        let probe = async || {
+            looks += 1;
+            if looks > 1 {
+                std::future::pending::<()>().await;
+            }
+            Err::<(), _>("2 of 3 ready")
+        };
+        let limit = Duration::from_millis(300);
+        let error = until("three nodes", limit, probe).await.unwrap_err().to_string();
+        assert!(
+            error.ends_with("last seen: 2 of 3 ready; no answer from the last look"),
+            "{error}"
+        );
     }
 
     #[tokio::test]

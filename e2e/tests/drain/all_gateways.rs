@@ -13,22 +13,7 @@ use crate::scene::{PATIENCE, SHOP, Scene, TEAM, door};
 
 const GHOST: &str = "ghost.portolan.test";
 /// One request for each sandbox, so that what gateways say of it is how many sandboxes it has.
-const APP: &str = "
-apiVersion: portolan.dev/v1alpha1
-kind: App
-metadata: { name: ghost, namespace: drain }
-spec:
-  image: docker.io/portolan/sample-echo:dev
-  services:
-  - name: web
-    port: 8080
-    scale: { mode: Auto, requestsPerInstance: 1, scaleDownDelaySeconds: 1, min: 0, max: 4 }
----
-apiVersion: portolan.dev/v1alpha1
-kind: Route
-metadata: { name: ghost, namespace: drain }
-spec: { host: ghost.portolan.test, app: ghost }
-";
+const SCALE: &str = "requestsPerInstance: 1, scaleDownDelaySeconds: 1, min: 0, max: 4";
 const LABEL: &str = "portolan.dev/app=ghost";
 
 const RATE: u32 = 50;
@@ -41,9 +26,7 @@ const AWAY_MAX: Duration = Duration::from_secs(30);
 
 pub(crate) async fn they_come_back_and_no_ghost_is_served(scene: &mut Scene) -> anyhow::Result<()> {
     let gateways = scene.two_gateways().await?;
-    scene.apply(APP)?;
-    scene.ready()?;
-    scene.all_know(&[GHOST]).await?;
+    scene.deploy("ghost", SCALE).await?;
     // Those who wait for an answer that will never come, until their gateway is no more.
     let address = gateways[0].address;
     let ghosts = Crowd::gather(&scene.cluster, address, PEOPLE, GHOST, ENDLESS)?;

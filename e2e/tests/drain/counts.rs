@@ -5,25 +5,20 @@ use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use anyhow::{Context, ensure};
+use anyhow::ensure;
 use k8s_openapi::api::core::v1::Pod;
 use kube::Api;
 use kube::api::ListParams;
 use portolan_cluster::cluster::Cluster;
 use portolan_cluster::network::node_name;
+use portolan_soak::concurrency::Concurrency;
 use portolan_soak::inside::Inside;
-use serde_json::Value;
-use tokio::time::{sleep, timeout};
+use tokio::time::sleep;
 
-use crate::crowd::{PORT, ask};
 use crate::scene::TEAM;
 
 /// Between two looks.
 const LOOK_INTERVAL: Duration = Duration::from_millis(100);
-/// How long a program may take to say; one that starts or ends does not.
-const ANSWER_MAX: Duration = Duration::from_secs(1);
-
-const REQUEST: &str = "GET /concurrency HTTP/1.1\r\nHost: it\r\nConnection: close\r\n\r\n";
 
 /// A look at all sandboxes of an App, those on their way out included, again and again.
 pub(crate) struct Counts {
@@ -54,7 +49,7 @@ impl Counts {
             while !stop.is_cancelled() {
                 let known: Vec<IpAddr> = known.borrow().clone();
                 for address in known {
-                    if let Ok(max) = look(address).await {
+                    if let Ok(Concurrency { max, .. }) = Concurrency::of(address).await {
                         let mut noted = noted.lock().unwrap_or_else(PoisonError::into_inner);
                         let most = noted.entry(address).or_default();
                         *most = max.max(*most);
@@ -81,11 +76,4 @@ impl Counts {
 
 fn address_of(pod: &Pod) -> Option<IpAddr> {
     pod.status.as_ref()?.pod_ip.as_ref()?.parse().ok()
-}
-
-async fn look(address: IpAddr) -> anyhow::Result<u64> {
-    let answer = timeout(ANSWER_MAX, ask((address, PORT).into(), REQUEST)).await??;
-    let (_, page) = answer.split_once("\r\n\r\n").context("a page")?;
-    let page: Value = serde_json::from_str(page).context("a program's counts")?;
-    page["max"].as_u64().context("a count")
 }

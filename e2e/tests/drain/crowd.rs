@@ -8,12 +8,15 @@ use std::time::Duration;
 use anyhow::{Context, ensure};
 use portolan_cluster::cluster::Cluster;
 use portolan_cluster::network::node_name;
+use portolan_cluster::wait;
 use portolan_soak::inside::Inside;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
+
+use crate::scene;
 
 /// The port of gateways and programs inside the cluster.
 pub(crate) const PORT: u16 = 8080;
@@ -54,6 +57,16 @@ impl Crowd {
     /// How many have been answered 200 so far.
     pub(crate) fn answers(&self) -> usize {
         self.answers.load(Ordering::Relaxed)
+    }
+
+    /// Waits until they have got more than so many answers.
+    pub(crate) async fn until_more_than(&self, count: usize) -> anyhow::Result<()> {
+        wait::until("people to be answered", scene::PATIENCE, async || {
+            let answers = self.answers();
+            ensure!(answers > count, "{answers}, not more than {count}");
+            anyhow::Ok(())
+        })
+        .await
     }
 
     /// Lets everybody get the answer that they wait for, and says what the others got instead.

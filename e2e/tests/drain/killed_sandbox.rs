@@ -12,22 +12,7 @@ use crate::scene::{PATIENCE, SHOP, Scene, TEAM, door};
 
 const PAIR: &str = "pair.portolan.test";
 /// Two sandboxes: who comes after one was killed goes to the other.
-const APP: &str = "
-apiVersion: portolan.dev/v1alpha1
-kind: App
-metadata: { name: pair, namespace: drain }
-spec:
-  image: docker.io/portolan/sample-echo:dev
-  services:
-  - name: web
-    port: 8080
-    scale: { mode: Auto, requestsPerInstance: 50, min: 2, max: 2 }
----
-apiVersion: portolan.dev/v1alpha1
-kind: Route
-metadata: { name: pair, namespace: drain }
-spec: { host: pair.portolan.test, app: pair }
-";
+const SCALE: &str = "requestsPerInstance: 50, min: 2, max: 2";
 
 /// How many visit per second, and how many of them can be in one sandbox: every tenth takes 400 ms,
 /// and the others next to nothing.
@@ -44,9 +29,7 @@ const AFTERMATH: Duration = Duration::from_secs(4);
 /// Only requests that are in the killed sandbox fail. With another one, nobody notices more than
 /// that; without, who comes meanwhile waits.
 pub(crate) async fn only_its_own_requests_fail(scene: &mut Scene) -> anyhow::Result<()> {
-    scene.apply(APP)?;
-    scene.ready()?;
-    scene.all_know(&[PAIR]).await?;
+    scene.deploy("pair", SCALE).await?;
     for (app, host, count) in [("pair", PAIR, 2), ("shop", SHOP, 1)] {
         kill_one(scene, app, host, count).await.with_context(|| format!("a sandbox of {app}"))?;
     }

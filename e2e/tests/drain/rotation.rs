@@ -18,22 +18,7 @@ pub(crate) const OFTEN: &str = "PORTOLAN_PEER_CERTIFICATE_SECONDS=10";
 const SINGLE: &str = "single.portolan.test";
 /// One slot in the whole cluster: who is answered through the gateway that does not own it was
 /// answered over a loan.
-const APP: &str = "
-apiVersion: portolan.dev/v1alpha1
-kind: App
-metadata: { name: single, namespace: drain }
-spec:
-  image: docker.io/portolan/sample-echo:dev
-  services:
-  - name: web
-    port: 8080
-    scale: { mode: Auto, requestsPerInstance: 1, concurrency: Strict, min: 1, max: 1 }
----
-apiVersion: portolan.dev/v1alpha1
-kind: Route
-metadata: { name: single, namespace: drain }
-spec: { host: single.portolan.test, app: single }
-";
+const SCALE: &str = "requestsPerInstance: 1, concurrency: Strict, min: 1, max: 1";
 
 /// How often each certificate changes while people ask: the second time the first one is no longer
 /// known to anybody.
@@ -43,9 +28,7 @@ const CHANGES: usize = 2;
 /// requests at once.
 pub(crate) async fn lending_goes_on(scene: &mut Scene) -> anyhow::Result<()> {
     let gateways = scene.two_gateways().await?;
-    scene.apply(APP)?;
-    scene.ready()?;
-    scene.all_know(&[SINGLE]).await?;
+    scene.deploy("single", SCALE).await?;
     let counts = Counts::start(&scene.cluster, "single").await?;
     let mut crowds = Vec::new();
     for gateway in &gateways {
@@ -64,12 +47,7 @@ pub(crate) async fn lending_goes_on(scene: &mut Scene) -> anyhow::Result<()> {
         .await?;
         // Through either gateway, so over a loan through one of them.
         for (crowd, before) in crowds.iter().zip(before) {
-            wait::until("people to be answered", PATIENCE, async || {
-                let answers = crowd.answers();
-                ensure!(answers > before + 20, "{answers}, and {before} before");
-                anyhow::Ok(())
-            })
-            .await?;
+            crowd.until_more_than(before + 20).await?;
         }
     }
     for crowd in crowds {

@@ -25,42 +25,6 @@ const RATE: u32 = 100;
 /// How long anything may take that starts a sandbox, on a busy machine.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(90);
 
-const APPS: &str = "
-apiVersion: v1
-kind: Namespace
-metadata: { name: drain }
----
-apiVersion: portolan.dev/v1alpha1
-kind: App
-metadata: { name: shop, namespace: drain }
-spec:
-  image: docker.io/portolan/sample-echo:dev
-  services:
-  - name: web
-    port: 8080
-    scale: { mode: Auto, requestsPerInstance: 200, min: 1, max: 1 }
----
-apiVersion: portolan.dev/v1alpha1
-kind: Route
-metadata: { name: shop, namespace: drain }
-spec: { host: shop.portolan.test, app: shop }
----
-apiVersion: portolan.dev/v1alpha1
-kind: App
-metadata: { name: sleeper, namespace: drain }
-spec:
-  image: docker.io/portolan/sample-echo:dev
-  services:
-  - name: web
-    port: 8080
-    scale: { mode: Auto, scaleDownDelaySeconds: 1, min: 0, max: 1 }
----
-apiVersion: portolan.dev/v1alpha1
-kind: Route
-metadata: { name: sleeper, namespace: drain }
-spec: { host: sleeper.portolan.test, app: sleeper }
-";
-
 pub(crate) struct Scene {
     pub(crate) cluster: Cluster,
 }
@@ -69,10 +33,17 @@ impl Scene {
     pub(crate) async fn set(cluster: Cluster) -> anyhow::Result<Self> {
         tokio::task::block_in_place(|| platform::install(&cluster, &VALUES))?;
         let scene = Self { cluster };
-        scene.apply(APPS)?;
-        scene.ready()?;
-        scene.all_know(&[SHOP, SLEEPER]).await?;
+        scene.kubectl("default", &["create", "namespace", TEAM])?;
+        scene.deploy("shop", "requestsPerInstance: 200, min: 1, max: 1").await?;
+        scene.deploy("sleeper", "scaleDownDelaySeconds: 1, min: 0, max: 1").await?;
         Ok(scene)
+    }
+
+    /// An App of the sample program with a Route, once it is ready and every gateway knows it.
+    pub(crate) async fn deploy(&self, name: &str, scale: &str) -> anyhow::Result<()> {
+        self.apply(&platform::app(TEAM, name, scale))?;
+        self.ready()?;
+        self.all_know(&[&platform::host(name)]).await
     }
 
     pub(crate) fn apply(&self, manifest: &str) -> anyhow::Result<()> {

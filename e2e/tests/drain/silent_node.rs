@@ -28,43 +28,11 @@ const WORK: &str = "/work?ms=100";
 const NARROW: &str = "narrow.portolan.test";
 const STRICT: &str = "strict.portolan.test";
 
-const APPS: &str = "
-apiVersion: portolan.dev/v1alpha1
-kind: App
-metadata: { name: narrow, namespace: drain }
-spec:
-  image: docker.io/portolan/sample-echo:dev
-  services:
-  - name: web
-    port: 8080
-    scale: { mode: Auto, requestsPerInstance: 2, min: 1, max: 1 }
----
-apiVersion: portolan.dev/v1alpha1
-kind: Route
-metadata: { name: narrow, namespace: drain }
-spec: { host: narrow.portolan.test, app: narrow }
----
-apiVersion: portolan.dev/v1alpha1
-kind: App
-metadata: { name: strict, namespace: drain }
-spec:
-  image: docker.io/portolan/sample-echo:dev
-  services:
-  - name: web
-    port: 8080
-    scale: { mode: Auto, requestsPerInstance: 1, concurrency: Strict, min: 2, max: 2 }
----
-apiVersion: portolan.dev/v1alpha1
-kind: Route
-metadata: { name: strict, namespace: drain }
-spec: { host: strict.portolan.test, app: strict }
-";
-
 pub(crate) async fn its_gateway_is_replaced_and_rejoins(scene: &mut Scene) -> anyhow::Result<()> {
     let [other, silent] = scene.two_gateways().await?;
-    scene.apply(APPS)?;
-    scene.ready()?;
-    scene.all_know(&[NARROW, STRICT]).await?;
+    scene.deploy("narrow", "requestsPerInstance: 2, min: 1, max: 1").await?;
+    let strict = "requestsPerInstance: 1, concurrency: Strict, min: 2, max: 2";
+    scene.deploy("strict", strict).await?;
     // Pods that Kubernetes would still give to the silent node would not start.
     scene.kubectl(TEAM, &["cordon", &silent.node])?;
     let (narrow, strict) = (
@@ -80,7 +48,7 @@ pub(crate) async fn its_gateway_is_replaced_and_rejoins(scene: &mut Scene) -> an
         (gather(&other, 4, STRICT, WORK)?, gather(&other, 4, NARROW, WORK)?);
     let at_shop = gather(&other, 2, SHOP, "/")?;
     for crowd in unlucky.iter().chain([&at_strict, &at_narrow, &at_shop]) {
-        more(crowd, 5).await?;
+        crowd.until_more_than(crowd.answers() + 5).await?;
     }
 
     let mut shares = slots(scene)?;
@@ -97,7 +65,7 @@ pub(crate) async fn its_gateway_is_replaced_and_rejoins(scene: &mut Scene) -> an
     .await?;
     let taken_over = begun.elapsed();
     for crowd in [&at_shop, &at_narrow, &at_strict] {
-        more(crowd, 20).await?;
+        crowd.until_more_than(crowd.answers() + 20).await?;
     }
     eprintln!(
         "    the slots of a silent node's gateway were the other's after {taken_over:?}, strict \
@@ -109,12 +77,7 @@ pub(crate) async fn its_gateway_is_replaced_and_rejoins(scene: &mut Scene) -> an
     asleep.end()?;
     // Those who waited all the while are answered, over slots that are lent now.
     for (crowd, before) in unlucky.iter().zip(before) {
-        wait::until("the gateway to serve again", PATIENCE, async || {
-            let answers = crowd.answers();
-            ensure!(answers > before + 20, "{answers} answers, {before} before");
-            anyhow::Ok(())
-        })
-        .await?;
+        crowd.until_more_than(before + 20).await?;
     }
     for gateway in [&silent, &other] {
         linked(gateway).await?;
@@ -171,17 +134,6 @@ impl Drop for Asleep {
             eprintln!("    a node still stands still: {error:#}");
         }
     }
-}
-
-/// Waits until a crowd has got so many answers more.
-async fn more(crowd: &Crowd, count: usize) -> anyhow::Result<()> {
-    let before = crowd.answers();
-    wait::until("people to be answered", PATIENCE, async || {
-        let answers = crowd.answers() - before;
-        ensure!(answers >= count, "{answers} of {count}");
-        anyhow::Ok(())
-    })
-    .await
 }
 
 /// Waits until a gateway has a link to the other one.

@@ -10,10 +10,10 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, ensure};
 use portolan_cluster::cluster::Cluster;
 use portolan_cluster::network::{OUTSIDE, node_name};
-use portolan_cluster::{addresses, command, wait};
+use portolan_cluster::{addresses, command, platform, wait};
 use portolan_e2e::pods;
+use portolan_soak::concurrency::Concurrency;
 use portolan_soak::inside::Inside;
-use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::sync::oneshot;
@@ -22,29 +22,13 @@ use tokio_util::sync::CancellationToken;
 use crate::scene::{TEAM, door};
 
 /// Two requests at once, in one sandbox and no other.
-const APP: &str = "
-apiVersion: portolan.dev/v1alpha1
-kind: App
-metadata: { name: held, namespace: hostile }
-spec:
-  image: docker.io/portolan/sample-echo:dev
-  services:
-  - name: web
-    port: 8080
-    scale: { mode: Auto, requestsPerInstance: 2, min: 1, max: 1 }
----
-apiVersion: portolan.dev/v1alpha1
-kind: Route
-metadata: { name: held, namespace: hostile }
-spec: { host: held.portolan.test, app: held }
-";
+const SCALE: &str = "requestsPerInstance: 2, min: 1, max: 1";
 
 const EVENTS: &str = "GET /sse?ms=500 HTTP/1.1\r\nHost: held.portolan.test\r\n\r\n";
 /// The key is that of RFC 6455's own example.
 const WEBSOCKET: &str = "GET /ws HTTP/1.1\r\nHost: held.portolan.test\r\nConnection: Upgrade\r\n\
     Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\
     Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
-const COUNTS: &str = "GET /concurrency HTTP/1.1\r\nHost: it\r\nConnection: close\r\n\r\n";
 
 /// An address of the lab that no machine has.
 const ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 90, 0, 3);
@@ -63,7 +47,8 @@ pub(crate) struct Vanished {
 impl Vanished {
     /// Lets them come, take both slots of their App, and vanish.
     pub(crate) async fn begin(cluster: &Cluster) -> anyhow::Result<Self> {
-        command::feed(cluster.program("kubectl").args(["apply", "-f", "-"]), APP)?;
+        let held = platform::app(TEAM, "held", SCALE);
+        command::feed(cluster.program("kubectl").args(["apply", "-f", "-"]), &held)?;
         let mut kubectl = cluster.program("kubectl");
         kubectl.args(["--namespace", TEAM, "wait", "--for=condition=Ready", "--timeout=90s"]);
         tokio::task::block_in_place(|| command::output(kubectl.args(["app/held", "route/held"])))?;
@@ -74,14 +59,14 @@ impl Vanished {
         let (come, came) = oneshot::channel();
         let clients = Inside::start(cluster, OUTSIDE, |stop| hold(come, stop))?;
         came.await.context("the clients")??;
-        let looked = Inside::start(cluster, &node_name(1), move |_| now_running(sandbox))?;
-        let begun = looked.end().await??;
+        let looked = Inside::start(cluster, &node_name(1), move |_| Concurrency::of(sandbox))?;
+        let begun = looked.end().await??.now;
         ensure!(begun == 2, "{begun} requests run in the sandbox, not the two clients'");
         address(cluster, "del")?;
         let vanished = Instant::now();
         let freed = Inside::start(cluster, &node_name(1), move |_| async move {
             wait::until("the slots of those who are gone to be free", GONE_MAX, async || {
-                let running = now_running(sandbox).await?;
+                let running = Concurrency::of(sandbox).await?.now;
                 ensure!(running == 0, "{running} requests run");
                 anyhow::Ok(())
             })
@@ -136,15 +121,4 @@ fn address(cluster: &Cluster, verb: &str) -> anyhow::Result<()> {
     let mut ip = Command::new("ip");
     ip.args(["-netns", &outside, "address", verb, &address, "dev", "eth0"]);
     tokio::task::block_in_place(|| command::output(&mut ip)).map(drop)
-}
-
-/// How many requests the program of the sandbox has now, asked from a node.
-async fn now_running(sandbox: IpAddr) -> anyhow::Result<u64> {
-    let mut stream = TcpStream::connect((sandbox, 8080)).await.context("connect")?;
-    stream.write_all(COUNTS.as_bytes()).await.context("ask")?;
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).await.context("read the answer")?;
-    let (_, page) = answer.split_once("\r\n\r\n").context("a page")?;
-    let page: Value = serde_json::from_str(page).context("a program's counts")?;
-    page["now"].as_u64().context("a count")
 }

@@ -21,47 +21,13 @@ const SLEEP_LIMIT: Duration = Duration::from_secs(90);
 
 /// One sandbox that is awake all the time, with fewer slots than the default, so that each gateway
 /// has some of its own.
-const APP: &str = "
-apiVersion: v1
-kind: Namespace
-metadata: { name: outage }
----
-apiVersion: portolan.dev/v1alpha1
-kind: App
-metadata: { name: shop, namespace: outage }
-spec:
-  image: docker.io/portolan/sample-echo:dev
-  services:
-  - name: web
-    port: 8080
-    scale: { mode: Auto, requestsPerInstance: 8, min: 1, max: 2 }
----
-apiVersion: portolan.dev/v1alpha1
-kind: Route
-metadata: { name: shop, namespace: outage }
-spec: { host: shop.portolan.test, app: shop }
-";
+const SCALE: &str = "requestsPerInstance: 8, min: 1, max: 2";
 
 /// How long controllers write nothing when all is done. Longer than any wait between two steps.
 const REST: Duration = Duration::from_secs(5);
 
 /// Asleep unless somebody asks.
-const SLEEPER: &str = "
-apiVersion: portolan.dev/v1alpha1
-kind: App
-metadata: { name: sleeper, namespace: outage }
-spec:
-  image: docker.io/portolan/sample-echo:dev
-  services:
-  - name: web
-    port: 8080
-    scale: { mode: Auto, scaleDownDelaySeconds: 1, min: 0, max: 1 }
----
-apiVersion: portolan.dev/v1alpha1
-kind: Route
-metadata: { name: sleeper, namespace: outage }
-spec: { host: sleeper.portolan.test, app: sleeper }
-";
+const SLEEPER: &str = "scaleDownDelaySeconds: 1, min: 0, max: 1";
 
 const LATE_ROUTE: &str = "
 apiVersion: portolan.dev/v1alpha1
@@ -85,10 +51,10 @@ impl Scene {
     /// Installs Portolan and an App that answers.
     pub(crate) async fn set(cluster: Cluster) -> anyhow::Result<Self> {
         tokio::task::block_in_place(|| platform::install(&cluster, &[]))?;
-        for manifest in [APP, SLEEPER] {
-            command::feed(cluster.program("kubectl").args(["apply", "-f", "-"]), manifest)?;
-        }
         let scene = Self { cluster };
+        scene.kubectl("default", &["create", "namespace", TEAM])?;
+        scene.create(&platform::app(TEAM, "shop", SCALE))?;
+        scene.create(&platform::app(TEAM, "sleeper", SLEEPER))?;
         let ready = ["wait", "--for=condition=Ready", "apps,routes", "--all", "--timeout=90s"];
         scene.kubectl(TEAM, &ready)?;
         let port = scene.port();

@@ -338,8 +338,9 @@ pub struct AppStatus {
     /// The switch that gateways follow.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub activation: Option<Activation>,
-    /// The last epoch that all live gateways have reported; until it equals
-    /// `activation.epoch` the sandboxes of the version before stay.
+    /// The last epoch that all live gateways have reported, or that of the first activation,
+    /// which has nobody to wait for; until it equals `activation.epoch` the sandboxes of the
+    /// version before stay.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub settled_epoch: Option<i64>,
     /// Where the App answers, from its oldest ready Route.

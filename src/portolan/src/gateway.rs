@@ -87,6 +87,10 @@ pub(crate) struct GatewayArgs {
     /// Greatest size of a snapshot in bytes, without certificates.
     #[arg(long, env = "PORTOLAN_SNAPSHOT_BYTES_MAX", default_value_t = 64 << 20)]
     snapshot_bytes_max: u64,
+    /// The container's termination message. The name of this process is left there, by which
+    /// Kubernetes lets others know that it is this one that ended.
+    #[arg(long, env = "PORTOLAN_TERMINATION_MESSAGE_PATH")]
+    termination_message_path: Option<PathBuf>,
     /// Do not log requests.
     #[arg(long, env = "PORTOLAN_NO_ACCESS_LOG")]
     no_access_log: bool,
@@ -126,6 +130,7 @@ impl GatewayArgs {
             self.pod_uid.clone(),
             ctx.now(),
         );
+        self.leave_name(&identity);
         let peers = self.peers(&identity, &ingress).await?;
         let lease = HeldLease::new(&ctx, &identity, peers.as_ref().map(Peers::shown));
         let held = Held { tried: lease.tried(), taken: lease.taken() };
@@ -183,6 +188,14 @@ impl GatewayArgs {
             certificate_lifetime: Duration::from_secs(self.peer_certificate_seconds),
         };
         Ok(Some(Peers::new(identity.clone(), config, ingress.clone())?))
+    }
+
+    /// Before it takes its Lease: whatever ends it, it can be told from the process that follows.
+    fn leave_name(&self, identity: &Identity) {
+        let Some(path) = &self.termination_message_path else { return };
+        if let Err(error) = std::fs::write(path, &*identity.instance) {
+            tracing::warn!(%error, path = %path.display(), "Name not left for others");
+        }
     }
 
     fn listeners(&self) -> anyhow::Result<Vec<Listener>> {

@@ -1,6 +1,11 @@
 //! The admin server: metrics and probes over HTTP/1.1.
 
-use std::{convert::Infallible, io, net::SocketAddr, time::Duration};
+use std::{
+    convert::Infallible,
+    io,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode, header};
@@ -54,7 +59,8 @@ pub struct AdminServer {
 }
 
 impl AdminServer {
-    /// Binds the address; port 0 picks a free one.
+    /// Binds the address; port 0 picks a free one. `[::]` is every address of both families, and of
+    /// IPv4 alone where the kernel has no IPv6.
     ///
     /// # Errors
     ///
@@ -65,7 +71,13 @@ impl AdminServer {
         readiness: Readiness,
     ) -> Result<Self, AdminError> {
         let failed = |source| AdminError::Bind { address, source };
-        let listener = TcpListener::bind(address).await.map_err(failed)?;
+        let listener = match TcpListener::bind(address).await {
+            Err(_) if address.ip() == IpAddr::V6(Ipv6Addr::UNSPECIFIED) => {
+                TcpListener::bind((Ipv4Addr::UNSPECIFIED, address.port())).await
+            }
+            bound => bound,
+        };
+        let listener = listener.map_err(failed)?;
         let address = listener.local_addr().map_err(failed)?;
         Ok(Self { listener, address, pages: Pages { metrics, readiness } })
     }

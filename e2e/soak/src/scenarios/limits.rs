@@ -11,14 +11,14 @@ use http::{Request, header};
 use http_body_util::{BodyExt, Empty};
 use hyper_util::rt::TokioIo;
 use portolan_cluster::network::node_name;
-use portolan_cluster::wait;
-use serde_json::Value;
+use portolan_cluster::{platform, wait};
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
+use crate::concurrency::Concurrency;
 use crate::extent::Extent;
 use crate::inside::Inside;
 use crate::report::{Report, killed_at};
@@ -50,7 +50,8 @@ struct Manner {
 type Counts = BTreeMap<String, u64>;
 
 pub(super) async fn strict(scene: &mut Scene, extent: &Extent) -> anyhow::Result<Report> {
-    scene.apply(&app("strict", "requestsPerInstance: 1, concurrency: Strict, min: 1, max: 2"))?;
+    let scale = "requestsPerInstance: 1, concurrency: Strict, min: 1, max: 2";
+    scene.apply(&platform::app(TEAM, "strict", scale))?;
     scene.ready("strict").await?;
     let manner = Manner { people: 6, milliseconds: 30, is_impatient: true };
     let (mut answered, mut counts) = (0, Counts::new());
@@ -80,7 +81,7 @@ pub(super) async fn strict(scene: &mut Scene, extent: &Extent) -> anyhow::Result
 pub(super) async fn soft(scene: &mut Scene, extent: &Extent) -> anyhow::Result<Report> {
     // Whatever was done before: slots are divided among those who live.
     scene.two_gateways().await?;
-    scene.apply(&app("soft", "requestsPerInstance: 10, min: 1, max: 3"))?;
+    scene.apply(&platform::app(TEAM, "soft", "requestsPerInstance: 10, min: 1, max: 3"))?;
     scene.ready("soft").await?;
     let manner = Manner { people: 4, milliseconds: 200, is_impatient: false };
     let trial = scene.open(extent, 0).await?;
@@ -162,7 +163,7 @@ impl Crowd {
         manner: Manner,
         gateways: usize,
     ) -> anyhow::Result<Self> {
-        let host = host(app);
+        let host = platform::host(app);
         let known = scene.pods.watched();
         let inside = Inside::start(&scene.cluster, &node_name(1), move |stop| async move {
             let mut people = JoinSet::new();
@@ -253,8 +254,7 @@ async fn look(scene: &Scene, app: &str, counts: &mut Counts) -> anyhow::Result<(
         // One that is starting does not answer yet, one that is leaving not any more.
         let url = format!("http://{}:{PORT}/concurrency", sandbox.address);
         let Ok(page) = scene.fetch(&url).await else { continue };
-        let page: Value = serde_json::from_str(&page).context("read a program's count")?;
-        let max = page["max"].as_u64().context("a count")?;
+        let max = Concurrency::read(&page)?.max;
         let known = counts.entry(sandbox.pod).or_default();
         *known = max.max(*known);
     }
@@ -294,30 +294,4 @@ async fn get(address: SocketAddr, host: &str, path: &str) -> anyhow::Result<Byte
         answer = exchange => answer,
         ended = driver => anyhow::bail!("the connection ended: {ended:?}"),
     }
-}
-
-fn host(app: &str) -> String {
-    format!("{app}.portolan.test")
-}
-
-fn app(name: &str, scale: &str) -> String {
-    let host = host(name);
-    format!(
-        "
-apiVersion: portolan.dev/v1alpha1
-kind: App
-metadata: {{ name: {name}, namespace: {TEAM} }}
-spec:
-  image: docker.io/portolan/sample-echo:dev
-  services:
-  - name: web
-    port: 8080
-    scale: {{ mode: Auto, {scale} }}
----
-apiVersion: portolan.dev/v1alpha1
-kind: Route
-metadata: {{ name: {name}, namespace: {TEAM} }}
-spec: {{ host: {host}, app: {name} }}
-"
-    )
 }

@@ -15,7 +15,9 @@ mod request;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
+use socket2::{SockRef, TcpKeepalive};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
@@ -25,6 +27,12 @@ use crate::model::AppProtocol;
 pub(crate) use flight::{DownloadError, Flight, SendError, UpstreamBody};
 pub(crate) use h1::Switched;
 pub(crate) use request::{Outgoing, RequestBody, UploadState};
+
+/// Silence before the kernel asks a sandbox for a sign of life, the pause until it asks again, and
+/// how many questions may be lost before the sandbox is gone.
+const ASK_AFTER: Duration = Duration::from_secs(15);
+const ASK_AGAIN: Duration = Duration::from_secs(5);
+const QUESTIONS: u32 = 3;
 
 /// One sandbox's port.
 #[derive(Debug)]
@@ -125,8 +133,35 @@ async fn dial(address: SocketAddr, core: &Core) -> Result<TcpStream, ConnectErro
         .await
         .map_err(|_| ConnectError::Timeout)?
         .map_err(ConnectError::Io)?;
-    // Heads and small bodies are written apart; waiting for an acknowledgement between them would
-    // cost up to 40 ms. It only fails on a socket that is gone, which the next write says.
-    let _ = stream.set_nodelay(true);
+    prepare(&stream);
     Ok(stream)
+}
+
+/// What fails here fails only on a socket that is gone, which the next write says.
+fn prepare(stream: &TcpStream) {
+    // Heads and small bodies are written apart; waiting for an acknowledgement between them would
+    // cost up to 40 ms.
+    let _ = stream.set_nodelay(true);
+    // A sandbox whose node is gone closes nothing, and a WebSocket may be silent for an hour.
+    let asking =
+        TcpKeepalive::new().with_time(ASK_AFTER).with_interval(ASK_AGAIN).with_retries(QUESTIONS);
+    let _ = SockRef::from(stream).set_tcp_keepalive(&asking);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_sandbox_that_is_gone_without_a_word_is_noticed() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let address = listener.local_addr().expect("an address");
+        let stream = TcpStream::connect(address).await.expect("a connection");
+        prepare(&stream);
+        let socket = SockRef::from(&stream);
+        assert!(socket.keepalive().expect("an option"));
+        assert_eq!(socket.tcp_keepalive_time().expect("an option"), ASK_AFTER);
+        assert_eq!(socket.tcp_keepalive_interval().expect("an option"), ASK_AGAIN);
+        assert_eq!(socket.tcp_keepalive_retries().expect("an option"), QUESTIONS);
+    }
 }
