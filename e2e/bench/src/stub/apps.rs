@@ -1,7 +1,7 @@
 //! Ten thousand Apps: memory, writes, and how fast they become Ready.
 
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use futures::{StreamExt, stream};
@@ -9,11 +9,11 @@ use k8s_openapi::api::core::v1::ConfigMap;
 use kube::api::PostParams;
 use kube::{Api, Client};
 use serde_json::json;
-use tokio::time::{interval, sleep};
+use tokio::time::{Instant, interval, sleep};
 
 use super::counts::Writes;
 use super::first::{self, First};
-use super::{NAMESPACE, Stub, app_name, ask, asleep, host, make};
+use super::{LIMIT, NAMESPACE, Stub, app_name, ask, asleep, host, make};
 use crate::figures::{Row, machine, publish};
 use crate::resident::forget_peak;
 
@@ -90,8 +90,6 @@ impl AppsArgs {
     }
 
     async fn measure(&self, stub: &mut Stub) -> anyhow::Result<Measured> {
-        let limit =
-            Duration::from_secs(120) + Duration::from_millis(100) * u32::try_from(self.apps)?;
         let (raw, time, first, writes) = stub.inside(async || {
             let client = stub.client().await?;
             let raw = raw_rate(&client).await?;
@@ -100,8 +98,7 @@ impl AppsArgs {
             let before = Writes::read(&client).await?;
             let began = Instant::now();
             make(&client, 0..self.apps, self.routes).await?;
-            asleep(&client, self.apps, limit).await?;
-            let time = began.elapsed();
+            let time = asleep(&client, self.apps, LIMIT).await? - began;
             let writes = Writes::read(&client).await?.since(&before);
             Ok((raw, time, first, ours(writes, self.apps, self.routes)))
         })?;

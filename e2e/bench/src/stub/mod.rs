@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 use std::pin::pin;
 use std::time::Duration;
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, anyhow, ensure};
 use futures::StreamExt;
 use http::{Request, Response};
 use http_body_util::{BodyExt, Empty};
@@ -32,7 +32,7 @@ use portolan_cluster::network::{CONTROL, namespace_file};
 use portolan_cluster::state::Spec;
 use portolan_cluster::{command, control_plane, forward, kwok, platform, wait};
 use serde_json::json;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout_at};
 
 use crate::paced::{Connection, connect};
 use crate::resident::{Resident, resident};
@@ -62,6 +62,8 @@ const CONTROLLER_ADMIN: &str = "127.0.0.1:9190";
 const AT_ONCE: u32 = 1;
 /// As the chart has it for what serves no visitors.
 pub(crate) const ONE_ARENA: (&str, &str) = ("MALLOC_ARENA_MAX", "1");
+/// The reason of an App that is Ready and has no sandbox.
+const ASLEEP: &str = "Asleep";
 /// Starting, and settling after a change.
 const LIMIT: Duration = Duration::from_secs(60);
 
@@ -292,36 +294,53 @@ async fn make(
     Ok(())
 }
 
-/// Waits until so many Apps are Ready and their sandboxes sleep. It follows a watch: listing all of
-/// them again and again would be most of what the API server does.
-pub(crate) async fn asleep(client: &Client, count: usize, limit: Duration) -> anyhow::Result<()> {
+/// Waits until so many Apps are Ready and their sandboxes sleep, and gives when the last of them
+/// became Ready. It follows a watch: listing all of them again and again would be most of what the
+/// API server does.
+///
+/// It fails when no other App fell asleep for as long as `patience`.
+pub(crate) async fn asleep(
+    client: &Client,
+    count: usize,
+    patience: Duration,
+) -> anyhow::Result<Instant> {
     let apps: Api<App> = Api::namespaced(client.clone(), NAMESPACE);
     let mut events = pin!(watcher(apps, watcher::Config::default()).default_backoff());
-    let mut asleep = HashSet::new();
-    let all = async {
-        while asleep.len() < count {
-            match events.next().await.context("the watch ended")? {
-                Ok(Event::InitApply(app) | Event::Apply(app)) if is_asleep(&app) => {
-                    asleep.insert(app.name_any());
+    let (mut ready, mut asleep) = (HashSet::new(), HashSet::new());
+    let (mut all_ready, mut progress) = (None, Instant::now());
+    while asleep.len() < count {
+        let event = timeout_at(progress + patience, events.next()).await;
+        let event = event.map_err(|_| {
+            anyhow!("{} of {count} Apps sleep, and no other did in {patience:?}", asleep.len())
+        })?;
+        match event.context("the watch ended")? {
+            Ok(Event::InitApply(app) | Event::Apply(app)) => {
+                let reason = ready_reason(&app);
+                if reason.is_some() && ready.insert(app.name_any()) && ready.len() == count {
+                    all_ready = Some(Instant::now());
                 }
-                Ok(Event::InitApply(app) | Event::Apply(app) | Event::Delete(app)) => {
+                if reason != Some(ASLEEP) {
                     asleep.remove(&app.name_any());
+                } else if asleep.insert(app.name_any()) {
+                    progress = Instant::now();
+                    if asleep.len().is_multiple_of(1_000) {
+                        println!("    {} of {count} Apps sleep", asleep.len());
+                    }
                 }
-                // It begins again by itself, with a pause.
-                Ok(Event::Init | Event::InitDone) | Err(_) => {}
             }
+            Ok(Event::Delete(app)) => drop(asleep.remove(&app.name_any())),
+            // It begins again by itself, with a pause.
+            Ok(Event::Init | Event::InitDone) | Err(_) => {}
         }
-        anyhow::Ok(())
-    };
-    let ended = timeout(limit, all).await;
-    ended.unwrap_or_else(|_| bail!("{} of {count} Apps sleep after {limit:?}", asleep.len()))
+    }
+    all_ready.context("all sleep, and one was never Ready")
 }
 
-fn is_asleep(app: &App) -> bool {
-    let conditions = app.status.iter().flat_map(|status| &status.conditions);
-    conditions.into_iter().any(|condition| {
-        condition.type_ == "Ready" && condition.status == "True" && condition.reason == "Asleep"
-    })
+/// Why an App is Ready, if it is.
+fn ready_reason(app: &App) -> Option<&str> {
+    let mut conditions = app.status.iter().flat_map(|status| &status.conditions);
+    let ready = conditions.find(|one| one.type_ == "Ready" && one.status == "True");
+    ready.map(|condition| condition.reason.as_str())
 }
 
 /// Applies a Route, as `kubectl apply --server-side` does.
