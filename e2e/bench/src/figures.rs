@@ -62,7 +62,11 @@ pub(crate) fn publish(
     }
     section.push_str("\n| figure | aim | measured | met |\n|---|---|---|---|\n");
     for Row { figure, aim, measured, is_met } in rows {
-        let met = if *is_met { "yes" } else { "no" };
+        let met = match (aim.as_str(), is_met) {
+            ("–", _) => "–",
+            (_, true) => "yes",
+            (_, false) => "no",
+        };
         writeln!(section, "| {figure} | {aim} | {measured} | {met} |")?;
     }
     println!("{section}");

@@ -51,11 +51,3 @@ impl Drop for Group {
         }
     }
 }
-
-/// Bytes that the kernel holds for nobody in particular: slabs, areas of its own, and what there is
-/// for each processor. Other work on the machine moves it.
-pub(super) fn shared() -> anyhow::Result<f64> {
-    let text = fs::read_to_string("/proc/meminfo").context("read the machine's memory")?;
-    let fields = ["Slab:", "VmallocUsed:", "Percpu:"];
-    fields.iter().map(|name| field(&text, name)).sum()
-}

@@ -20,7 +20,7 @@ use anyhow::ensure;
 use self::connect::Latency;
 use self::events::Writer;
 use self::ground::{Agent, Ground};
-use self::memory::{Group, shared};
+use self::memory::Group;
 use self::objects::ENDPOINTS;
 use self::workload::Workload;
 use crate::figures::{Figure, Row, machine, publish};
@@ -63,9 +63,8 @@ struct Kernel {
     wide: f64,
     /// Microseconds of a change in the middle.
     change: f64,
-    /// Bytes that the kernel allocated for whom it programmed for, and for nobody in particular.
+    /// Bytes that the kernel allocated for whom it programmed for.
     charged: f64,
-    shared: f64,
     latency: Latency,
 }
 
@@ -109,16 +108,16 @@ fn in_kernel(services: u32) -> anyhow::Result<Kernel> {
     let space = Space::new()?;
     let mut workload = Workload::start(&space, services, ENDPOINTS)?;
     let group = Group::of(workload.pid())?;
-    let before = (group.kernel()?, shared()?);
+    let before = group.kernel()?;
     let programmed = workload.program()?;
-    let (charged, shared) = (group.kernel()? - before.0, shared()? - before.1);
+    let charged = group.kernel()? - before;
     let changes = workload.change(KERNEL_CHANGES)?;
     let change = Figure::of(changes).median();
     drop(workload);
     drop(group);
     let wide = Workload::start(&Space::new()?, WIDE.0, WIDE.1)?.program()?;
     let latency = connect::measure(services, ENDPOINTS)?;
-    Ok(Kernel { programmed, proxy, wide, change, charged, shared, latency })
+    Ok(Kernel { programmed, proxy, wide, change, charged, latency })
 }
 
 /// The agent, started anew in each round.
@@ -185,7 +184,6 @@ fn kernel_rows(services: u32, rounds: &[Kernel]) -> Vec<Row> {
         ),
         known("connect without nf_tables, p50", "µs", 1, &of(|it| it.latency.plain)),
         at_most(&format!("kernel memory at {size}"), 4.0, "MB", 2, &of(|it| it.charged / MEGABYTE)),
-        known("the same by the machine's counters", "MB", 2, &of(|it| it.shared / MEGABYTE)),
     ]
 }
 
@@ -255,9 +253,8 @@ fn notes(services: u32, rounds: usize) -> Vec<String> {
         "Connections go from one namespace through a second to a third; without nf_tables, and so \
          without connection tracking, to the same listener's address."
             .into(),
-        "Kernel memory is what a control group of the program counts; the hash tables' buckets, \
-         which the kernel charges to nobody, are only in the machine's counters, and those are \
-         moved by whatever else runs."
+        "Kernel memory is what a control group of the program counts; the hash tables' buckets \
+         the kernel charges to nobody."
             .into(),
         format!(
             "The agent is the program `portolan-node` in a namespace beside a cluster, with a real \

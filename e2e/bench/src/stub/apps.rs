@@ -13,7 +13,7 @@ use tokio::time::{Instant, interval, sleep};
 
 use super::counts::Writes;
 use super::first::{self, First};
-use super::{LIMIT, NAMESPACE, Stub, app_name, ask, asleep, host, make};
+use super::{LIMIT, NAMESPACE, SLEEPS_AT_ONCE, Stub, app_name, ask, asleep, host, make};
 use crate::figures::{Row, machine, publish};
 use crate::resident::forget_peak;
 
@@ -97,7 +97,7 @@ impl AppsArgs {
             println!("==> {:.2} per App. {}", first.until_ready(), first.note());
             let before = Writes::read(&client).await?;
             let began = Instant::now();
-            make(&client, 0..self.apps, self.routes).await?;
+            make(&client, 0..self.apps, self.routes, SLEEPS_AT_ONCE).await?;
             let time = asleep(&client, self.apps, LIMIT).await? - began;
             let writes = Writes::read(&client).await?.since(&before);
             Ok((raw, time, first, ours(writes, self.apps, self.routes)))

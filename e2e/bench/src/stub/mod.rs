@@ -59,7 +59,7 @@ const ADMIN_PORT: u16 = 9191;
 /// Where the controllers say what they did.
 const CONTROLLER_ADMIN: &str = "127.0.0.1:9190";
 /// The delay of an App that sleeps as soon as nobody needs it, in seconds.
-const AT_ONCE: u32 = 1;
+const SLEEPS_AT_ONCE: u32 = 1;
 /// As the chart has it for what serves no visitors.
 pub(crate) const ONE_ARENA: (&str, &str) = ("MALLOC_ARENA_MAX", "1");
 /// The reason of an App that is Ready and has no sandbox.
@@ -265,11 +265,13 @@ fn route(name: &str, app: &str) -> anyhow::Result<Route> {
     serde_json::from_value(route).context("word a Route")
 }
 
-/// Makes Apps, each with a Route of its name up to `routed`, several at once.
+/// Makes Apps that sleep after so many seconds, each with a Route of its name up to `routed`,
+/// several at once.
 async fn make(
     client: &Client,
     numbers: std::ops::Range<usize>,
     routed: usize,
+    delay_seconds: u32,
 ) -> anyhow::Result<()> {
     use futures::stream;
     let apps: Api<App> = Api::namespaced(client.clone(), NAMESPACE);
@@ -278,7 +280,7 @@ async fn make(
     let mut made = stream::iter(numbers)
         .map(async |number| {
             let name = app_name(number);
-            apps.create(&PostParams::default(), &app(&name, AT_ONCE)?)
+            apps.create(&PostParams::default(), &app(&name, delay_seconds)?)
                 .await
                 .context("make an App")?;
             if number < routed {

@@ -11,8 +11,8 @@ use tokio::time::sleep;
 
 use super::wake::{row, share};
 use super::{
-    Connection, NAMESPACE, Stub, app_name, apply_route, ask, asleep, connect, host, make, route,
-    send,
+    Connection, NAMESPACE, SLEEPS_AT_ONCE, Stub, app_name, apply_route, ask, asleep, connect, host,
+    make, route, send,
 };
 use crate::figures::{machine, publish};
 
@@ -67,7 +67,7 @@ impl RoutesArgs {
 
 async fn measure(stub: &Stub, count: usize, applied: usize) -> anyhow::Result<Vec<f64>> {
     let client = stub.client().await?;
-    make(&client, 0..1, 1).await?;
+    make(&client, 0..1, 1, SLEEPS_AT_ONCE).await?;
     asleep(&client, 1, SETTLE_LIMIT).await?;
     let target = app_name(0);
     let routes: Api<Route> = Api::namespaced(client.clone(), NAMESPACE);

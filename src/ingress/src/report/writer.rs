@@ -12,7 +12,8 @@ use crate::feed::PoolFacts;
 use crate::report::book::{Book, Due};
 use crate::report::{COMPONENT, Identity, PAUSE, State};
 
-/// What comes within this time of the first urgent change goes into the same report.
+/// Least time between two reports: what comes within it goes into one. Somebody who comes alone
+/// waits for nothing.
 const BATCH: Duration = Duration::from_millis(10);
 /// Least time between two reports of which nobody waits for the second.
 const LEISURE: Duration = Duration::from_secs(1);
@@ -76,7 +77,7 @@ impl Reporter {
                 continue;
             }
             if due == Due::Now {
-                sleep_until(begun.max(last) + BATCH).await;
+                sleep_until(last + BATCH).await;
                 self.take(&mut book);
             }
             let entries = book.entries(self.ctx.now());
