@@ -26,7 +26,7 @@ pub(crate) fn forget_peak(pid: impl Display) -> anyhow::Result<()> {
 }
 
 /// A field in kilobytes of such a file, in bytes.
-pub(crate) fn field(text: &str, name: &str) -> anyhow::Result<f64> {
+fn field(text: &str, name: &str) -> anyhow::Result<f64> {
     let line = text.lines().find_map(|line| line.strip_prefix(name));
     let number = line.and_then(|line| line.split_whitespace().next());
     Ok(number.with_context(|| format!("no {name}"))?.parse::<f64>()? * 1024.0)

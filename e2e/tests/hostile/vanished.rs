@@ -3,7 +3,7 @@
 //! They come from an address of their own, which is then taken away from the host that has it. What
 //! they hold, an event stream that goes on and a WebSocket that is silent, is all that its App has.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::Ipv4Addr;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
