@@ -58,7 +58,8 @@ pub(crate) fn publish(
 ) -> anyhow::Result<()> {
     let mut section = format!("## {title}\n\n");
     for note in notes {
-        writeln!(section, "{note}")?;
+        // A line each, as on every page.
+        writeln!(section, "{}", note.replace(". ", ".\n"))?;
     }
     section.push_str("\n| figure | aim | measured | met |\n|---|---|---|---|\n");
     for Row { figure, aim, measured, is_met } in rows {

@@ -25,6 +25,14 @@ const PATIENCE: Duration = Duration::from_secs(90);
 /// Between two requests of one of them, so that the machine has something left for others.
 const PAUSE: Duration = Duration::from_millis(50);
 
+/// What people got until they left.
+pub(crate) struct Left {
+    /// Answers with 200.
+    pub(crate) answers: usize,
+    /// What they got instead.
+    pub(crate) failures: Vec<String>,
+}
+
 /// People at one gateway.
 pub(crate) struct Crowd {
     inside: Inside<Vec<String>>,
@@ -69,9 +77,10 @@ impl Crowd {
         .await
     }
 
-    /// Lets everybody get the answer that they wait for, and says what the others got instead.
-    pub(crate) async fn leave(self) -> anyhow::Result<Vec<String>> {
-        self.inside.end().await
+    /// Lets everybody get the answer that they wait for.
+    pub(crate) async fn leave(self) -> anyhow::Result<Left> {
+        let failures = self.inside.end().await?;
+        Ok(Left { answers: self.answers.load(Ordering::Relaxed), failures })
     }
 }
 

@@ -9,7 +9,7 @@ use portolan_e2e::pods::Running;
 use serde_json::Value;
 
 use crate::counts::Counts;
-use crate::crowd::Crowd;
+use crate::crowd::{Crowd, Left};
 use crate::scene::{PATIENCE, Scene, TEAM};
 
 /// A certificate is used for as long, and the next one is known for half of it before.
@@ -51,8 +51,7 @@ pub(crate) async fn lending_goes_on(scene: &mut Scene) -> anyhow::Result<()> {
         }
     }
     for crowd in crowds {
-        let answers = crowd.answers();
-        let failures = crowd.leave().await?;
+        let Left { answers, failures } = crowd.leave().await?;
         ensure!(failures.is_empty(), "{} of {answers} failed: {failures:?}", failures.len());
     }
     counts.never_more_than(1).await?;

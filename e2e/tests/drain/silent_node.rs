@@ -85,9 +85,9 @@ pub(crate) async fn its_gateway_is_replaced_and_rejoins(scene: &mut Scene) -> an
     let owned = slots(scene)?;
     ensure!(sum(&owned) == NARROW_SLOTS, "{owned:?} after the gateway came back");
 
-    let failures = at_shop.leave().await?;
+    let failures = at_shop.leave().await?.failures;
     ensure!(failures.is_empty(), "visitors of the other gateway: {failures:?}");
-    let failures = at_narrow.leave().await?;
+    let failures = at_narrow.leave().await?.failures;
     ensure!(failures.is_empty(), "visitors who waited for slots: {failures:?}");
     // Requests that were in a sandbox that was replaced may have been cut.
     at_strict.leave().await?;
