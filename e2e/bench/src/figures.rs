@@ -45,8 +45,15 @@ pub(crate) struct Row {
     pub(crate) aim: String,
     /// What it was.
     pub(crate) measured: String,
-    /// Whether the aim was met.
-    pub(crate) is_met: bool,
+    /// Whether the aim was met; `None`: there is none.
+    pub(crate) is_met: Option<bool>,
+}
+
+impl Row {
+    /// What is only to be known.
+    pub(crate) fn known(figure: impl Into<String>, measured: String) -> Self {
+        Self { figure: figure.into(), aim: "–".into(), measured, is_met: None }
+    }
 }
 
 /// Prints a section and replaces it in the page, which keeps its other sections.
@@ -63,10 +70,10 @@ pub(crate) fn publish(
     }
     section.push_str("\n| figure | aim | measured | met |\n|---|---|---|---|\n");
     for Row { figure, aim, measured, is_met } in rows {
-        let met = match (aim.as_str(), is_met) {
-            ("–", _) => "–",
-            (_, true) => "yes",
-            (_, false) => "no",
+        let met = match is_met {
+            None => "–",
+            Some(true) => "yes",
+            Some(false) => "no",
         };
         writeln!(section, "| {figure} | {aim} | {measured} | {met} |")?;
     }

@@ -111,13 +111,13 @@ fn rows(rounds: &[Round]) -> Vec<Row> {
         figure: figure.into(),
         aim: format!("≥ {aim:.2}"),
         measured: ratio.text(2),
-        is_met: ratio.median() >= aim,
+        is_met: Some(ratio.median() >= aim),
     };
     let most = |figure: &str, aim: f64, unit: &str, value: Figure| Row {
         figure: figure.into(),
         aim: format!("≤ {aim:.2}{unit}"),
         measured: format!("{}{unit}", value.text(2)),
-        is_met: value.median() <= aim,
+        is_met: Some(value.median() <= aim),
     };
     vec![
         least("requests/s, × nginx", 1.0, over(|r| r.gateway.rate / r.nginx.rate)),

@@ -10,6 +10,7 @@
 
 pub mod concurrency;
 mod extent;
+mod get;
 pub mod inside;
 pub mod load;
 mod report;

@@ -18,8 +18,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::scene;
 
-/// The port of gateways and programs inside the cluster.
-pub(crate) const PORT: u16 = 8080;
+/// The port of gateways inside the cluster.
+const PORT: u16 = 8080;
 /// How long somebody waits for an answer: longer than anything here makes them wait.
 const PATIENCE: Duration = Duration::from_secs(90);
 /// Between two requests of one of them, so that the machine has something left for others.
@@ -105,7 +105,7 @@ async fn visit(
 }
 
 /// Asks on a connection of its own; the whole answer, if it is a good one.
-pub(crate) async fn ask(address: SocketAddr, request: &str) -> anyhow::Result<String> {
+async fn ask(address: SocketAddr, request: &str) -> anyhow::Result<String> {
     let mut stream = TcpStream::connect(address).await.context("connect")?;
     stream.write_all(request.as_bytes()).await.context("ask")?;
     let mut answer = String::new();

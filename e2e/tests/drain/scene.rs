@@ -46,7 +46,7 @@ impl Scene {
         self.all_know(&[&platform::host(name)]).await
     }
 
-    pub(crate) fn apply(&self, manifest: &str) -> anyhow::Result<()> {
+    fn apply(&self, manifest: &str) -> anyhow::Result<()> {
         let mut kubectl = self.cluster.program("kubectl");
         command::feed(kubectl.args(["apply", "-f", "-"]), manifest)
     }

@@ -219,18 +219,13 @@ fn at_most(figure: &str, limit: f64, unit: &str, decimals: usize, measured: &Fig
         figure: figure.into(),
         aim: format!("≤ {limit} {unit}").trim_end().into(),
         measured: format!("{} {unit}", measured.text(decimals)).trim_end().into(),
-        is_met: measured.median() <= limit,
+        is_met: Some(measured.median() <= limit),
     }
 }
 
 /// A figure without an aim.
 fn known(figure: &str, unit: &str, decimals: usize, measured: &Figure) -> Row {
-    Row {
-        figure: figure.into(),
-        aim: "–".into(),
-        measured: format!("{} {unit}", measured.text(decimals)),
-        is_met: true,
-    }
+    Row::known(figure, format!("{} {unit}", measured.text(decimals)))
 }
 
 fn notes(services: u32, rounds: usize) -> Vec<String> {

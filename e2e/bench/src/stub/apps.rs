@@ -167,7 +167,7 @@ impl AppsArgs {
             figure,
             aim: format!("≤ {aim:.0}{unit}"),
             measured: format!("{measured:.1}{unit}"),
-            is_met: measured <= aim,
+            is_met: Some(measured <= aim),
         };
         vec![
             at_most("controller memory".into(), 100.0, measured.controller, " MiB"),
@@ -186,12 +186,10 @@ impl AppsArgs {
                 "",
             ),
             at_most(format!("API writes per second, {} busy Apps", self.busy), 20.0, busy, ""),
-            Row {
-                figure: "Apps to Ready per second, × raw writes per second".into(),
-                aim: "–".into(),
-                measured: format!("{rate:.0} / {:.0} = {:.3}", measured.raw, rate / measured.raw),
-                is_met: true,
-            },
+            Row::known(
+                "Apps to Ready per second, × raw writes per second",
+                format!("{rate:.0} / {:.0} = {:.3}", measured.raw, rate / measured.raw),
+            ),
         ]
     }
 }

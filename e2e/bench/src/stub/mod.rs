@@ -22,10 +22,12 @@ use futures::StreamExt;
 use http::{Request, Response};
 use http_body_util::{BodyExt, Empty};
 use hyper::body::{Bytes, Incoming};
+use k8s_openapi::api::core::v1::Pod;
 use kube::api::{Patch, PatchParams, PostParams};
 use kube::runtime::WatchStreamExt;
 use kube::runtime::watcher::{self, Event, watcher};
 use kube::{Api, Client, ResourceExt};
+use portolan_api::conditions::{self, reason};
 use portolan_api::{App, Route};
 use portolan_cluster::cluster::Cluster;
 use portolan_cluster::network::{CONTROL, namespace_file};
@@ -62,8 +64,6 @@ const CONTROLLER_ADMIN: &str = "127.0.0.1:9190";
 const SLEEPS_AT_ONCE: u32 = 1;
 /// As the chart has it for what serves no visitors.
 pub(crate) const ONE_ARENA: (&str, &str) = ("MALLOC_ARENA_MAX", "1");
-/// The reason of an App that is Ready and has no sandbox.
-const ASLEEP: &str = "Asleep";
 /// Starting, and settling after a change.
 const LIMIT: Duration = Duration::from_secs(60);
 
@@ -317,11 +317,11 @@ pub(crate) async fn asleep(
         })?;
         match event.context("the watch ended")? {
             Ok(Event::InitApply(app) | Event::Apply(app)) => {
-                let reason = ready_reason(&app);
-                if reason.is_some() && ready.insert(app.name_any()) && ready.len() == count {
+                let said = ready_reason(&app);
+                if said.is_some() && ready.insert(app.name_any()) && ready.len() == count {
                     all_ready = Some(Instant::now());
                 }
-                if reason != Some(ASLEEP) {
+                if said != Some(reason::ASLEEP) {
                     asleep.remove(&app.name_any());
                 } else if asleep.insert(app.name_any()) {
                     progress = Instant::now();
@@ -340,9 +340,15 @@ pub(crate) async fn asleep(
 
 /// Why an App is Ready, if it is.
 fn ready_reason(app: &App) -> Option<&str> {
-    let mut conditions = app.status.iter().flat_map(|status| &status.conditions);
-    let ready = conditions.find(|one| one.type_ == "Ready" && one.status == "True");
+    let mut all = app.status.iter().flat_map(|status| &status.conditions);
+    let ready = all.find(|one| one.type_ == conditions::READY && one.status == "True");
     ready.map(|condition| condition.reason.as_str())
+}
+
+/// Whether the kubelet, or who plays it, says that a Pod is ready.
+pub(crate) fn is_ready_pod(pod: &Pod) -> bool {
+    let mut conditions = pod.status.iter().flat_map(|status| status.conditions.iter().flatten());
+    conditions.any(|condition| condition.type_ == "Ready" && condition.status == "True")
 }
 
 /// Applies a Route, as `kubectl apply --server-side` does.

@@ -14,7 +14,7 @@ use super::{
     Connection, NAMESPACE, SLEEPS_AT_ONCE, Stub, app_name, apply_route, ask, asleep, connect, host,
     make, route, send,
 };
-use crate::figures::{machine, publish};
+use crate::figures::{Row, machine, publish};
 
 /// How often an answer is asked for.
 const LOOK_INTERVAL: Duration = Duration::from_micros(500);
@@ -54,12 +54,7 @@ impl RoutesArgs {
         let half = format!("{:.1} ms", share(&times, 50));
         let rows = [
             row("route applied → first answer, p99", 30.0, share(&times, 99)),
-            crate::figures::Row {
-                figure: "route applied → first answer, p50".into(),
-                aim: "–".into(),
-                measured: half,
-                is_met: true,
-            },
+            Row::known("route applied → first answer, p50", half),
         ];
         publish(&page, "Routes", &notes, &rows)
     }

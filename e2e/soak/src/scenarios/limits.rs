@@ -6,13 +6,8 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
-use bytes::Bytes;
-use http::{Request, header};
-use http_body_util::{BodyExt, Empty};
-use hyper_util::rt::TokioIo;
 use portolan_cluster::network::node_name;
 use portolan_cluster::{platform, wait};
-use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
@@ -20,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::concurrency::Concurrency;
 use crate::extent::Extent;
+use crate::get::get;
 use crate::inside::Inside;
 use crate::report::{Report, killed_at};
 use crate::scene::{PATIENCE, Scene, TEAM};
@@ -254,7 +250,7 @@ async fn look(scene: &Scene, app: &str, counts: &mut Counts) -> anyhow::Result<(
         // One that is starting does not answer yet, one that is leaving not any more.
         let url = format!("http://{}:{PORT}/concurrency", sandbox.address);
         let Ok(page) = scene.fetch(&url).await else { continue };
-        let max = Concurrency::read(&page)?.max;
+        let max = Concurrency::read(page.as_bytes())?.max;
         let known = counts.entry(sandbox.pod).or_default();
         *known = max.max(*known);
     }
@@ -274,24 +270,5 @@ fn complain(report: &mut Report, counts: &Counts, limit: u64) {
     }
     if counts.values().all(|max| *max == 0) {
         report.faults.push(format!("no program counted a request: {counts:?}"));
-    }
-}
-
-async fn get(address: SocketAddr, host: &str, path: &str) -> anyhow::Result<Bytes> {
-    let stream = TcpStream::connect(address).await.context("connect")?;
-    let (mut sender, driver) =
-        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.context("begin")?;
-    let request = Request::get(path)
-        .header(header::HOST, host)
-        .body(Empty::<Bytes>::new())
-        .context("form a request")?;
-    let exchange = async {
-        let answer = sender.send_request(request).await.context("ask")?;
-        ensure!(answer.status() == 200, "answered {}", answer.status());
-        Ok(answer.into_body().collect().await.context("read")?.to_bytes())
-    };
-    tokio::select! {
-        answer = exchange => answer,
-        ended = driver => anyhow::bail!("the connection ended: {ended:?}"),
     }
 }
