@@ -61,7 +61,7 @@ impl Applier<'_> {
     ///
     /// What was sent stays; the next pass starts from there.
     pub(crate) async fn apply(&self, situation: &Situation, plan: &Plan) -> Outcome {
-        let Plan { replicas, create, grant, mark, delete, decision: _, next: _ } = plan;
+        let Plan { replicas, create, grant, mark, delete, .. } = plan;
         let pool = &situation.pool;
         let (created, generation, grants, marks, deletions) = futures::join!(
             self.create_all(pool, create),

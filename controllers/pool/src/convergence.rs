@@ -58,9 +58,13 @@ impl World {
     }
 
     /// One pass. A crash ends it after that many writes, and takes the memory and the status along.
+    /// A number of replicas that may wait is written in some of them only.
     fn pass(&mut self, crash_after: Option<usize>) {
         let situation = self.situation();
-        let plan = plan(&situation, &settings(), self.now());
+        let mut plan = plan(&situation, &settings(), self.now());
+        if plan.replicas_may_wait && self.second % 4 > 0 {
+            plan.replicas = None;
+        }
         let mut outcome = Outcome::default();
         for step in 0..writes(&plan) {
             if Some(step) == crash_after {

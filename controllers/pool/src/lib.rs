@@ -54,7 +54,8 @@ use self::{
 };
 pub use self::{error::Error, settings::Settings};
 
-/// How long sandboxes may be starting before the status says so: most are ready sooner.
+/// How long a pool may grow before its spec and status say so. Most sandboxes are ready sooner, and
+/// while visitors wait for them the API server has better to do.
 const PROGRESS_LIMIT: SignedDuration = SignedDuration::from_secs(3);
 
 /// Runs the pool controller until `ctx.shutdown` is cancelled. Must be joined by the caller.
@@ -132,7 +133,11 @@ impl Reconciler for PoolReconciler {
             Observed::Unknown(why) => return Err(Error::Unknown(why)),
         };
         pass.identify(situation.pool.as_ref());
-        let plan = plan::plan(&situation, &self.settings, pass.now());
+        let mut plan = plan::plan(&situation, &self.settings, pass.now());
+        let later = plan.replicas_may_wait.then(|| self.progress.wait(pass.key(), pass.now()));
+        let later = later.flatten();
+        plan.replicas = plan.replicas.filter(|_| later.is_none());
+        plan.next = [plan.next, later].into_iter().flatten().min();
         let outcome = self.applier(pass).apply(&situation, &plan).await;
         let used = situation.incarnation.max(outcome.incarnation);
         self.memory.keep(&situation.pool, plan.decision.history.clone(), used);
@@ -168,7 +173,9 @@ impl PoolReconciler {
         }
         let written = self.writer.apply_status(&Target::of(pool), &report.status, observed).await;
         let written = written.map_err(Error::Status)?;
-        self.progress.done(pass.key());
+        if !plan.replicas_may_wait || plan.replicas.is_some() {
+            self.progress.done(pass.key());
+        }
         match written {
             StatusWrite::Written(live) => {
                 self.memory.keep(pool, plan.decision.history.clone(), 0);

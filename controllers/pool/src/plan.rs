@@ -16,7 +16,7 @@
 use std::collections::BTreeSet;
 
 use jiff::Timestamp;
-use portolan_api::{SandboxPool, names};
+use portolan_api::{PoolRole, SandboxPool, names};
 use portolan_reconcile::Target;
 use serde::Serialize;
 
@@ -34,6 +34,9 @@ use crate::{
 pub(crate) struct Plan {
     /// Write this to `spec.replicas`; `None`: it says so already.
     pub(crate) replicas: Option<i32>,
+    /// That number may be written a moment later: it only grew, visitors wait for the sandboxes
+    /// that it counts, and until then [`Planner::replicas`] knows them by their Pods.
+    pub(crate) replicas_may_wait: bool,
     /// Sandboxes to create, ascending by ordinal and incarnation.
     pub(crate) create: Vec<NewSandbox>,
     /// Grants to change on sandboxes that stay.
@@ -191,6 +194,7 @@ impl<'a> Planner<'a> {
         self.plan.decision = self.decide();
         let wanted = self.plan.decision.wanted;
         self.plan.replicas = (spec.replicas != Some(wanted)).then_some(wanted);
+        self.plan.replicas_may_wait = self.sleeps() && wanted > spec.wanted();
 
         let mut sound = Vec::new();
         for sandbox in std::mem::take(&mut self.members.standing) {
@@ -222,7 +226,7 @@ impl<'a> Planner<'a> {
             role: spec.role,
             scale: &spec.scale,
             floor: spec.floor.unwrap_or_default(),
-            replicas: spec.wanted(),
+            replicas: self.replicas(),
             demand: &demand,
             waits: self.gateways.iter().any(|gateway| gateway.demand.queued > 0),
             reported: reported.max(),
@@ -230,6 +234,21 @@ impl<'a> Planner<'a> {
             history: self.situation.history.as_ref(),
         };
         scale::decide(&input, self.now)
+    }
+
+    /// How many this pool wanted last. A greater number may not have been written yet; then it
+    /// stands in Pods. One that never sleeps keeps what it has for good, so there only the number
+    /// that is written counts.
+    fn replicas(&self) -> i32 {
+        let written = self.situation.pool.spec.wanted();
+        let standing = i32::try_from(self.members.standing.len()).unwrap_or(i32::MAX);
+        if self.sleeps() { written.max(standing) } else { written }
+    }
+
+    /// Whether the number follows the visitors, down as well as up.
+    fn sleeps(&self) -> bool {
+        let spec = &self.situation.pool.spec;
+        spec.role == PoolRole::Active && spec.scale.scale_down_delay_seconds.is_some()
     }
 
     /// Why a sandbox is to be replaced although it is wanted.

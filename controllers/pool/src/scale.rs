@@ -3,8 +3,8 @@
 //! Up at once; down only when a whole scale-down delay has passed since the greater number was
 //! last needed; to the least number only when the pool has been without a request for longer than
 //! the delay. The sandboxes that a delay keeps are known from [`History`]. It is lost with the
-//! process; then the number that `spec.replicas` says is taken as needed up to the last activity,
-//! which is reported and stored, so a restart neither stops a sandbox early nor keeps one late.
+//! process; then the number that was wanted last is taken as needed up to the last activity, which
+//! is reported and stored, so a restart neither stops a sandbox early nor keeps one late.
 
 use std::collections::VecDeque;
 
@@ -24,7 +24,7 @@ pub(crate) struct Input<'a> {
     pub(crate) scale: &'a PoolScale,
     /// Sandboxes to keep whatever the demand.
     pub(crate) floor: i32,
-    /// What `spec.replicas` says.
+    /// How many were wanted last: what `spec.replicas` says, or shall say soon.
     pub(crate) replicas: i32,
     /// Requests queued or running, for each live gateway.
     pub(crate) demand: &'a [i64],

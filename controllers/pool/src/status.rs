@@ -81,17 +81,22 @@ pub(crate) fn status(
     Report { status, transitions, may_wait, next }
 }
 
-/// Whether this is only word of sandboxes that start, which may wait: who waits for a sandbox does
-/// not read of it here. What failed before has to be taken back at once, and nothing may count as
-/// ready that no longer is.
+/// Whether this is only word of sandboxes that start, or that have started in a pool that was well
+/// before. It may wait: who waits for a sandbox does not read of it here. What failed before, and
+/// the end of a long start, are told at once; a version's activation may wait for a pool that has
+/// a new spec; and nothing may count as ready that no longer is.
 fn is_progress(observed: Option<&SandboxPoolStatus>, desired: &SandboxPoolStatus) -> bool {
     let ready = |status: &SandboxPoolStatus| status.conditions.first().map(|c| c.status.clone());
     let said = observed.and_then(ready);
     let was_ready = observed.map_or(0, |status| status.ready_replicas);
-    observed != Some(desired)
-        && ready(desired).as_deref() == Some("Unknown")
-        && said.as_deref() != Some("False")
-        && desired.ready_replicas >= was_ready
+    let starts = ready(desired).as_deref() == Some("Unknown") && said.as_deref() != Some("False");
+    let grew = observed.is_some_and(|observed| {
+        said.as_deref() == Some("True")
+            && desired.conditions.first().is_some_and(|ready| ready.reason == reason::AVAILABLE)
+            && desired.observed_generation == observed.observed_generation
+            && desired.replicas > observed.replicas
+    });
+    observed != Some(desired) && (starts || grew) && desired.ready_replicas >= was_ready
 }
 
 /// How long to wait before sandboxes that could not be made are tried again: after a refusal as

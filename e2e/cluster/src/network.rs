@@ -81,6 +81,15 @@ pub fn create(cluster: &ClusterPaths, nodes: u8, stack: Stack) -> anyhow::Result
     Ok(())
 }
 
+/// Cuts a machine off from all others, or joins it to them again.
+///
+/// # Errors
+/// When `ip` fails.
+pub fn set_link(cluster: &ClusterPaths, machine: &str, is_up: bool) -> anyhow::Result<()> {
+    let state = if is_up { "up" } else { "down" };
+    batch(&cluster.namespace(LAB), &format!("link set v-{machine} {state}\n"))
+}
+
 /// Removes every namespace of the cluster, whatever a run that failed left of them.
 ///
 /// # Errors

@@ -1,4 +1,4 @@
-//! Nodes are drained or fall silent, leaders end or are killed, gateways are evicted or killed all
+//! Nodes are drained, fall silent or are cut off, leaders end or are killed, gateways are evicted or killed all
 //! at once, sandboxes die, the API server hangs: visitors of an App with a single sandbox are
 //! answered wherever somebody can, and an App that sleeps wakes.
 //!
@@ -7,6 +7,7 @@
 mod all_gateways;
 mod counts;
 mod crowd;
+mod cut_node;
 mod drains;
 mod killed_sandbox;
 mod leaders;
@@ -39,6 +40,7 @@ async fn story() -> anyhow::Result<()> {
     rotation::lending_goes_on(&mut scene).await?;
     placement::one_eviction_at_a_time(&mut scene).await?;
     silent_node::its_gateway_is_replaced_and_rejoins(&mut scene).await?;
+    cut_node::its_sandboxes_are_left_alone(&mut scene).await?;
     all_gateways::they_come_back_and_no_ghost_is_served(&mut scene).await?;
     silence::a_hanging_api_server_is_noticed(&mut scene).await
 }

@@ -137,7 +137,7 @@ impl Drop for Asleep {
 }
 
 /// Waits until a gateway has a link to the other one.
-async fn linked(gateway: &Running) -> anyhow::Result<()> {
+pub(crate) async fn linked(gateway: &Running) -> anyhow::Result<()> {
     wait::until("the gateways to be linked", PATIENCE, async || {
         let links = gateway.metric("portolan_peer_links")?;
         ensure!(links >= 1.0, "{} has {links} links", gateway.name);

@@ -14,6 +14,9 @@ use crate::value::{Flows, Ruleset};
 pub struct Forwarder {
     kernel: Kernel,
     table: Table,
+    /// Whether no packet is under way any more that was led by what the kernel had before the last
+    /// commit that leads any elsewhere.
+    awaited: bool,
 }
 
 /// What was done to the kernel.
@@ -63,7 +66,7 @@ impl Forwarder {
     /// # Errors
     /// [`ForwardError::Foreign`], or what the kernel says.
     pub fn start(kernel: Kernel, desired: Ruleset) -> Result<(Self, Change), ForwardError> {
-        let mut forwarder = Self { kernel, table: Table::new(desired) };
+        let mut forwarder = Self { kernel, table: Table::new(desired), awaited: false };
         let mut change = Change::default();
         forwarder.resync(&mut change)?;
         // That was the first reading, not a repair.
@@ -115,9 +118,9 @@ impl Forwarder {
     /// that are gone. For after a flush. What could not be ended stays in `gone`, or is noted, and
     /// the next call tries it again.
     ///
-    /// If there is anything to end, it waits first for packets under way, some 10 ms: one that was
-    /// led by what the kernel had before the last commit is tracked only when it leaves, and would
-    /// bring back a connection that was ended before.
+    /// If there is anything to end, packets under way must first have been dealt with: one that was
+    /// led by what the kernel had before is tracked only when it leaves, and would bring back a
+    /// connection that was ended before. So it waits for them, some 10 ms, unless the flush has.
     ///
     /// # Errors
     /// What went wrong first.
@@ -131,7 +134,7 @@ impl Forwarder {
         if flows.is_empty() {
             return Ok(());
         }
-        self.kernel.await_packets();
+        self.await_packets();
         let Err(Unended { left, first }) = conntrack.end(&flows) else { return Ok(()) };
         for flow in left {
             match flow {
@@ -192,18 +195,32 @@ impl Forwarder {
             Until::Settled => self.table.pending(),
         };
         if !make.is_empty() {
+            self.awaited = false;
             self.commit(&make, change)?;
         }
         if until == Until::Made {
             self.table.made();
             return Ok(());
         }
-        for batch in [divert, discard].iter().filter(|batch| !batch.is_empty()) {
-            self.kernel.await_packets();
-            self.commit(batch, change)?;
+        if !divert.is_empty() {
+            self.await_packets();
+            self.awaited = false;
+            self.commit(&divert, change)?;
+        }
+        // It leads nobody elsewhere: nobody is led there any more.
+        if !discard.is_empty() {
+            self.await_packets();
+            self.commit(&discard, change)?;
         }
         self.table.settled();
         Ok(())
+    }
+
+    fn await_packets(&mut self) {
+        if !self.awaited {
+            self.kernel.await_packets();
+            self.awaited = true;
+        }
     }
 
     fn commit(&mut self, batch: &Batch, change: &mut Change) -> Result<(), Error> {
@@ -229,6 +246,7 @@ impl Forwarder {
         };
         loop {
             let elements = self.table.elements();
+            self.awaited = false;
             let made = match replace {
                 true => self.kernel.replace(&elements),
                 false => self.kernel.install(&elements),

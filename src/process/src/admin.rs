@@ -3,7 +3,7 @@
 use std::{
     convert::Infallible,
     io,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    net::SocketAddr,
     time::Duration,
 };
 
@@ -18,7 +18,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use crate::{Metrics, Readiness};
+use crate::{Metrics, Readiness, bindable};
 
 /// The content type of the OpenMetrics text format.
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -59,8 +59,7 @@ pub struct AdminServer {
 }
 
 impl AdminServer {
-    /// Binds the address; port 0 picks a free one. `[::]` is every address of both families, and of
-    /// IPv4 alone where the kernel has no IPv6.
+    /// Binds the address, or what is [`bindable`] instead; port 0 picks a free one.
     ///
     /// # Errors
     ///
@@ -71,13 +70,7 @@ impl AdminServer {
         readiness: Readiness,
     ) -> Result<Self, AdminError> {
         let failed = |source| AdminError::Bind { address, source };
-        let listener = match TcpListener::bind(address).await {
-            Err(_) if address.ip() == IpAddr::V6(Ipv6Addr::UNSPECIFIED) => {
-                TcpListener::bind((Ipv4Addr::UNSPECIFIED, address.port())).await
-            }
-            bound => bound,
-        };
-        let listener = listener.map_err(failed)?;
+        let listener = TcpListener::bind(&*bindable(address)).await.map_err(failed)?;
         let address = listener.local_addr().map_err(failed)?;
         Ok(Self { listener, address, pages: Pages { metrics, readiness } })
     }

@@ -18,12 +18,14 @@
 pub mod logs;
 
 mod admin;
+mod bindable;
 mod chain;
 mod metrics;
 mod readiness;
 mod tasks;
 
 pub use admin::{AdminError, AdminServer};
+pub use bindable::bindable;
 pub use chain::ErrorChain;
 pub use metrics::Metrics;
 pub use readiness::{Gate, Readiness};

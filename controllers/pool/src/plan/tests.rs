@@ -99,6 +99,26 @@ fn the_first_request_wakes_a_pool() {
 }
 
 #[test]
+fn the_number_of_a_pool_that_grows_may_be_written_later() {
+    let wakes = situation(asleep(), vec![], vec![gateway("gw-a", 1, 0)]);
+    assert!(planned(&wakes).replicas_may_wait);
+    let shrinks = pool_with(|pool| pool.spec.replicas = Some(2));
+    assert!(!planned(&situation(shrinks, vec![], vec![])).replicas_may_wait);
+    let stays = pool_with(|pool| {
+        *pool = fixed(2);
+        pool.spec.replicas = Some(1);
+    });
+    assert!(!planned(&situation(stays, vec![], vec![])).replicas_may_wait, "it never sleeps");
+}
+
+#[test]
+fn a_restart_before_the_number_is_written_ends_no_sandbox() {
+    let mut after = gateway("gw-a", 0, 0);
+    after.demand.last_activity = Some(at(-5));
+    check(&situation(asleep(), vec![sandbox(0, 7)], vec![after]), &["replicas 1"]);
+}
+
+#[test]
 fn what_is_missing_takes_the_lowest_free_ordinals_and_new_incarnations() {
     check(
         &situation(fixed(3), vec![], vec![]),

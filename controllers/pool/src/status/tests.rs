@@ -315,6 +315,22 @@ fn only_word_of_a_start_may_wait() {
 }
 
 #[test]
+fn word_of_growth_may_wait_where_all_was_well() {
+    let word = |count, sandboxes| reported(&situation(fixed(count), sandboxes, live()), at(0)).status;
+    let asleep = word(0, vec![]);
+    let one = word(1, vec![sandbox(0, 1)]);
+    let two = word(2, vec![sandbox(0, 1), sandbox(1, 2)]);
+    let degraded = word(2, vec![sandbox(0, 1), failing(1, 2, "CrashLoopBackOff")]);
+    assert!(is_progress(Some(&asleep), &one), "it woke");
+    assert!(is_progress(Some(&one), &two));
+    assert!(!is_progress(Some(&two), &one), "it shrank");
+    assert!(!is_progress(Some(&one), &degraded));
+    assert!(!is_progress(Some(&degraded), &two), "it does not fail any more");
+    let retold = SandboxPoolStatus { observed_generation: Some(90), ..two };
+    assert!(!is_progress(Some(&one), &retold), "a version may wait for it");
+}
+
+#[test]
 fn an_incarnation_that_is_used_up_is_told_later() {
     let mut late = situation(fixed(1), vec![], live());
     late.incarnation = 9;

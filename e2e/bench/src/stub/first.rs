@@ -5,10 +5,11 @@ use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
 use futures::StreamExt;
-use k8s_openapi::api::core::v1::{Event, Pod};
-use k8s_openapi::api::networking::v1::NetworkPolicy;
-use kube::api::{DeleteParams, ListParams, PostParams};
-use kube::core::{ApiResource, DynamicObject, ObjectMeta};
+use futures::future::try_join_all;
+use k8s_openapi::api::core::v1::{Event, Pod, Service};
+use k8s_openapi::api::networking::v1::{IPAddress, NetworkPolicy};
+use kube::api::{DeleteParams, ListParams, PostParams, WatchEvent, WatchParams};
+use kube::core::{ApiResource, DynamicObject};
 use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Api, Client};
 use portolan_api::{App, AppVersion, Claim, GatewayReport, Route, SandboxPool};
@@ -36,25 +37,26 @@ pub(super) struct First {
     /// Until nothing more came.
     all: Writes,
     /// Of those, after the App was Ready.
-    late: usize,
+    late: u32,
 }
 
 impl First {
     /// Writes from the apply of an App with a Route until it is Ready.
     pub(super) fn until_ready(&self) -> f64 {
         #[expect(clippy::cast_precision_loss, reason = "counts of one run")]
-        let (all, late) = (self.all.total() as f64, self.late as f64);
-        (all - late) / f64::from(APPS)
+        let all = self.all.total() as f64;
+        (all - f64::from(self.late)) / f64::from(APPS)
     }
 
     /// What they were, and how they were counted.
     pub(super) fn note(&self) -> String {
         format!(
             "Writes from apply to Ready: {APPS} Apps with a Route that stay awake, one after the \
-             other; all but the user's two, until none came for {} s ({}), less the objects that \
-             were written after the App was Ready.",
+             other; all but the user's two, until none came for {} s ({}), less the {:.2} after \
+             the App was Ready.",
             QUIET.as_secs(),
-            self.all.text(f64::from(APPS))
+            self.all.text(f64::from(APPS)),
+            f64::from(self.late) / f64::from(APPS)
         )
     }
 }
@@ -72,7 +74,7 @@ pub(super) async fn writes_until_ready(client: &Client) -> anyhow::Result<First>
         let ready = timeout(LIMIT, ready_version(&apps, &name)).await;
         let ready = ready.with_context(|| format!("App {name} was not Ready in time"))??;
         quiet(client).await?;
-        late += written_after(client, ready).await?;
+        late += written_after(client, &ready).await?;
     }
     let all = Writes::read(client).await?.since(&before);
     take_away(client, &apps, &routes).await?;
@@ -83,7 +85,7 @@ pub(super) async fn writes_until_ready(client: &Client) -> anyhow::Result<First>
 }
 
 /// The version of the write that first says that the App is Ready.
-async fn ready_version(apps: &Api<App>, name: &str) -> anyhow::Result<u64> {
+async fn ready_version(apps: &Api<App>, name: &str) -> anyhow::Result<String> {
     let config = watcher::Config::default().fields(&format!("metadata.name={name}"));
     let mut changes = pin!(watcher::watcher(apps.clone(), config).default_backoff());
     while let Some(change) = changes.next().await {
@@ -92,7 +94,7 @@ async fn ready_version(apps: &Api<App>, name: &str) -> anyhow::Result<u64> {
             continue;
         };
         if is_ready(&app) {
-            return version(&app.metadata);
+            return app.metadata.resource_version.context("an App without a version");
         }
     }
     bail!("the watch of {name} ended")
@@ -114,32 +116,42 @@ async fn quiet(client: &Client) -> anyhow::Result<Writes> {
     }
 }
 
-/// How many objects were written after this version; Pods are left out, as their kubelet writes.
-async fn written_after(client: &Client, ready: u64) -> anyhow::Result<usize> {
+/// How many writes came after this version; those of Pods are left out, as their kubelet writes.
+async fn written_after(client: &Client, ready: &str) -> anyhow::Result<u32> {
     let here = [
         ApiResource::erase::<App>(&()),
         ApiResource::erase::<AppVersion>(&()),
         ApiResource::erase::<SandboxPool>(&()),
         ApiResource::erase::<Route>(&()),
         ApiResource::erase::<NetworkPolicy>(&()),
+        ApiResource::erase::<Service>(&()),
         ApiResource::erase::<Event>(&()),
     ];
     let here = here.map(|kind| Api::namespaced_with(client.clone(), NAMESPACE, &kind));
-    let elsewhere = [ApiResource::erase::<GatewayReport>(&()), ApiResource::erase::<Claim>(&())];
+    let elsewhere = [
+        ApiResource::erase::<GatewayReport>(&()),
+        ApiResource::erase::<Claim>(&()),
+        ApiResource::erase::<IPAddress>(&()),
+    ];
     let elsewhere = elsewhere.map(|kind| Api::all_with(client.clone(), &kind));
+    let counts = here.into_iter().chain(elsewhere).map(|kind| changes_since(kind, ready));
+    Ok(try_join_all(counts).await?.into_iter().sum())
+}
+
+/// How many changes the API server remembers since a version: a watch gets them at once.
+async fn changes_since(kind: Api<DynamicObject>, version: &str) -> anyhow::Result<u32> {
+    const LONGEST: u32 = 2;
+    let changes = kind.watch_metadata(&WatchParams::default().timeout(LONGEST), version).await?;
+    let mut changes = pin!(changes);
     let mut count = 0;
-    for kind in here.into_iter().chain(elsewhere) {
-        let kind: Api<DynamicObject> = kind;
-        for object in kind.list_metadata(&ListParams::default()).await? {
-            count += usize::from(version(&object.metadata)? > ready);
+    while let Some(change) = changes.next().await {
+        match change? {
+            WatchEvent::Error(status) => bail!("a watch from {version}: {}", status.message),
+            WatchEvent::Bookmark(_) => {}
+            _ => count += 1,
         }
     }
     Ok(count)
-}
-
-fn version(meta: &ObjectMeta) -> anyhow::Result<u64> {
-    let version = meta.resource_version.as_deref().context("an object without a version")?;
-    version.parse().context("a version that is no number")
 }
 
 async fn take_away(client: &Client, apps: &Api<App>, routes: &Api<Route>) -> anyhow::Result<()> {

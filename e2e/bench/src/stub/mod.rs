@@ -300,7 +300,7 @@ async fn make(
 /// became Ready. It follows a watch: listing all of them again and again would be most of what the
 /// API server does.
 ///
-/// It fails when no other App fell asleep for as long as `patience`.
+/// It fails when no other App became Ready or fell asleep for as long as `patience`.
 pub(crate) async fn asleep(
     client: &Client,
     count: usize,
@@ -313,13 +313,19 @@ pub(crate) async fn asleep(
     while asleep.len() < count {
         let event = timeout_at(progress + patience, events.next()).await;
         let event = event.map_err(|_| {
-            anyhow!("{} of {count} Apps sleep, and no other did in {patience:?}", asleep.len())
+            anyhow!("{} of {count} Apps sleep, and nothing else happened in {patience:?}", asleep.len())
         })?;
         match event.context("the watch ended")? {
             Ok(Event::InitApply(app) | Event::Apply(app)) => {
                 let said = ready_reason(&app);
-                if said.is_some() && ready.insert(app.name_any()) && ready.len() == count {
-                    all_ready = Some(Instant::now());
+                if said.is_some() && ready.insert(app.name_any()) {
+                    progress = Instant::now();
+                    if ready.len() == count {
+                        all_ready = Some(progress);
+                    }
+                    if ready.len().is_multiple_of(1_000) {
+                        println!("    {} of {count} Apps were Ready", ready.len());
+                    }
                 }
                 if said != Some(reason::ASLEEP) {
                     asleep.remove(&app.name_any());

@@ -16,6 +16,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
+use portolan_process::bindable;
 use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
@@ -80,7 +81,7 @@ impl Listener {
     /// Binds an address. Several processes may share it (`SO_REUSEPORT`), so that a new one can
     /// take over before the old one ends.
     ///
-    /// `[::]` is every address of both families, and of IPv4 alone where the kernel has no IPv6.
+    /// If it cannot be bound, what is [`bindable`] instead is.
     ///
     /// # Errors
     ///
@@ -90,12 +91,9 @@ impl Listener {
     ///
     /// Outside a tokio runtime.
     pub fn bind(address: SocketAddr, config: ListenerConfig) -> io::Result<Self> {
-        let socket = bound(address).or_else(|error| match address.ip() {
-            IpAddr::V6(Ipv6Addr::UNSPECIFIED) => {
-                bound((Ipv4Addr::UNSPECIFIED, address.port()).into()).map_err(|_| error)
-            }
-            _ => Err(error),
-        })?;
+        let none = io::Result::Err(io::ErrorKind::AddrNotAvailable.into());
+        let choices = bindable(address).into_iter();
+        let socket = choices.fold(none, |tried, address| tried.or_else(|_| bound(address)))?;
         // Bursts of connections are short; the kernel cuts this to its own limit.
         socket.listen(4096)?;
         Ok(Self { socket: TcpListener::from_std(socket.into())?, config })

@@ -8,6 +8,7 @@ use std::future::{Future, poll_fn};
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::{Request, Response, StatusCode};
@@ -112,9 +113,21 @@ impl Flight {
         mut request: Box<Request<RequestBody>>,
     ) -> Result<Response<Box<UpstreamBody>>, SendError> {
         let (timeouts, upload) = (self.timeouts, self.upload.clone());
+        let began = Instant::now();
         let connection = self.h1();
-        let response = connection.exchange(&mut request);
-        let error = match await_head(response, upload.as_deref(), &timeouts).await {
+        connection.begin(&mut request);
+        let at = |time: Duration| began + time.min(timeouts.response_header);
+        let mut response = timeout_at(at(SOON), connection.head(&mut request)).await.ok();
+        if response.is_none() {
+            connection.expect_word(true);
+            response = timeout_at(at(HEARD), connection.head(&mut request)).await.ok();
+            connection.expect_word(false);
+        }
+        if response.is_none() {
+            let head = connection.head(&mut request);
+            response = await_head(head, began, upload.as_deref(), &timeouts).await;
+        }
+        let error = match response {
             Some(Ok(head)) => return Ok(self.land(head, Source::H1(request.into_body()))),
             Some(Err(error)) => error,
             None => return Err(SendError::Timeout),
@@ -134,7 +147,8 @@ impl Flight {
     ) -> Result<Response<Box<UpstreamBody>>, SendError> {
         let (timeouts, upload) = (self.timeouts, self.upload.clone());
         let response = sender.try_send_request(*request);
-        let mut failure = match await_head(response, upload.as_deref(), &timeouts).await {
+        let response = await_head(response, Instant::now(), upload.as_deref(), &timeouts);
+        let mut failure = match response.await {
             Some(Ok(response)) => {
                 let (head, incoming) = response.into_parts();
                 let head = Response::from_parts(head, ());
@@ -159,14 +173,14 @@ impl Flight {
         }
     }
 
-    fn failed(mut self, error: ExchangeError) -> SendError {
+    fn failed(self, error: ExchangeError) -> SendError {
         match self.upload.as_ref().map(|upload| upload.state()) {
             // We broke it off. The drop knows what to do.
             Some(state @ (UploadState::TooLarge | UploadState::Stalled | UploadState::Broken)) => {
                 SendError::Upload(state)
             }
             _ => {
-                self.close();
+                self.broke(&error);
                 match error.is_protocol() {
                     true => SendError::Protocol(error),
                     false => SendError::Reset(error),
@@ -210,6 +224,19 @@ impl Flight {
         drop(slot);
     }
 
+    /// The connection broke. From a sandbox that is out of reach others stay away until it answers
+    /// again; under `Strict` for good, which is the drop's business: it may still be at work.
+    fn broke(mut self, error: &ExchangeError) {
+        if !error.is_out_of_reach() {
+            return self.close();
+        }
+        let is_soft = |(slot, _): &(Slot, Connection)| slot.concurrency() == Concurrency::Soft;
+        if let Some((slot, connection)) = self.load.take_if(|load| is_soft(load)) {
+            drop(connection);
+            slot.give_back_dead();
+        }
+    }
+
     /// Lets go of slot and connection, which have become part of the client's.
     pub(crate) fn into_load(mut self) -> Option<(Slot, Connection)> {
         self.load.take()
@@ -233,11 +260,17 @@ impl Drop for Flight {
     }
 }
 
+/// After this long without a response it is looked after whether anybody is there at all.
+const SOON: Duration = Duration::from_secs(1);
+/// And after this long that is known.
+const HEARD: Duration = h1::UNHEARD_MAX.saturating_add(Duration::from_secs(3));
+
 /// Waits for a head. The limit counts from the end of the request; while its body is on the way,
 /// pauses are the body's business, and this is for a sandbox that does not take it. `None`: too
 /// late.
 async fn await_head<F: Future>(
     response: F,
+    began: Instant,
     upload: Option<&Upload>,
     timeouts: &RouteTimeouts,
 ) -> Option<F::Output> {
@@ -246,7 +279,7 @@ async fn await_head<F: Future>(
         UploadState::Flowing => upload.moved() + timeouts.response_header + timeouts.idle,
         _ => upload.moved() + timeouts.response_header,
     };
-    let mut deadline = Instant::now() + timeouts.response_header;
+    let mut deadline = began + timeouts.response_header;
     loop {
         if let Ok(response) = timeout_at(deadline, &mut response).await {
             return Some(response);
@@ -328,8 +361,8 @@ impl Body for UpstreamBody {
                 Some(Ok(frame))
             }
             Some(Err(error)) => {
-                if let Some(mut flight) = this.flight.take() {
-                    flight.close();
+                if let Some(flight) = this.flight.take() {
+                    flight.broke(&error);
                 }
                 // What came before is sent first: an error ends the client's connection at once.
                 this.failure = Some(error);
@@ -382,16 +415,14 @@ async fn drain(mut source: Source, mut flight: Flight) {
     let limit = flight.core.settings.strict_wait;
     let read = async {
         while let Some(frame) = poll_fn(|cx| source.poll_frame(&mut flight, cx)).await {
-            if frame.is_err() {
-                return false;
-            }
+            frame?;
         }
-        true
+        Ok(())
     };
     let read = timeout(limit, read).await;
     match read {
-        Ok(true) => flight.finish(),
-        Ok(false) => flight.close(),
+        Ok(Ok(())) => flight.finish(),
+        Ok(Err(error)) => flight.broke(&error),
         Err(_) => drop(flight),
     }
 }

@@ -75,6 +75,16 @@ pub(crate) enum ExchangeError {
 }
 
 impl ExchangeError {
+    /// Whether the sandbox is out of reach: its node is gone, or the way there. What it does
+    /// nobody knows.
+    fn is_out_of_reach(&self) -> bool {
+        match self {
+            Self::H1(error) => error.is_out_of_reach(),
+            // A ping was not answered.
+            Self::H2(error) => error.is_timeout(),
+        }
+    }
+
     /// Whether the sandbox answered, and not in HTTP.
     fn is_protocol(&self) -> bool {
         match self {

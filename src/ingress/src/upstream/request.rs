@@ -100,6 +100,12 @@ struct Flow {
 }
 
 impl RequestBody {
+    /// No body.
+    #[cfg(test)]
+    pub(crate) const fn none() -> Self {
+        Self { flow: None }
+    }
+
     /// Wraps a body of at most `size_max` bytes that never pauses longer than `idle`.
     pub(crate) fn new(
         incoming: Incoming,

@@ -26,6 +26,7 @@ use crate::core::Core;
 
 pub(super) use idle::Idle;
 pub(crate) use wire::Switched;
+pub(super) use wire::UNHEARD_MAX;
 
 /// What went wrong on a connection.
 #[derive(Debug, thiserror::Error)]
@@ -55,6 +56,13 @@ pub(crate) enum WireError {
 }
 
 impl WireError {
+    /// Whether the sandbox is out of reach, which says nothing of what it does.
+    pub(super) fn is_out_of_reach(&self) -> bool {
+        use io::ErrorKind::{HostUnreachable, NetworkUnreachable, TimedOut};
+        let Self::Io(error) = self else { return false };
+        matches!(error.kind(), TimedOut | HostUnreachable | NetworkUnreachable)
+    }
+
     /// Whether the sandbox answered, and not in HTTP.
     pub(super) const fn is_protocol(&self) -> bool {
         !matches!(self, Self::Io(_) | Self::Closed | Self::Truncated | Self::Upload)
@@ -78,12 +86,27 @@ impl Connection {
         Ok(Self { wire, home: Arc::clone(home), _counted: counted })
     }
 
-    /// Sends a request and waits for the head of its response.
-    pub(super) async fn exchange(
+    /// Begins an exchange. Nothing of it is sent before somebody waits for the response.
+    pub(super) fn begin(&mut self, request: &mut Request<RequestBody>) {
+        self.wire.begin(request);
+    }
+
+    /// Sends what is left of that request and waits for the head of its response.
+    ///
+    /// # Cancel safety
+    ///
+    /// The next call goes on.
+    pub(super) async fn head(
         &mut self,
         request: &mut Request<RequestBody>,
     ) -> Result<Response<()>, WireError> {
-        self.wire.exchange(request).await
+        self.wire.head(request).await
+    }
+
+    /// Whether the connection shall break if the sandbox's kernel does not acknowledge a request
+    /// that has no body, within [`UNHEARD_MAX`].
+    pub(super) fn expect_word(&mut self, expects: bool) {
+        self.wire.expect_word(expects);
     }
 
     /// Whether nothing of the request has left, so that it may be sent elsewhere.

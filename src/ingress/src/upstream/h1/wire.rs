@@ -7,10 +7,12 @@ use std::future::poll_fn;
 use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use http::{HeaderMap, Method, Request, Response, StatusCode};
 use http_body::{Body, Frame};
+use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_util::io::poll_read_buf;
@@ -26,6 +28,10 @@ const READ_SIZE: usize = 8 * 1024;
 const READ_SIZE_MAX: usize = 128 * 1024;
 /// Data up to this size is copied behind what is written before it: cheaper than another part.
 const COPY_SIZE_MAX: usize = 4 * 1024;
+/// How long a sandbox's kernel may leave a request without a word: four packets are lost then.
+pub(in crate::upstream) const UNHEARD_MAX: Duration = Duration::from_secs(3);
+/// How long one that has switched protocols may leave data without a word: as long as clients may.
+const SWITCHED_UNHEARD_MAX: Duration = Duration::from_secs(60);
 /// Heads before the final one, such as `100` or `103`; nobody sends this many.
 const INTERIM_COUNT_MAX: u32 = 64;
 
@@ -41,6 +47,8 @@ pub(super) struct Wire {
     decoder: Decoder,
     interim_count: u32,
     is_persistent: bool,
+    /// The request has no body.
+    is_bare: bool,
 }
 
 impl Wire {
@@ -55,6 +63,7 @@ impl Wire {
             decoder: Decoder::Ended,
             interim_count: 0,
             is_persistent: true,
+            is_bare: false,
         }
     }
 
@@ -79,20 +88,41 @@ impl Wire {
         !self.output.has_moved
     }
 
-    /// Sends a request and waits for the head of its response.
-    ///
-    /// # Cancel safety
-    ///
-    /// None: the wire is of no more use.
-    pub(super) async fn exchange(
-        &mut self,
-        request: &mut Request<RequestBody>,
-    ) -> Result<Response<()>, WireError> {
+    /// Begins an exchange. Nothing of it is sent before somebody waits for the response.
+    pub(super) fn begin(&mut self, request: &mut Request<RequestBody>) {
         self.encoding = head::encode(request, &mut self.output.copied);
+        self.is_bare = self.encoding == Encoding::Done;
         (self.output.has_moved, self.interim_count) = (false, 0);
         // What is taken for the request's response must not have been there before it.
         self.input.clear();
+    }
+
+    /// Sends what is left of the request of [`Self::begin`] and waits for the head of the response.
+    ///
+    /// # Cancel safety
+    ///
+    /// The next call goes on.
+    pub(super) async fn head(
+        &mut self,
+        request: &mut Request<RequestBody>,
+    ) -> Result<Response<()>, WireError> {
         poll_fn(|cx| self.poll_head(request, cx)).await
+    }
+
+    /// Whether the connection shall break if the sandbox's kernel does not acknowledge the request,
+    /// which a program that is busy, stopped or hung does not keep it from.
+    ///
+    /// Only of a request without a body: a program that does not read one lets data wait here. And
+    /// not for longer than that takes: it would make one lost keepalive the end of a connection.
+    pub(super) fn expect_word(&mut self, expects: bool) {
+        if self.is_bare && self.output.is_empty() {
+            self.break_off_after(expects.then_some(UNHEARD_MAX));
+        }
+    }
+
+    fn break_off_after(&self, limit: Option<Duration>) {
+        // What fails here fails only on a socket that is gone, which the next read says.
+        let _ = SockRef::from(&self.stream).set_tcp_user_timeout(limit);
     }
 
     fn poll_head(
@@ -272,6 +302,8 @@ impl Wire {
 
     /// The bare connection, after it has switched protocols.
     pub(super) fn into_switched(self) -> Switched {
+        // Either side may be slow to read; so slow that it counts as gone is the same for both.
+        self.break_off_after(Some(SWITCHED_UNHEARD_MAX));
         Switched { stream: self.stream, read: self.input.freeze() }
     }
 }
@@ -395,5 +427,45 @@ impl AsyncWrite for Switched {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    fn request() -> Request<RequestBody> {
+        Request::new(RequestBody::none())
+    }
+
+    fn limit(wire: &Wire) -> Option<Duration> {
+        SockRef::from(&wire.stream).tcp_user_timeout().expect("an option")
+    }
+
+    /// A wire, and the sandbox's side of it.
+    async fn connected() -> (Wire, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let address = listener.local_addr().expect("an address");
+        let stream = TcpStream::connect(address).await.expect("a connection");
+        let (sandbox, _) = listener.accept().await.expect("a connection");
+        (Wire::new(stream, 1 << 16), sandbox)
+    }
+
+    #[tokio::test]
+    async fn only_a_request_that_waits_for_long_has_to_be_acknowledged() {
+        let (mut wire, _sandbox) = connected().await;
+        let mut request = request();
+        wire.begin(&mut request);
+        wire.expect_word(true);
+        assert_eq!(limit(&wire), None, "nothing was sent");
+        let head = poll_fn(|cx| Poll::Ready(wire.poll_head(&mut request, cx).is_ready())).await;
+        assert!(!head, "nobody answers");
+        assert_eq!(limit(&wire), None, "it did not wait for long");
+        wire.expect_word(true);
+        assert_eq!(limit(&wire), Some(UNHEARD_MAX));
+        wire.expect_word(false);
+        assert_eq!(limit(&wire), None, "the program may take its time");
     }
 }
