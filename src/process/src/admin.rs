@@ -1,11 +1,6 @@
 //! The admin server: metrics and probes over HTTP/1.1.
 
-use std::{
-    convert::Infallible,
-    io,
-    net::SocketAddr,
-    time::Duration,
-};
+use std::{convert::Infallible, io, net::SocketAddr, time::Duration};
 
 use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode, header};

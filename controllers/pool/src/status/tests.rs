@@ -316,7 +316,8 @@ fn only_word_of_a_start_may_wait() {
 
 #[test]
 fn word_of_growth_may_wait_where_all_was_well() {
-    let word = |count, sandboxes| reported(&situation(fixed(count), sandboxes, live()), at(0)).status;
+    let word =
+        |count, sandboxes| reported(&situation(fixed(count), sandboxes, live()), at(0)).status;
     let asleep = word(0, vec![]);
     let one = word(1, vec![sandbox(0, 1)]);
     let two = word(2, vec![sandbox(0, 1), sandbox(1, 2)]);

@@ -313,7 +313,10 @@ pub(crate) async fn asleep(
     while asleep.len() < count {
         let event = timeout_at(progress + patience, events.next()).await;
         let event = event.map_err(|_| {
-            anyhow!("{} of {count} Apps sleep, and nothing else happened in {patience:?}", asleep.len())
+            anyhow!(
+                "{} of {count} Apps sleep, and nothing else happened in {patience:?}",
+                asleep.len()
+            )
         })?;
         match event.context("the watch ended")? {
             Ok(Event::InitApply(app) | Event::Apply(app)) => {

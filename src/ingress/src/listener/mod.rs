@@ -12,7 +12,7 @@ mod proxy_protocol;
 mod transport;
 
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -167,6 +167,8 @@ pub(crate) async fn serve(
 
 #[cfg(test)]
 mod tests {
+    use std::net::Ipv4Addr;
+
     use socket2::SockRef;
     use tokio::net::TcpStream;
 
