@@ -28,6 +28,7 @@ struct World {
     sandboxes: Vec<Sandbox>,
     gateways: Vec<Gateway>,
     history: Option<History>,
+    unwritten: i32,
     second: i64,
     names: BTreeSet<String>,
 }
@@ -35,7 +36,7 @@ struct World {
 impl World {
     fn new(pool: SandboxPool, sandboxes: Vec<Sandbox>, gateways: Vec<Gateway>) -> Self {
         let names = sandboxes.iter().map(|sandbox| sandbox.key.name.clone()).collect();
-        Self { pool, sandboxes, gateways, history: None, second: 0, names }
+        Self { pool, sandboxes, gateways, history: None, unwritten: 0, second: 0, names }
     }
 
     fn now(&self) -> Timestamp {
@@ -50,6 +51,7 @@ impl World {
             all_seen: at(0),
             history: self.history.clone(),
             incarnation: 0,
+            unwritten: self.unwritten,
         }
     }
 
@@ -62,13 +64,15 @@ impl World {
     fn pass(&mut self, crash_after: Option<usize>) {
         let situation = self.situation();
         let mut plan = plan(&situation, &settings(), self.now());
+        self.unwritten = 0;
         if plan.replicas_may_wait && self.second % 4 > 0 {
             plan.replicas = None;
+            self.unwritten = plan.decision.wanted;
         }
         let mut outcome = Outcome::default();
         for step in 0..writes(&plan) {
             if Some(step) == crash_after {
-                self.history = None;
+                (self.history, self.unwritten) = (None, 0);
                 return;
             }
             self.write(&plan, step, &mut outcome);

@@ -124,7 +124,15 @@ pub(crate) fn situation(
 ) -> Situation {
     let sandboxes = sandboxes.into_iter().map(Arc::new).collect();
     let pool = Arc::new(pool);
-    Situation { pool, sandboxes, gateways, all_seen: at(0), history: None, incarnation: 0 }
+    Situation {
+        pool,
+        sandboxes,
+        gateways,
+        all_seen: at(0),
+        history: None,
+        incarnation: 0,
+        unwritten: 0,
+    }
 }
 
 /// The view of a Pod with this status.

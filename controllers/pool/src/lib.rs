@@ -48,7 +48,7 @@ use portolan_reconcile::{
 use self::{
     apply::{Applier, Outcome},
     gateway::ReportView,
-    observe::{BY_GATEWAY, BY_POOL, Caches, Memory, Situation},
+    observe::{BY_GATEWAY, BY_POOL, Caches, Memory, Remembered, Situation},
     plan::Plan,
     sandbox::Sandbox,
 };
@@ -140,8 +140,12 @@ impl Reconciler for PoolReconciler {
         plan.next = [plan.next, later].into_iter().flatten().min();
         let outcome = self.applier(pass).apply(&situation, &plan).await;
         let used = situation.incarnation.max(outcome.incarnation);
-        self.memory.keep(&situation.pool, plan.decision.history.clone(), used);
-        let next = self.report(pass, &situation, &plan, &outcome).await;
+        let unwritten = if later.is_some() { plan.decision.wanted } else { 0 };
+        let history = plan.decision.history.clone();
+        let remembered =
+            Remembered { history, incarnation: used, unwritten, ..Remembered::default() };
+        self.memory.keep(&situation.pool, remembered.clone());
+        let next = self.report(pass, &situation, &plan, &outcome, remembered).await;
         match outcome.error {
             Some(error) => Err(error),
             None => next,
@@ -161,6 +165,7 @@ impl PoolReconciler {
         situation: &Situation,
         plan: &Plan,
         outcome: &Outcome,
+        remembered: Remembered,
     ) -> Result<Next, Error> {
         let pool = situation.pool.as_ref();
         let report = status::status(situation, plan, outcome, pass.now());
@@ -178,7 +183,7 @@ impl PoolReconciler {
         }
         match written {
             StatusWrite::Written(live) => {
-                self.memory.keep(pool, plan.decision.history.clone(), 0);
+                self.memory.keep(pool, Remembered { incarnation: 0, ..remembered });
                 self.caches.pools.observe(*live, pass);
                 self.events.publish_transitions(pool, "Reconcile", &report.transitions);
             }

@@ -39,6 +39,8 @@ pub(crate) struct Situation {
     pub(crate) history: Option<History>,
     /// The greatest incarnation that is used up and that the status does not say yet; else zero.
     pub(crate) incarnation: i64,
+    /// The number of replicas that is decided, and greater than the spec says yet; else zero.
+    pub(crate) unwritten: i32,
 }
 
 /// The caches.
@@ -74,7 +76,7 @@ impl Caches {
             pool => pool,
         };
         pool.map(|pool| {
-            let Remembered { history, incarnation, .. } =
+            let Remembered { history, incarnation, unwritten, .. } =
                 memory.recall(key, pool.metadata.uid.as_deref()).unwrap_or_default();
             Situation {
                 sandboxes: self.sandboxes.by_index(BY_POOL, &key.to_string()),
@@ -82,6 +84,7 @@ impl Caches {
                 all_seen: unbroken.unwrap_or(now).saturating_add(GRACE).unwrap_or(now),
                 history,
                 incarnation,
+                unwritten,
                 pool: Arc::new(pool),
             }
         })
@@ -125,11 +128,13 @@ pub(crate) struct Memory {
 /// What is remembered of one pool.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct Remembered {
-    uid: Option<String>,
+    pub(crate) uid: Option<String>,
     /// See [`Situation::history`].
     pub(crate) history: Option<History>,
     /// See [`Situation::incarnation`].
     pub(crate) incarnation: i64,
+    /// See [`Situation::unwritten`].
+    pub(crate) unwritten: i32,
 }
 
 impl Memory {
@@ -137,14 +142,14 @@ impl Memory {
         self.pools.lock().get(key).filter(|pool| pool.uid.as_deref() == uid).cloned()
     }
 
-    /// Replaces what is remembered of the pool.
-    pub(crate) fn keep(&self, pool: &SandboxPool, history: Option<History>, incarnation: i64) {
+    /// Replaces what is remembered of the pool; its UID is filled in.
+    pub(crate) fn keep(&self, pool: &SandboxPool, remembered: Remembered) {
         let key = ObjectKey::of(pool);
-        if history.is_none() && incarnation == 0 {
+        if remembered == Remembered::default() {
             return self.forget(&key);
         }
         let uid = pool.metadata.uid.clone();
-        self.pools.lock().insert(key, Remembered { uid, history, incarnation });
+        self.pools.lock().insert(key, Remembered { uid, ..remembered });
     }
 
     /// Forgets a pool that is gone.

@@ -35,7 +35,7 @@ pub(crate) struct Plan {
     /// Write this to `spec.replicas`; `None`: it says so already.
     pub(crate) replicas: Option<i32>,
     /// That number may be written a moment later: it only grew, visitors wait for the sandboxes
-    /// that it counts, and until then [`Planner::replicas`] knows them by their Pods.
+    /// that it counts, and until then this process remembers it.
     pub(crate) replicas_may_wait: bool,
     /// Sandboxes to create, ascending by ordinal and incarnation.
     pub(crate) create: Vec<NewSandbox>,
@@ -226,7 +226,8 @@ impl<'a> Planner<'a> {
             role: spec.role,
             scale: &spec.scale,
             floor: spec.floor.unwrap_or_default(),
-            replicas: self.replicas(),
+            replicas: spec.wanted().max(self.situation.unwritten),
+            woken: self.woken(),
             demand: &demand,
             waits: self.gateways.iter().any(|gateway| gateway.demand.queued > 0),
             reported: reported.max(),
@@ -236,13 +237,12 @@ impl<'a> Planner<'a> {
         scale::decide(&input, self.now)
     }
 
-    /// How many this pool wanted last. A greater number may not have been written yet; then it
-    /// stands in Pods. One that never sleeps keeps what it has for good, so there only the number
-    /// that is written counts.
-    fn replicas(&self) -> i32 {
-        let written = self.situation.pool.spec.wanted();
-        let standing = i32::try_from(self.members.standing.len()).unwrap_or(i32::MAX);
-        if self.sleeps() { written.max(standing) } else { written }
+    /// What a pool that sleeps by its spec woke, if another process did that and had not written
+    /// it yet.
+    fn woken(&self) -> i32 {
+        let is_asleep = self.sleeps() && self.situation.pool.spec.wanted() == 0;
+        let standing = self.members.standing.iter().filter(|one| self.fault(one).is_none());
+        if is_asleep { i32::try_from(standing.count()).unwrap_or(i32::MAX) } else { 0 }
     }
 
     /// Whether the number follows the visitors, down as well as up.

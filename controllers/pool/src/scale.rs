@@ -26,6 +26,8 @@ pub(crate) struct Input<'a> {
     pub(crate) floor: i32,
     /// How many were wanted last: what `spec.replicas` says, or shall say soon.
     pub(crate) replicas: i32,
+    /// Sandboxes that stand although `replicas` says zero.
+    pub(crate) woken: i32,
     /// Requests queued or running, for each live gateway.
     pub(crate) demand: &'a [i64],
     /// Whether any of them is queued.
@@ -91,7 +93,7 @@ fn active(input: &Input<'_>, now: Timestamp) -> Decision {
     history.forget(now, delay);
     // An activity keeps awake what is awake. It never wakes: a request that needs a sandbox is
     // queued, and a gateway that was just started reports every pool as active just now.
-    let is_awake = input.replicas > 0 || input.history.is_some();
+    let is_awake = input.replicas > 0 || input.woken > 0 || input.history.is_some();
     let is_recent = now.duration_since(history.last_activity) <= delay;
     let awake = i32::from(is_awake && is_recent);
     let kept = history.peak().max(needed).max(awake).min(max);
@@ -134,7 +136,8 @@ impl History {
             // has started is about to get the traffic; reports speak of the time before.
             let told = input.stored.is_none();
             let last_activity = known.filter(|_| needed == 0 && !told).unwrap_or(now);
-            let kept = (input.replicas > needed).then_some((input.replicas, last_activity));
+            let wanted = input.replicas.max(input.woken);
+            let kept = (wanted > needed).then_some((wanted, last_activity));
             return Self { current: needed, peaks: kept.into_iter().collect(), last_activity };
         };
         let mut history = before.clone();

@@ -30,6 +30,7 @@ fn what_is_remembered_belongs_to_one_pool() {
         scale: &first.spec.scale,
         floor: 0,
         replicas: 1,
+        woken: 0,
         demand: &demand,
         waits: true,
         reported: None,
@@ -38,12 +39,13 @@ fn what_is_remembered_belongs_to_one_pool() {
     };
     let history = scale::decide(&input, at(0)).history;
     assert!(history.is_some(), "a busy pool is remembered");
-    memory.keep(&first, history.clone(), 0);
+    let with_history = Remembered { history: history.clone(), ..Remembered::default() };
+    memory.keep(&first, with_history);
     let uid = first.metadata.uid.as_deref();
     assert_eq!(memory.recall(&key, uid).and_then(|pool| pool.history), history);
     assert_eq!(memory.recall(&key, second.metadata.uid.as_deref()), None, "same name, other pool");
-    memory.keep(&first, None, 7);
+    memory.keep(&first, Remembered { incarnation: 7, ..Remembered::default() });
     assert_eq!(memory.recall(&key, uid).map(|pool| pool.incarnation), Some(7));
-    memory.keep(&first, None, 0);
+    memory.keep(&first, Remembered::default());
     assert_eq!(memory.recall(&key, uid), None);
 }

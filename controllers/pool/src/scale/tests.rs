@@ -13,6 +13,7 @@ fn input() -> Input<'static> {
         scale: &SCALE,
         floor: 0,
         replicas: 0,
+        woken: 0,
         demand: IDLE,
         waits: true,
         reported: None,
