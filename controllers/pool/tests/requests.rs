@@ -12,6 +12,8 @@ use tokio::time::sleep;
 const POOL: &str = "shop-web-5f3k9q2m";
 const PODS: &str = "/api/v1/namespaces/team-a/pods";
 const GATEWAY: &str = "gw-a";
+/// By then a pool that grew has said so, however long nobody had to read it.
+const GROWN: Duration = Duration::from_secs(5);
 
 /// What the watches show, and how a new Pod is answered.
 struct Cluster {
@@ -59,10 +61,14 @@ impl Cluster {
 
     /// Runs the controller for a second and returns the writes to pools and Pods, in order.
     async fn writes(self) -> Vec<Sent> {
+        self.writes_within(Duration::from_secs(1)).await
+    }
+
+    async fn writes_within(self, time: Duration) -> Vec<Sent> {
         let (wire, client) = Wire::answering(move |sent| self.answer(sent));
         let context = context(client);
         let running = tokio::spawn(run(&context, Settings::standard("portolan-system")));
-        sleep(Duration::from_secs(1)).await;
+        sleep(time).await;
         context.shutdown().cancel();
         running.await.expect("it does not panic").expect("it ends as it was told");
         let sent = wire.sent().into_iter();
@@ -187,15 +193,19 @@ async fn a_pool_that_sleeps_is_not_written_to() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_wake_is_a_pod_and_a_number_before_it_is_ready() {
-    let writes = Cluster { queued: Some(3), ..Cluster::asleep() }.writes().await;
-    assert_eq!(writes.len(), 2, "{writes:#?}");
-    let create = only(&writes, "POST", PODS);
+async fn a_wake_is_a_pod_and_later_a_number() {
+    let woken = || Cluster { queued: Some(3), ..Cluster::asleep() };
+    let at_once = woken().writes().await;
+    assert_eq!(at_once.len(), 1, "{at_once:#?}");
+    let create = only(&at_once, "POST", PODS);
     assert_eq!(create.query, "&fieldManager=portolan-pool");
     let metadata = &create.body["metadata"];
     assert_eq!(metadata["name"], format!("{POOL}-0-7"));
     assert_eq!(metadata["annotations"][labels::SLOTS], "gw-a=10");
     assert_eq!(metadata["ownerReferences"][0]["uid"], "uid-of-the-pool");
+
+    let writes = woken().writes_within(GROWN).await;
+    only(&writes, "POST", PODS);
     let replicas = only(&writes, "PATCH", &pool_path());
     assert_eq!(replicas.query, "&force=true&fieldManager=portolan-pool");
     assert_eq!(replicas.content_type, "application/apply-patch+yaml");
@@ -211,7 +221,7 @@ async fn a_wake_is_a_pod_and_a_number_before_it_is_ready() {
 async fn a_pool_that_has_woken_says_so_once() {
     let mut cluster = Cluster { queued: Some(3), pods: vec![pod(0, 7)], ..Cluster::asleep() };
     cluster.pool["spec"]["replicas"] = json!(1);
-    let writes = cluster.writes().await;
+    let writes = cluster.writes_within(GROWN).await;
     assert_eq!(writes.len(), 1, "{writes:#?}");
     let status = only(&writes, "PATCH", &format!("{}/status", pool_path()));
     let status = &status.body["status"];
