@@ -20,14 +20,16 @@ use futures::{StreamExt, stream};
 use http::{Method, Request, Response, StatusCode, header};
 use http_body::Frame;
 use http_body_util::{BodyExt, StreamBody, combinators::UnsyncBoxBody};
+use jiff::Timestamp;
 use kube::{Client, client::Body};
 use parking_lot::Mutex;
 use portolan_process::{Metrics, Readiness};
 use serde_json::{Value, json};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tower::BoxError;
 
-use crate::{Context, ContextParts, Settings, system_clock};
+use crate::{Clock, Context, ContextParts, Settings};
 
 mod recorder;
 
@@ -220,9 +222,15 @@ pub fn context_with(client: Client, settings: Settings) -> Context {
         readiness: Readiness::new(),
         shutdown: CancellationToken::new(),
         settings,
-        clock: system_clock(),
+        clock: paused_clock(),
     };
     Context::new(client, parts)
+}
+
+/// Goes on as Tokio's does, so that a time that a pass asks for comes also where Tokio's is paused.
+fn paused_clock() -> Clock {
+    let (began, at) = (Instant::now(), Timestamp::now());
+    Arc::new(move || at.saturating_add(began.elapsed()).unwrap_or(at))
 }
 
 async fn record(request: Request<Body>) -> Result<Sent, BoxError> {
