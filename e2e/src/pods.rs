@@ -114,9 +114,21 @@ impl Running {
     /// # Errors
     /// When it does not run any more.
     pub fn kill(&self) -> anyhow::Result<()> {
+        self.signal("SIGKILL")
+    }
+
+    /// The same, but asks it to end.
+    ///
+    /// # Errors
+    /// When it does not run any more.
+    pub fn terminate(&self) -> anyhow::Result<()> {
+        self.signal("SIGTERM")
+    }
+
+    fn signal(&self, signal: &str) -> anyhow::Result<()> {
         let mut ctr = Command::new("ctr");
         ctr.arg("--address").arg(&self.containerd).args(["--namespace", "k8s.io"]);
-        ctr.args(["tasks", "kill", "--signal", "SIGKILL", &self.container]);
+        ctr.args(["tasks", "kill", "--signal", signal, &self.container]);
         tokio::task::block_in_place(|| command::output(&mut ctr)).map(drop)
     }
 

@@ -5,18 +5,20 @@
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{Node, Service, ServicePort as ApiServicePort};
 use k8s_openapi::api::discovery::v1::{Endpoint as ApiEndpoint, EndpointSlice};
 use kube::Resource;
 use portolan_api::{AppService, AppServicePort, PortType, SessionAffinity, labels};
 use portolan_nft::{Affinity, Family, Protocol};
+use portolan_reconcile::{ObjectKey, Uid};
 
 /// An AppService, as far as it is forwarded.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct ServiceFacts {
     /// Its identity: only slices that it controls count.
-    pub(crate) uid: Box<str>,
+    pub(crate) uid: Uid,
     /// Its virtual addresses.
     pub(crate) addresses: Vec<IpAddr>,
     pub(crate) affinity: Affinity,
@@ -41,9 +43,9 @@ pub(crate) struct PortFacts {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct SliceFacts {
     /// The Service, and so the AppService, that it is about; in the slice's namespace.
-    pub(crate) service: Box<str>,
+    pub(crate) service: Arc<ObjectKey>,
     /// UID of the AppService that it is of; `None` if it says none.
-    pub(crate) controller: Option<Box<str>>,
+    pub(crate) controller: Option<Uid>,
     pub(crate) ports: Vec<(Box<str>, Protocol, u16)>,
     pub(crate) endpoints: Vec<EndpointFacts>,
 }
@@ -121,6 +123,7 @@ impl SliceFacts {
         };
         let metadata = &slice.metadata;
         let service = metadata.labels.as_ref()?.get(labels::SLICE_SERVICE)?;
+        let namespace = metadata.namespace.as_deref().unwrap_or_default();
         let named = metadata.annotations.as_ref().and_then(|all| all.get(labels::APP_SERVICE_UID));
         // Slices of a former release say it so.
         let mut owners = metadata.owner_references.iter().flatten();
@@ -131,7 +134,7 @@ impl SliceFacts {
         });
         let endpoints = slice.endpoints.iter().flatten();
         Some(Self {
-            service: service.as_str().into(),
+            service: ObjectKey::new(namespace, service).shared(),
             controller: named.or(owner).map(|uid| uid.as_str().into()),
             ports: exact(ports),
             endpoints: exact(endpoints.filter_map(|end| EndpointFacts::of(end, family, node))),

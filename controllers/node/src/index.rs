@@ -11,8 +11,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use portolan_nft::{Affinity, Backends, Endpoint, Family, NodePort, Protocol, ServicePort};
-use portolan_reconcile::ObjectKey;
+use portolan_nft::{
+    Affinity, Backends, Endpoint, Endpoints, Family, NodePort, Protocol, ServicePort,
+};
+use portolan_reconcile::{ObjectKey, Uid};
 
 use crate::facts::{EndpointFacts, InternalFacts, ServiceFacts, SliceFacts};
 
@@ -64,13 +66,13 @@ const ENDPOINTS_MAX: usize = 1000;
 struct Front {
     facts: Option<Arc<ServiceFacts>>,
     /// UID of the AppService of this name that was there before: slices outlive it.
-    former: Option<Box<str>>,
-    /// By name, in no order: one for each family, as a rule.
-    slices: Vec<(Box<str>, Arc<SliceFacts>)>,
+    former: Option<Uid>,
+    /// By key, in no order: one for each family, as a rule.
+    slices: Vec<(Arc<ObjectKey>, Arc<SliceFacts>)>,
 }
 
-/// Who asks for ports. Its key is that of the map of its kind: there are thousands, and each is
-/// named once for every port besides.
+/// Who asks for ports. Keys are shared: there are thousands, and each is named once for every port
+/// besides.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Source {
     Service(Arc<ObjectKey>),
@@ -87,7 +89,7 @@ enum Port {
 impl Index {
     /// Takes in an AppService, or that there is none of this name.
     pub(crate) fn service(&mut self, key: &ObjectKey, facts: Option<Arc<ServiceFacts>>) {
-        self.front(key, |front| {
+        self.front(&key.shared(), |front| {
             let uid = facts.as_ref().map(|facts| facts.uid.clone());
             let before = std::mem::replace(&mut front.facts, facts);
             let before = before.map(|facts| facts.uid.clone());
@@ -106,21 +108,19 @@ impl Index {
     ) {
         // Counted first, so that who only moved is not gone.
         if let Some(new) = new {
-            self.count(&key.namespace, new);
+            self.count(new);
         }
         if let Some(old) = old {
-            self.discount(&key.namespace, old, new);
+            self.discount(old, new);
         }
         // In one step if it stays with its service: a service without anything is forgotten.
         if let Some(old) = old.filter(|old| new.is_none_or(|new| new.service != old.service)) {
-            let service = ObjectKey::new(&*key.namespace, &*old.service);
-            self.front(&service, |front| front.slices.retain(|(name, _)| **name != *key.name));
+            self.front(&old.service, |front| front.slices.retain(|(known, _)| **known != *key));
         }
         if let Some(new) = new {
-            let service = ObjectKey::new(&*key.namespace, &*new.service);
-            let named = (key.name.as_str().into(), new.clone());
-            self.front(&service, |front| {
-                front.slices.retain(|(name, _)| **name != *key.name);
+            let named = (key.shared(), new.clone());
+            self.front(&new.service, |front| {
+                front.slices.retain(|(known, _)| **known != *key);
                 // One or two, as a rule: the room that a list makes by itself would stay empty.
                 front.slices.reserve_exact(1);
                 front.slices.push(named);
@@ -130,7 +130,7 @@ impl Index {
 
     /// Takes in an internal name, or that there is none of this name.
     pub(crate) fn internal(&mut self, key: &ObjectKey, facts: Option<Arc<InternalFacts>>) {
-        let shared = shared(&self.internal, key);
+        let shared = key.shared();
         match facts {
             Some(facts) => drop(self.internal.insert(shared.clone(), facts)),
             None => drop(self.internal.remove(key)),
@@ -283,20 +283,19 @@ impl Index {
         }
     }
 
-    fn front(&mut self, key: &ObjectKey, change: impl FnOnce(&mut Front)) {
-        let shared = shared(&self.services, key);
-        let front = self.services.entry(shared.clone()).or_default();
+    fn front(&mut self, key: &Arc<ObjectKey>, change: impl FnOnce(&mut Front)) {
+        let front = self.services.entry(key.clone()).or_default();
         change(front);
         if front.facts.is_none() && front.slices.is_empty() {
             self.services.remove(key);
         }
-        self.touched.insert(Source::Service(shared));
+        self.touched.insert(Source::Service(key.clone()));
     }
 
     /// The address of a sandbox that is not known to be gone is another's already if the service
     /// controller lags behind the network plugin.
-    fn count(&mut self, namespace: &str, slice: &SliceFacts) {
-        let is_ours = self.is_ours(namespace, slice);
+    fn count(&mut self, slice: &SliceFacts) {
+        let is_ours = self.is_ours(slice);
         for endpoint in &slice.endpoints {
             let is_known = self.lists(endpoint.address);
             let count = self.sandboxes.entry((endpoint.address, endpoint.pod)).or_default();
@@ -310,10 +309,10 @@ impl Index {
     /// A sandbox is gone when a slice that listed it does so no more and no other does: the
     /// service controller keeps it there until its Pod is gone, whatever becomes of its pool and
     /// of the AppService. A slice that was deleted says nothing, nor does one that is full.
-    fn discount(&mut self, namespace: &str, old: &SliceFacts, new: Option<&Arc<SliceFacts>>) {
+    fn discount(&mut self, old: &SliceFacts, new: Option<&Arc<SliceFacts>>) {
         let tells = new.is_some_and(|new| {
             let is_whole = new.endpoints.len() < ENDPOINTS_MAX;
-            is_whole && self.is_ours(namespace, old) && self.is_ours(namespace, new)
+            is_whole && self.is_ours(old) && self.is_ours(new)
         });
         for endpoint in &old.endpoints {
             let sandbox = (endpoint.address, endpoint.pod);
@@ -329,9 +328,8 @@ impl Index {
         }
     }
 
-    fn is_ours(&self, namespace: &str, slice: &SliceFacts) -> bool {
-        let service = ObjectKey::new(namespace, &*slice.service);
-        self.services.get(&service).is_some_and(|front| front.has_owned(slice))
+    fn is_ours(&self, slice: &SliceFacts) -> bool {
+        self.services.get(&slice.service).is_some_and(|front| front.has_owned(slice))
     }
 }
 
@@ -339,7 +337,7 @@ impl Front {
     /// Ownership is by UID: a slice that only has the label is somebody else's.
     fn owns(&self, slice: &SliceFacts) -> bool {
         let facts = self.facts.as_ref();
-        facts.is_some_and(|facts| slice.controller.as_deref() == Some(&*facts.uid))
+        facts.is_some_and(|facts| slice.controller.as_ref() == Some(&facts.uid))
     }
 
     /// The same, or it was before the AppService went.
@@ -365,25 +363,20 @@ impl Front {
     }
 }
 
-/// The key as a map has it already, or a new one.
-fn shared<T>(map: &BTreeMap<Arc<ObjectKey>, T>, key: &ObjectKey) -> Arc<ObjectKey> {
-    map.get_key_value(key).map_or_else(|| Arc::new(key.clone()), |(known, _)| known.clone())
-}
-
 /// Endpoints of a port: those that are ready, and in a family where none is, those that go but
 /// still answer, as Kubernetes has it.
 fn chosen<'a>(
     slices: impl Iterator<Item = &'a SliceFacts>,
     port: (&str, Protocol),
     families: &[Family],
-) -> BTreeSet<Endpoint> {
+) -> Endpoints {
     let mut all = Vec::new();
     for slice in slices {
         let is_it = |(name, protocol, _): &&(Box<str>, Protocol, u16)| (&**name, *protocol) == port;
         let Some((_, _, number)) = slice.ports.iter().find(is_it) else { continue };
         all.extend(slice.endpoints.iter().map(|endpoint| (endpoint, *number)));
     }
-    let mut chosen = BTreeSet::new();
+    let mut chosen = Vec::new();
     for family in families {
         let of_family = all.iter().filter(|(end, _)| Family::of(end.address) == *family);
         let pick = |wanted: fn(&EndpointFacts) -> bool| {
@@ -400,5 +393,5 @@ fn chosen<'a>(
             false => chosen.extend(ready),
         }
     }
-    chosen
+    chosen.into_iter().collect()
 }

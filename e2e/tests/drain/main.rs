@@ -11,6 +11,7 @@ mod cut_node;
 mod drains;
 mod killed_sandbox;
 mod leaders;
+mod leaving;
 mod placement;
 mod rotation;
 mod scene;
@@ -39,6 +40,7 @@ async fn story() -> anyhow::Result<()> {
     placement::a_rollout_takes_none_away(&mut scene, rotation::OFTEN).await?;
     rotation::lending_goes_on(&mut scene).await?;
     placement::one_eviction_at_a_time(&mut scene).await?;
+    leaving::its_visitors_get_sandboxes_that_come_later(&mut scene).await?;
     silent_node::its_gateway_is_replaced_and_rejoins(&mut scene).await?;
     cut_node::its_sandboxes_are_left_alone(&mut scene).await?;
     all_gateways::they_come_back_and_no_ghost_is_served(&mut scene).await?;

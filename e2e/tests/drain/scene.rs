@@ -15,7 +15,7 @@ use serde_json::Value;
 
 pub(crate) const TEAM: &str = "drain";
 pub(crate) const SHOP: &str = "shop.portolan.test";
-const SLEEPER: &str = "sleeper.portolan.test";
+pub(crate) const SLEEPER: &str = "sleeper.portolan.test";
 
 const NODE_PORT: u16 = 30_080;
 const VALUES: [&str; 2] = ["gateway.service.type=NodePort", "gateway.service.httpNodePort=30080"];

@@ -23,9 +23,9 @@ const SLICES: [&str; 2] = ["chat-irc-ipv4", "chat-irc-ipv6"];
 /// What all clients together open.
 const CONNECTS: usize = 100_000;
 /// As long as that may take. It is half a minute's work, for a machine that does nothing else.
-const LIMIT: Duration = Duration::from_secs(300);
+const LIMIT: Duration = Duration::from_secs(600);
 /// A change this often: the API server needs the processors that the clients need too.
-const CHANGE_EVERY: Duration = Duration::from_millis(20);
+const CHANGE_EVERY: Duration = Duration::from_millis(40);
 /// Connections between two looks at the clock.
 const STRETCH: usize = 1_000;
 

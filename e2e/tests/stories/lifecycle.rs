@@ -39,7 +39,14 @@ async fn an_app_runs_answers_sleeps_and_wakes() -> anyhow::Result<()> {
             Ok(())
         })
         .await?;
-        echo.until_it_says("Ready", "True Available").await
+        // That it woke is told a moment later, if it is awake then.
+        echo.until("it to say that it is awake", async || {
+            echo.get("/whoami").await?;
+            let app = echo.object("app", "echo").await?;
+            ensure!(said(&app, "Ready") == "True Available", "{}", said(&app, "Ready"));
+            Ok(())
+        })
+        .await
     })
     .await
 }

@@ -9,7 +9,6 @@
 //! Service `n`, from 0, is TCP port 80 of the `n + 1`th address of 10.200.0.0/13; its endpoint `k`
 //! is port 8080 of the `n * ENDPOINTS + k + 1`th of 10.208.0.0/12. All are on other nodes.
 
-use std::collections::BTreeSet;
 use std::env;
 use std::error::Error;
 use std::io;
@@ -17,7 +16,7 @@ use std::net::Ipv4Addr;
 use std::time::Instant;
 
 use portolan_nft::{
-    Affinity, Backends, Endpoint, Forwarder, Kernel, Protocol, Ruleset, ServicePort,
+    Affinity, Backends, Endpoint, Endpoints, Forwarder, Kernel, Protocol, Ruleset, ServicePort,
 };
 
 /// The first address of services, and that of endpoints.
@@ -78,9 +77,8 @@ impl Size {
             // Neighbours in a set are neighbours in memory; real changes are anywhere.
             let port = port(change.wrapping_mul(7919) % self.services);
             let now = forwarder.table().desired().services.get(&port).ok_or("no such service")?;
-            let mut endpoints = now.endpoints.clone();
-            endpoints.pop_first();
-            endpoints.insert(endpoint(SPARES + change));
+            let others = now.endpoints.iter().skip(1).copied();
+            let endpoints = others.chain([endpoint(SPARES + change)]).collect();
             let begun = Instant::now();
             forwarder.table().set_service(port, backends(endpoints));
             forwarder.flush()?;
@@ -99,7 +97,7 @@ fn endpoint(address: u32) -> Endpoint {
     Endpoint { address: Ipv4Addr::from_bits(address).into(), port: 8080, local: false }
 }
 
-fn backends(endpoints: BTreeSet<Endpoint>) -> Backends {
+fn backends(endpoints: Endpoints) -> Backends {
     Backends { affinity: Affinity::None, endpoints }
 }
 

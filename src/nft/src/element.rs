@@ -5,6 +5,7 @@
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::LazyLock;
 
 use crate::slots::{Class, Target};
 use crate::value::{Family, NodePort, Protocol, ServicePort};
@@ -92,6 +93,9 @@ pub(crate) enum Part {
     Slot,
 }
 
+/// How many sets there are for each family.
+const OF_FAMILY: u8 = 7 + 2 * Class::COUNT;
+
 // === impl Set ===
 
 impl Set {
@@ -114,6 +118,30 @@ impl Set {
         [Self::NodePorts, Self::StickyNodePorts]
             .into_iter()
             .chain(Family::ALL.into_iter().flat_map(of))
+    }
+
+    /// Its place among all of them.
+    pub(crate) fn number(self) -> u8 {
+        let of = |family: Family| 2 + OF_FAMILY * family as u8;
+        match self {
+            Self::NodePorts => 0,
+            Self::StickyNodePorts => 1,
+            Self::Services(family) => of(family),
+            Self::StickyServices(family) => of(family) + 1,
+            Self::Virtual(family) => of(family) + 2,
+            Self::NodeAddresses(family) => of(family) + 3,
+            Self::Hairpin(family) => of(family) + 4,
+            Self::Local(family) => of(family) + 5,
+            Self::Bridged(family) => of(family) + 6,
+            Self::Slots(family, class) => of(family) + 7 + class.number(),
+            Self::NodeSlots(family, class) => of(family) + 7 + Class::COUNT + class.number(),
+        }
+    }
+
+    /// The set with a number.
+    pub(crate) fn from_number(number: u8) -> Self {
+        static SETS: LazyLock<Vec<Set>> = LazyLock::new(|| Set::all().collect());
+        SETS[usize::from(number)]
     }
 
     /// The set with a name of the table.
@@ -349,4 +377,16 @@ fn service_of(family: Family, bytes: &[u8]) -> Option<ServicePort> {
     let address = address_of(family, bytes)?;
     let (protocol, port) = port_of(bytes.get(length_of(family)..)?)?;
     Some(ServicePort { address, protocol, port })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_set_is_found_by_its_number() {
+        for (number, set) in (0..).zip(Set::all()) {
+            assert_eq!((set.number(), Set::from_number(number)), (number, set));
+        }
+    }
 }

@@ -159,12 +159,12 @@ impl Encoder {
         if data_length > 0 {
             flags |= libc::NFT_SET_MAP;
         }
-        let id = Set::all().position(|other| other == set).expect("a set is in the list of all");
+        let id = set.number();
         // SAFETY: the set is alive until its guard is dropped, after the message is written.
         unsafe {
             let list = self.new_set(set);
             let put = |key, value| sys::nftnl_set_set_u32(list.as_ptr(), attribute(key), value);
-            put(sys::NFTNL_SET_ID, u32::try_from(id).expect("a small number") + 1);
+            put(sys::NFTNL_SET_ID, u32::from(id) + 1);
             put(sys::NFTNL_SET_FLAGS, u32::try_from(flags).expect("flags are positive"));
             put(sys::NFTNL_SET_KEY_TYPE, key_type);
             put(sys::NFTNL_SET_KEY_LEN, key_length);

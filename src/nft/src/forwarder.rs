@@ -248,14 +248,16 @@ impl Forwarder {
             let elements = self.table.elements();
             self.awaited = false;
             let made = match replace {
-                true => self.kernel.replace(&elements),
+                true => self.kernel.replace(&elements).map(|()| 1),
                 false => self.kernel.install(&elements),
             };
-            if let Err(error) = made {
-                self.leave_out(error)?;
-                continue;
+            match made {
+                Ok(batches) => change.commits += batches,
+                Err(error) => {
+                    self.leave_out(error)?;
+                    continue;
+                }
             }
-            change.commits += 1;
             change.added += elements.len();
             change.replaced = true;
             self.table.installed(elements);

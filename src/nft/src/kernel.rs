@@ -1,6 +1,6 @@
 //! The executor: the one owner of the netlink socket that changes the table.
 //!
-//! Every change is one datagram with one batch, which the kernel does as a whole or not at all.
+//! Every batch is one datagram, which the kernel does as a whole or not at all.
 //! Calls do not wait for anything but the kernel's own work: some 20 µs for a small batch, some
 //! 100 ms for a table of ten thousand services; a caller with an event loop runs them on a
 //! thread of their own.
@@ -11,11 +11,11 @@ mod read;
 use nix::errno::Errno;
 use nix::sys::utsname::uname;
 
-use crate::element::Set;
+use crate::element::{Data, Element, Set};
 use crate::ffi::{self, Encoder};
 use crate::layout;
 use crate::socket::{DATAGRAM, Link};
-use crate::transaction::{Batch, Elements};
+use crate::transaction::{self, Batch, Elements};
 use crate::wire;
 
 pub use error::Error;
@@ -114,14 +114,25 @@ impl Kernel {
         self.link.port()
     }
 
-    /// Makes the table with these elements, in one batch.
+    /// Makes the table with these elements; a large one in several batches, of which the first
+    /// lead nobody anywhere. Gives how many.
     ///
     /// # Errors
-    /// Any of [`Error`] but the last.
-    pub fn install(&mut self, elements: &Elements) -> Result<(), Error> {
-        self.make(TABLE, elements, false)?;
+    /// Any of [`Error`] but the last. No table is left then, unless that fails too.
+    pub fn install(&mut self, elements: &Elements) -> Result<usize, Error> {
+        let portions = transaction::portions(elements);
+        let mut batches = portions.iter();
+        self.make(TABLE, batches.next().map(Vec::as_slice).unwrap_or_default(), false)?;
         self.owned = self.features.owned_tables;
-        Ok(())
+        for portion in batches {
+            if let Err(error) = self.add(portion) {
+                // Made once more, it would have each rule twice.
+                self.delete(TABLE)?;
+                self.owned = false;
+                return Err(error);
+            }
+        }
+        Ok(portions.len())
     }
 
     /// Makes the table with these elements in place of the one there is.
@@ -132,10 +143,11 @@ impl Kernel {
     /// # Errors
     /// Any of [`Error`] but the last; the table there was is then still there, or the new one.
     pub fn replace(&mut self, elements: &Elements) -> Result<(), Error> {
+        let elements: Vec<_> = elements.iter().collect();
         self.remove_stand_in()?;
-        self.make(STAND_IN, elements, false)?;
+        self.make(STAND_IN, &elements, false)?;
         self.await_packets();
-        self.make(TABLE, elements, true)?;
+        self.make(TABLE, &elements, true)?;
         self.owned = self.features.owned_tables;
         self.await_packets();
         self.remove_stand_in()
@@ -188,7 +200,12 @@ impl Kernel {
     }
 
     /// Makes a table in one batch, after deleting the one there is if `replace`.
-    fn make(&mut self, name: &str, elements: &Elements, replace: bool) -> Result<(), Error> {
+    fn make(
+        &mut self,
+        name: &str,
+        elements: &[(&Element, &Data)],
+        replace: bool,
+    ) -> Result<(), Error> {
         let mut encoder = Encoder::new(name, self.link.sequence());
         encoder.begin(None);
         if replace {
@@ -196,10 +213,15 @@ impl Kernel {
         }
         encoder.add_table(&self.marker, self.flags());
         encode_layout(&mut encoder);
-        let elements: Vec<_> = elements.iter().collect();
-        for set in elements.chunk_by(|(one, _), (other, _)| one.set == other.set) {
-            encoder.add_elements(set[0].0.set, set.iter().copied());
-        }
+        encode_elements(&mut encoder, elements);
+        self.send(encoder)
+    }
+
+    /// Adds elements that are not there, in one batch.
+    fn add(&mut self, elements: &[(&Element, &Data)]) -> Result<(), Error> {
+        let mut encoder = Encoder::new(TABLE, self.link.sequence());
+        encoder.begin(None);
+        encode_elements(&mut encoder, elements);
         self.send(encoder)
     }
 
@@ -278,6 +300,13 @@ fn encode_layout(encoder: &mut Encoder) {
     chains.iter().for_each(|chain| encoder.add_chain(chain));
     Set::all().for_each(|set| encoder.add_set(set));
     chains.iter().for_each(|chain| encoder.add_rules(chain));
+}
+
+/// Elements in the order of their sets.
+fn encode_elements(encoder: &mut Encoder, elements: &[(&Element, &Data)]) {
+    for set in elements.chunk_by(|(one, _), (other, _)| one.set == other.set) {
+        encoder.add_elements(set[0].0.set, set.iter().copied());
+    }
 }
 
 /// FNV-1a: it must be the same in every build, and nobody gains by a collision.

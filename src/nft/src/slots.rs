@@ -26,6 +26,15 @@ const POWERS: [u16; 4] = [32, 64, 128, 256];
 const STICKY: [u16; 2] = [128, 256];
 
 impl Class {
+    /// How many there are.
+    pub(crate) const COUNT: u8 = EXACT as u8 + POWERS.len() as u8;
+
+    /// Its place among all of them.
+    pub(crate) fn number(self) -> u8 {
+        let after = POWERS.iter().position(|power| *power == self.0);
+        after.map_or(self.0 as u8 - 1, |after| EXACT as u8 + after as u8)
+    }
+
     /// All classes, smallest first.
     pub fn all() -> impl Iterator<Item = Self> {
         (1..=EXACT).chain(POWERS).map(Self)

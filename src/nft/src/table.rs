@@ -3,11 +3,13 @@
 //! Changes are synchronous and cheap; they mark what to look at, so that a difference costs as
 //! much as what changed and not as much as there is.
 
+mod kept;
 mod render;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 
+use self::kept::Kept;
 use crate::element::{Data, Element, Owner};
 use crate::transaction::{Batch, Elements, Transaction};
 use crate::value::{Backends, Family, Flows, NodePort, Protocol, Range, Ruleset, ServicePort};
@@ -21,7 +23,7 @@ pub struct Table {
     desired: Ruleset,
     /// How many ports have an endpoint on this node, by its address.
     local: BTreeMap<IpAddr, usize>,
-    programmed: BTreeMap<Owner, Owned>,
+    programmed: BTreeMap<Owner, Kept>,
     dirty: BTreeSet<Owner>,
     left: BTreeSet<Owner>,
     /// Connections over UDP that changes of `desired` left without their endpoint.
@@ -53,7 +55,7 @@ impl Table {
 
     /// How many elements the kernel has, as far as is known.
     pub fn len(&self) -> usize {
-        self.programmed.values().map(Vec::len).sum()
+        self.programmed.values().map(|kept| kept.unpack().len()).sum()
     }
 
     /// Whether the kernel has no element, as far as is known.
@@ -188,8 +190,8 @@ impl Table {
     fn difference<'a>(&self, owners: impl Iterator<Item = &'a Owner>) -> Transaction {
         let mut transaction = Transaction::default();
         for owner in owners {
-            let programmed = self.programmed.get(owner).map(Vec::as_slice).unwrap_or_default();
-            let target = self.target(*owner, programmed);
+            let programmed = self.owned(*owner);
+            let target = self.target(*owner, &programmed);
             if matches!(owner, Owner::Bridged(_)) && target != programmed {
                 // Old and new intervals may overlap, which the kernel refuses.
                 transaction.make.delete.extend(programmed.iter().map(|(element, _)| *element));
@@ -198,7 +200,7 @@ impl Table {
                 // What leads nowhere any more is refused: nothing of it is worth a wait.
                 let leads = target.iter().any(|(element, _)| element.slot_index().is_some());
                 let waits = leads || matches!(owner, Owner::Local(_));
-                compare(programmed, &target, waits, &mut transaction);
+                compare(&programmed, &target, waits, &mut transaction);
             }
         }
         let Transaction { make, divert, discard } = &mut transaction;
@@ -225,19 +227,16 @@ impl Table {
 
     /// Notes that the kernel did a batch of a transaction.
     pub fn committed(&mut self, batch: &Batch) {
-        for element in &batch.delete {
-            let owner = element.owner();
-            if let Some(owned) = self.programmed.get_mut(&owner) {
-                owned.retain(|(other, _)| other != element);
-                if owned.is_empty() {
-                    self.programmed.remove(&owner);
-                }
-            }
+        for gone in batch.delete.chunk_by(|one, other| one.owner() == other.owner()) {
+            self.edit(gone[0].owner(), |owned| {
+                owned.retain(|(element, _)| !gone.contains(element));
+            });
         }
-        for (element, data) in &batch.add {
-            let owned = self.programmed.entry(element.owner()).or_default();
-            let at = owned.partition_point(|(other, _)| other < element);
-            owned.insert(at, (*element, *data));
+        for come in batch.add.chunk_by(|(one, _), (other, _)| one.owner() == other.owner()) {
+            self.edit(come[0].0.owner(), |owned| {
+                owned.extend(come);
+                owned.sort_unstable_by_key(|(element, _)| *element);
+            });
         }
     }
 
@@ -309,6 +308,20 @@ impl Table {
         self.dirty.append(&mut self.refused);
     }
 
+    /// What the kernel has of an owner, as far as is known.
+    fn owned(&self, owner: Owner) -> Owned {
+        self.programmed.get(&owner).map(Kept::unpack).unwrap_or_default()
+    }
+
+    fn edit(&mut self, owner: Owner, change: impl FnOnce(&mut Owned)) {
+        let mut owned = self.owned(owner);
+        change(&mut owned);
+        match owned.is_empty() {
+            true => drop(self.programmed.remove(&owner)),
+            false => drop(self.programmed.insert(owner, Kept::pack(&owned))),
+        }
+    }
+
     /// Everyone who may have elements.
     fn owners(&self) -> BTreeSet<Owner> {
         let Ruleset { services, node_ports, node_addresses, bridged: _ } = &self.desired;
@@ -347,14 +360,15 @@ impl Table {
 }
 
 /// Elements in the order of their owners, and of themselves.
-fn by_owner(elements: Elements) -> BTreeMap<Owner, Owned> {
+fn by_owner(elements: Elements) -> BTreeMap<Owner, Kept> {
     let mut owned: Vec<_> =
         elements.into_iter().map(|(element, data)| (element.owner(), element, data)).collect();
     // They come in a few long runs, one for each set. Stable, so each owner's stay in order.
     owned.sort_by_key(|(owner, ..)| *owner);
     let by_owner = owned.chunk_by(|(one, ..), (other, ..)| one == other);
     let by_owner = by_owner.map(|owned| {
-        (owned[0].0, owned.iter().map(|(_, element, data)| (*element, *data)).collect())
+        let elements: Owned = owned.iter().map(|(_, element, data)| (*element, *data)).collect();
+        (owned[0].0, Kept::pack(&elements))
     });
     // From what is in order a map is built without looking for a place for each.
     by_owner.collect()

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
+use std::ops::Deref;
 
 /// A family of addresses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -72,8 +73,14 @@ pub struct Backends {
     /// Where connections go. Empty: they are refused. Behind a virtual address only the endpoints
     /// of its family count; a node port serves each family with the endpoints of that family, and
     /// refuses a family that has none. Beyond [`crate::ENDPOINTS_MAX`] the first in order count.
-    pub endpoints: BTreeSet<Endpoint>,
+    pub endpoints: Endpoints,
 }
+
+/// Endpoints, each once and in order.
+///
+/// There is no room for more: these are thousands, most of them of a few endpoints.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Endpoints(Box<[Endpoint]>);
 
 /// A range of addresses: those that share the first `length` bits of `address`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -151,6 +158,31 @@ impl Protocol {
             17 => Some(Self::Udp),
             _ => None,
         }
+    }
+}
+
+// === impl Endpoints ===
+
+impl Deref for Endpoints {
+    type Target = [Endpoint];
+
+    fn deref(&self) -> &[Endpoint] {
+        &self.0
+    }
+}
+
+impl FromIterator<Endpoint> for Endpoints {
+    fn from_iter<I: IntoIterator<Item = Endpoint>>(endpoints: I) -> Self {
+        let mut all: Vec<_> = endpoints.into_iter().collect();
+        all.sort_unstable();
+        all.dedup();
+        Self(all.into_boxed_slice())
+    }
+}
+
+impl<const N: usize> From<[Endpoint; N]> for Endpoints {
+    fn from(endpoints: [Endpoint; N]) -> Self {
+        endpoints.into_iter().collect()
     }
 }
 

@@ -1,6 +1,5 @@
 //! What a change costs on a node with many services.
 
-use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr};
 
 use portolan_instructions::Hot;
@@ -44,6 +43,6 @@ fn port(number: u32) -> ServicePort {
 fn backends(hosts: impl IntoIterator<Item = u8>) -> Backends {
     let endpoint =
         |host| Endpoint { address: IpAddr::from([10, 244, 1, host]), port: 3_000, local: false };
-    let endpoints = hosts.into_iter().map(endpoint).collect::<BTreeSet<_>>();
+    let endpoints = hosts.into_iter().map(endpoint).collect();
     Backends { affinity: Affinity::None, endpoints }
 }

@@ -59,10 +59,8 @@ fn each_of_many_endpoints_gets_traffic() {
         let ends: Vec<_> = ports.map(|port| (v4(1, 2), port)).collect();
         ends.iter().for_each(|end| lab.sandboxes[0].serve_udp((*end).into()));
         let mut ruleset = Ruleset::default();
-        let backends = ends.iter().fold(Backends::default(), |mut all, end| {
-            all.endpoints.extend(local([*end]).endpoints);
-            all
-        });
+        let endpoints = ends.iter().flat_map(|end| local([*end]).endpoints.to_vec()).collect();
+        let backends = Backends { endpoints, ..Backends::default() };
         ruleset.services.insert(service(vip(1), Protocol::Udp, 80), backends);
         let mut forwarder = lab.start(ruleset);
         let expected: usize = ends.len();

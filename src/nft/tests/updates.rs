@@ -201,8 +201,6 @@ fn port(n: u16) -> ServicePort {
 }
 
 fn ends(hosts: &[u8]) -> Backends {
-    hosts.iter().fold(Backends::default(), |mut all, host| {
-        all.endpoints.extend(remote([(v4(1, *host), 8080)]).endpoints);
-        all
-    })
+    let endpoints = hosts.iter().flat_map(|host| remote([(v4(1, *host), 8080)]).endpoints.to_vec());
+    Backends { endpoints: endpoints.collect(), ..Backends::default() }
 }

@@ -150,12 +150,13 @@ impl GatewayArgs {
         }
         tasks.spawn("leave", settle_up(ingress.clone(), ctx.shutdown(), cut_after));
         let state = State::default();
-        let (feed, watches) = Feed::start(&ctx, &ingress, &state, self.feed(&identity));
-        for (name, watch) in watches {
-            tasks.spawn(name, watch);
-        }
-        let reporter = Reporter::new(&ctx, identity, ingress.clone(), state, &feed);
-        tasks.spawn("report", reporter.run());
+        // To the end: who waits here for a sandbox is served by one that gets its address only
+        // now, and a switch need not wait for this gateway if it is told of it.
+        let to_the_end = ctx.until(tasks.drained());
+        let (feed, watches) = Feed::start(&to_the_end, &ingress, &state, self.feed(&identity));
+        watches.into_iter().for_each(|(name, watch)| tasks.spawn_last(name, |_| watch));
+        let reporter = Reporter::new(&to_the_end, identity, ingress.clone(), state, &feed);
+        tasks.spawn_last("report", |_| reporter.run());
         metrics.register(|registry| feed.register(registry));
         let (fed, stop) = (ingress.clone(), ctx.shutdown());
         let (begin, begins) = oneshot::channel();

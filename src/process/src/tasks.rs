@@ -70,6 +70,11 @@ impl Tasks {
         self.shutdown.clone()
     }
 
+    /// Cancelled when the ordinary tasks have ended.
+    pub fn drained(&self) -> CancellationToken {
+        self.stop_last.clone()
+    }
+
     /// Starts a task that runs until [`Tasks::shutdown`] is cancelled.
     pub fn spawn<E>(
         &mut self,
@@ -92,7 +97,7 @@ impl Tasks {
         F: Future<Output = Result<(), E>> + Send + 'static,
         E: Into<BoxError>,
     {
-        self.last.spawn(name, task(self.stop_last.clone()));
+        self.last.spawn(name, task(self.drained()));
     }
 
     /// Runs until `stop` resolves or a task ends, then ends all of them within `grace`.

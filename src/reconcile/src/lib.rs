@@ -40,6 +40,7 @@ mod progress;
 mod queue;
 mod runner;
 mod shelf;
+mod uid;
 mod watch;
 mod writer;
 
@@ -58,6 +59,7 @@ pub use packed::Packed;
 pub use pass::{Next, Pass, ReconcileError, Reconciler, Retry};
 pub use progress::Progress;
 pub use queue::{Backoff, Queue};
+pub use uid::Uid;
 pub use watch::{Watch, Watched};
 pub use writer::{
     Applied, Created, Deleted, Precondition, StatusWrite, Target, Writable, WriteCause, WriteError,

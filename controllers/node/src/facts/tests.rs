@@ -6,7 +6,7 @@ fn slice(patch: Value) -> Option<SliceFacts> {
     let mut slice = json!({
         "addressType": "IPv4",
         "metadata": {
-            "name": "chat-irc-ipv4",
+            "name": "chat-irc-ipv4", "namespace": "team-a",
             "labels": { "kubernetes.io/service-name": "chat-irc" },
             "ownerReferences": [
                 { "apiVersion": "v1", "kind": "X", "name": "x", "uid": "other" },
@@ -33,13 +33,14 @@ fn endpoints(endpoints: Value) -> Vec<(String, bool, bool, bool, bool)> {
 #[test]
 fn a_slice_is_of_a_service_and_of_its_controller() {
     let facts = slice(json!({})).expect("a slice of ours");
-    assert_eq!((&*facts.service, facts.controller.as_deref()), ("chat-irc", Some("own")));
+    assert_eq!(*facts.service, ObjectKey::new("team-a", "chat-irc"));
+    assert_eq!(facts.controller, Some("own".into()));
     assert_eq!(facts.ports, [("irc".into(), Protocol::Tcp, 6667)]);
     let metadata = json!({ "name": "chat-irc-ipv4",
         "labels": { "kubernetes.io/service-name": "chat-irc" },
         "annotations": { "portolan.dev/app-service-uid": "of-the-app-service" } });
     let facts = slice(json!({ "metadata": metadata })).expect("a slice of ours");
-    assert_eq!(facts.controller.as_deref(), Some("of-the-app-service"));
+    assert_eq!(facts.controller, Some("of-the-app-service".into()));
 }
 
 #[test]

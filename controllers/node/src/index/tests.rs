@@ -48,7 +48,7 @@ fn slice(service: &str, ports: &[(&str, Protocol, u16)], endpoints: &[&str]) -> 
     };
     let ports = ports.iter().map(|(name, protocol, port)| ((*name).into(), *protocol, *port));
     SliceFacts {
-        service: service.into(),
+        service: key(service).shared(),
         controller: Some(UID.into()),
         ports: ports.collect(),
         endpoints: endpoints.iter().map(endpoint).collect(),

@@ -109,7 +109,7 @@ fn slice(number: u8, endpoints: &[u8]) -> Arc<SliceFacts> {
         terminating: false,
     };
     Arc::new(SliceFacts {
-        service: format!("s{number}").as_str().into(),
+        service: key(number).shared(),
         controller: Some("own".into()),
         ports: vec![("irc".into(), Protocol::Tcp, 6667), ("dns".into(), Protocol::Udp, 53)],
         endpoints: endpoints.iter().map(endpoint).collect(),

@@ -34,6 +34,7 @@ use portolan_cluster::network::{CONTROL, namespace_file};
 use portolan_cluster::state::Spec;
 use portolan_cluster::{command, control_plane, forward, kwok, platform, wait};
 use serde_json::json;
+use tokio::sync::watch;
 use tokio::time::{Instant, timeout_at};
 
 use crate::paced::{Connection, connect};
@@ -273,12 +274,24 @@ async fn make(
     routed: usize,
     delay_seconds: u32,
 ) -> anyhow::Result<()> {
+    make_in_turn(client, numbers, routed, delay_seconds, async |_| Ok(())).await
+}
+
+/// The same, each when its turn has come.
+async fn make_in_turn(
+    client: &Client,
+    numbers: std::ops::Range<usize>,
+    routed: usize,
+    delay_seconds: u32,
+    turn: impl AsyncFn(usize) -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
     use futures::stream;
     let apps: Api<App> = Api::namespaced(client.clone(), NAMESPACE);
     let routes: Api<Route> = Api::namespaced(client.clone(), NAMESPACE);
-    let (apps, routes) = (&apps, &routes);
+    let (apps, routes, turn) = (&apps, &routes, &turn);
     let mut made = stream::iter(numbers)
         .map(async |number| {
+            turn(number).await?;
             let name = app_name(number);
             apps.create(&PostParams::default(), &app(&name, delay_seconds)?)
                 .await
@@ -305,6 +318,16 @@ pub(crate) async fn asleep(
     client: &Client,
     count: usize,
     patience: Duration,
+) -> anyhow::Result<Instant> {
+    falling_asleep(client, count, patience, &watch::Sender::new(0)).await
+}
+
+/// The same; `sleeping` gets how many sleep.
+async fn falling_asleep(
+    client: &Client,
+    count: usize,
+    patience: Duration,
+    sleeping: &watch::Sender<usize>,
 ) -> anyhow::Result<Instant> {
     let apps: Api<App> = Api::namespaced(client.clone(), NAMESPACE);
     let mut events = pin!(watcher(apps, watcher::Config::default()).default_backoff());
@@ -334,6 +357,7 @@ pub(crate) async fn asleep(
                     asleep.remove(&app.name_any());
                 } else if asleep.insert(app.name_any()) {
                     progress = Instant::now();
+                    sleeping.send_replace(asleep.len());
                     if asleep.len().is_multiple_of(1_000) {
                         println!("    {} of {count} Apps sleep", asleep.len());
                     }

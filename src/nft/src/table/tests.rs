@@ -99,7 +99,7 @@ fn a_change_of_affinity_leaves_the_old_gate_before_the_old_slots() {
 #[test]
 fn a_local_endpoint_is_known_as_long_as_any_port_uses_it() {
     let locals = |table: &Table| {
-        let elements = table.programmed.values().flatten();
+        let elements = table.programmed.values().flat_map(Kept::unpack);
         elements.filter(|(e, _)| matches!(e.set, Set::Local(_) | Set::Hairpin(_))).count()
     };
     let mut table = Table::default();
@@ -314,6 +314,6 @@ fn remote(endpoints: impl IntoIterator<Item = usize>) -> Backends {
 
 fn local(endpoints: impl IntoIterator<Item = usize>) -> Backends {
     let backends = remote(endpoints);
-    let endpoints = backends.endpoints.into_iter().map(|e| Endpoint { local: true, ..e });
+    let endpoints = backends.endpoints.iter().map(|e| Endpoint { local: true, ..*e });
     Backends { endpoints: endpoints.collect(), ..backends }
 }

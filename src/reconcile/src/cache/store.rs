@@ -5,14 +5,14 @@
 //! allows since 1.35 (KEP-5504); the later one wins, whichever stream brings it.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashSet, VecDeque, btree_map},
+    collections::{BTreeMap, BTreeSet, HashSet, VecDeque},
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use kube::core::ObjectMeta;
 
-use crate::ObjectKey;
+use crate::{ObjectKey, Uid};
 
 /// How long an object that only the answer to an own write has shown may stay unconfirmed. A watch
 /// that is alive delivers within a second; later than this the object was deleted in between.
@@ -38,7 +38,7 @@ pub(crate) type IndexBy<T> = Box<dyn Fn(&T) -> Vec<String> + Send + Sync>;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Sighting {
     pub(crate) key: ObjectKey,
-    pub(crate) uid: String,
+    pub(crate) uid: Uid,
     /// Zero when the server sent none that is a number; such an object always counts as new.
     pub(crate) version: u64,
 }
@@ -51,7 +51,7 @@ impl Sighting {
                 namespace: meta.namespace.clone().unwrap_or_default(),
                 name: meta.name.clone().unwrap_or_default(),
             },
-            uid: meta.uid.clone().unwrap_or_default(),
+            uid: meta.uid.as_deref().unwrap_or_default().into(),
             version: version.unwrap_or(0),
         }
     }
@@ -67,31 +67,39 @@ pub(crate) struct Delta<T> {
 
 struct Entry<T> {
     value: Arc<T>,
-    uid: String,
+    uid: Uid,
     version: u64,
-    /// Versions that our own writes produced and the watch has not shown yet, ascending.
-    own: Vec<u64>,
-    /// The relist during which the latest own write came.
-    own_relist: u64,
+    own: Option<Box<Own>>,
+    /// The latest relist that has shown something of this name.
+    seen: u32,
     /// Whether the watch has shown it, at this or at an earlier version, since the last relist.
     is_shown: bool,
+}
+
+/// Our own writes of an object that the watch has not shown yet. Few objects have any.
+#[derive(Default)]
+struct Own {
+    /// The versions that they produced, ascending; at least one.
+    versions: Vec<u64>,
+    /// The relist during which the latest came.
+    relist: u32,
 }
 
 /// UIDs of deleted objects. A UID is never used again, so whatever is heard of it later is late.
 #[derive(Default)]
 struct Dead {
-    uids: HashSet<String>,
-    since: VecDeque<(Instant, String)>,
+    uids: HashSet<Uid>,
+    since: VecDeque<(Instant, Uid)>,
 }
 
 impl Dead {
-    fn has(&self, uid: &str) -> bool {
+    fn has(&self, uid: &Uid) -> bool {
         self.uids.contains(uid)
     }
 
-    fn add(&mut self, uid: &str, now: Instant) {
-        if !uid.is_empty() && self.uids.insert(uid.to_owned()) {
-            self.since.push_back((now, uid.to_owned()));
+    fn add(&mut self, uid: &Uid, now: Instant) {
+        if !uid.is_empty() && self.uids.insert(uid.clone()) {
+            self.since.push_back((now, uid.clone()));
         }
         self.forget(now);
     }
@@ -122,11 +130,12 @@ pub(crate) struct Store<T> {
     /// Keys are shared with the indexes.
     entries: BTreeMap<Arc<ObjectKey>, Entry<T>>,
     indexes: Vec<Index<T>>,
-    malformed: BTreeMap<ObjectKey, String>,
+    /// Why, and the latest relist that has shown it.
+    malformed: BTreeMap<ObjectKey, (String, u32)>,
     dead: Dead,
-    /// Keys the running relist has shown; `None` between relists.
-    seen: Option<HashSet<ObjectKey>>,
-    relist: u64,
+    /// The number of the latest relist, from 1, and whether it is under way.
+    relist: u32,
+    is_listing: bool,
     /// Entries that only an own write vouches for, since when.
     suspects: Vec<(ObjectKey, Instant)>,
 }
@@ -139,8 +148,8 @@ impl<T> Store<T> {
             indexes: indexes.into_iter().map(index).collect(),
             malformed: BTreeMap::new(),
             dead: Dead::default(),
-            seen: None,
             relist: 0,
+            is_listing: false,
             suspects: Vec::new(),
         }
     }
@@ -152,7 +161,7 @@ impl<T> Store<T> {
     }
 
     pub(crate) fn malformed(&self, key: &ObjectKey) -> Option<&str> {
-        self.malformed.get(key).map(String::as_str)
+        self.malformed.get(key).map(|(why, _)| why.as_str())
     }
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = (&ObjectKey, &Arc<T>)> {
@@ -199,7 +208,7 @@ impl<T> Store<T> {
     /// Takes in what an earlier process knew, before the watch begins. Whatever the watch shows
     /// then is newer, and what it does not show is gone.
     pub(crate) fn seed(&mut self, key: ObjectKey, value: T) -> Option<Delta<T>> {
-        self.replace(Sighting { key, uid: String::new(), version: 0 }, Some(value), true)
+        self.replace(Sighting { key, uid: Uid::default(), version: 0 }, Some(value), true)
     }
 
     // --- the watch ---
@@ -207,7 +216,7 @@ impl<T> Store<T> {
     /// The watch begins to show everything there is.
     pub(crate) fn begin_relist(&mut self) {
         self.relist += 1;
-        self.seen = Some(HashSet::new());
+        self.is_listing = true;
     }
 
     /// The watch shows an object; `value` is `None` for one that is not to be kept.
@@ -240,21 +249,23 @@ impl<T> Store<T> {
     pub(crate) fn shown_malformed(&mut self, key: ObjectKey, why: String) {
         self.mark_seen(&key);
         if self.malformed.len() < MALFORMED_MAX || self.malformed.contains_key(&key) {
-            self.malformed.insert(key, why);
+            self.malformed.insert(key, (why, self.relist));
         }
     }
 
     /// The watch has shown everything there is: what it did not show is gone.
     pub(crate) fn end_relist(&mut self, now: Instant) -> Vec<Delta<T>> {
-        let Some(seen) = self.seen.take() else { return Vec::new() };
-        self.malformed.retain(|key, _| seen.contains(key));
+        if !std::mem::take(&mut self.is_listing) {
+            return Vec::new();
+        }
+        self.malformed.retain(|_, (_, seen)| *seen == self.relist);
         let mut gone = Vec::new();
         for (key, entry) in &mut self.entries {
-            if seen.contains(&**key) {
+            if entry.seen == self.relist {
                 continue;
             }
             // Created while the list was under way: perhaps after its snapshot.
-            if !entry.own.is_empty() && entry.own_relist == self.relist {
+            if entry.own.as_ref().is_some_and(|own| own.relist == self.relist) {
                 entry.is_shown = false;
                 self.suspects.push(((**key).clone(), now));
             } else {
@@ -291,28 +302,30 @@ impl<T> Store<T> {
             return None;
         }
         let version = sighting.version;
-        let (mut own, mut is_shown) = (Vec::new(), false);
-        if let Some(entry) = self.entries.get(&sighting.key) {
+        let (mut own, mut seen, mut is_shown) = (None, 0, false);
+        if let Some(entry) = self.entries.get_mut(&sighting.key) {
             if version == 0 || version <= entry.version {
                 return None;
             }
+            seen = entry.seen;
             if entry.uid == sighting.uid {
-                own.clone_from(&entry.own);
+                own = entry.own.take();
                 is_shown = entry.is_shown;
             }
         }
         if !is_shown {
             self.suspects.push((sighting.key.clone(), now));
         }
-        own.push(version);
-        if own.len() > OWN_MAX {
-            own.remove(0);
+        let mut own = own.unwrap_or_default();
+        own.versions.push(version);
+        if own.versions.len() > OWN_MAX {
+            own.versions.remove(0);
         }
-        let (key, relist) = (sighting.key.clone(), self.relist);
+        own.relist = self.relist;
+        let key = sighting.key.clone();
         let delta = self.replace(sighting, value, is_shown);
         if let Some(entry) = self.entries.get_mut(&key) {
-            entry.own = own;
-            entry.own_relist = relist;
+            (entry.own, entry.seen) = (Some(own), seen);
         }
         delta
     }
@@ -320,7 +333,8 @@ impl<T> Store<T> {
     /// The API server answered that our delete removed this object.
     pub(crate) fn deleted(&mut self, key: &ObjectKey, uid: &str, now: Instant) -> Option<Delta<T>> {
         // Older events of it may still be on their way and must not bring it back.
-        self.dead.add(uid, now);
+        let uid = Uid::from(uid);
+        self.dead.add(&uid, now);
         let entry = self.entries.get(key)?;
         (entry.uid == uid).then(|| self.remove(key)).flatten()
     }
@@ -328,8 +342,8 @@ impl<T> Store<T> {
     // --- one object ---
 
     fn mark_seen(&mut self, key: &ObjectKey) {
-        if let Some(seen) = &mut self.seen {
-            seen.insert(key.clone());
+        if let Some(entry) = self.entries.get_mut(key) {
+            entry.seen = self.relist;
         }
     }
 
@@ -342,19 +356,12 @@ impl<T> Store<T> {
         let Some(value) = value else { return self.remove(&sighting.key) };
         let Sighting { key, uid, version } = sighting;
         let new = Arc::new(value);
-        let value = new.clone();
-        let entry = Entry { value, uid, version, own: Vec::new(), own_relist: 0, is_shown };
-        let (shared, old) = match self.entries.entry(Arc::new(key.clone())) {
-            btree_map::Entry::Occupied(mut known) => {
-                let old = known.insert(entry).value;
-                (known.key().clone(), Some(old))
-            }
-            btree_map::Entry::Vacant(unknown) => {
-                let shared = unknown.key().clone();
-                unknown.insert(entry);
-                (shared, None)
-            }
-        };
+        // What only a write of ours has shown gets the right number from whoever knows.
+        let (value, seen) = (new.clone(), self.relist);
+        let entry = Entry { value, uid, version, own: None, seen, is_shown };
+        let known = self.entries.get_key_value(&key).map(|(known, _)| known.clone());
+        let shared = known.unwrap_or_else(|| key.shared());
+        let old = self.entries.insert(shared.clone(), entry).map(|entry| entry.value);
         for index in &mut self.indexes {
             index.move_key(&shared, old.as_deref(), Some(&new));
         }
@@ -376,12 +383,13 @@ impl<T> Entry<T> {
     /// If it is one of our own writes nothing is new. If not, somebody wrote before our write:
     /// the value is known already, because our response included it, but nobody was told.
     fn confirm(&mut self, sighting: Sighting) -> Option<Delta<T>> {
-        if self.own.is_empty() || sighting.uid != self.uid {
-            return None;
-        }
+        let own = self.own.as_mut().filter(|_| sighting.uid == self.uid)?;
         self.is_shown = true;
-        let echo = self.own.contains(&sighting.version);
-        self.own.retain(|version| *version > sighting.version);
+        let echo = own.versions.contains(&sighting.version);
+        own.versions.retain(|version| *version > sighting.version);
+        if own.versions.is_empty() {
+            self.own = None;
+        }
         (!echo).then(|| {
             let value = self.value.clone();
             Delta { key: sighting.key, old: Some(value.clone()), new: Some(value) }

@@ -13,7 +13,7 @@ fn pods() -> Pods {
 }
 
 fn seen(name: &str, uid: &str, version: u64) -> Sighting {
-    Sighting { key: ObjectKey::new("team-a", name), uid: uid.to_owned(), version }
+    Sighting { key: ObjectKey::new("team-a", name), uid: uid.into(), version }
 }
 
 /// A store that has listed the given objects, all in pool `p`.
@@ -88,7 +88,7 @@ fn listing_by_namespace_stops_at_its_border() {
     let mut store = pods();
     for (namespace, name) in [("team-a", "x"), ("team-b", "y"), ("team", "z"), ("team-b", "a")] {
         let key = ObjectKey::new(namespace, name);
-        store.shown(Sighting { key, uid: name.to_owned(), version: 1 }, Some("p"));
+        store.shown(Sighting { key, uid: name.into(), version: 1 }, Some("p"));
     }
     assert_eq!(store.in_namespace("team-b").count(), 2);
     assert_eq!(store.in_namespace("team").count(), 1);

@@ -1,0 +1,65 @@
+//! The elements of one owner as they are kept: without room that they do not need. Pure.
+
+use super::Owned;
+use crate::element::{Data, Element, Key, Set};
+
+/// The elements of one owner, in order.
+///
+/// For each of them a byte for the set, one for the length of the key (with [`END`]) and one for
+/// that of the data; then both.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Kept(Box<[u8]>);
+
+/// Set where an interval ends before the key; no key is as long.
+const END: u8 = 0x80;
+
+impl Kept {
+    pub(super) fn pack(owned: &[(Element, Data)]) -> Self {
+        let lengths = owned
+            .iter()
+            .map(|(element, data)| 3 + element.key.as_slice().len() + data.as_slice().len());
+        let mut bytes = Vec::with_capacity(lengths.sum());
+        for (Element { set, key, end }, data) in owned {
+            let (key, data) = (key.as_slice(), data.as_slice());
+            let end = if *end { END } else { 0 };
+            bytes.extend([set.number(), key.len() as u8 | end, data.len() as u8]);
+            bytes.extend(key);
+            bytes.extend(data);
+        }
+        Self(bytes.into_boxed_slice())
+    }
+
+    pub(super) fn unpack(&self) -> Owned {
+        let mut owned = Vec::new();
+        let mut rest = &*self.0;
+        while let [set, key, data, tail @ ..] = rest {
+            let end = key & END != 0;
+            let (key, tail) = tail.split_at(usize::from(key & !END));
+            let (data, tail) = tail.split_at(usize::from(*data));
+            let key = Key::new(key).expect("it was a key");
+            let element = Element { set: Set::from_number(*set), key, end };
+            owned.push((element, Data::new(data).expect("it was data")));
+            rest = tail;
+        }
+        owned
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::value::Family;
+
+    #[test]
+    fn what_is_kept_comes_back() {
+        let address = Element::address(Set::Local(Family::V6), [7; 16].into());
+        let slots = Set::all().filter(|set| !set.data().is_empty());
+        let slot =
+            |set: Set| (Element::slot(set, address, 200), Data::target(([9; 16].into(), 80)));
+        let borders = [false, true].map(|end| (Element::border(Family::V4, 9, end), Data::EMPTY));
+        let owned: Owned = borders.into_iter().chain(slots.map(slot)).collect();
+        assert_eq!(Kept::pack(&owned).unpack(), owned);
+        assert_eq!(Kept::pack(&[]).unpack(), vec![]);
+        assert_eq!(Kept::pack(&owned[..1]).0.len(), 3 + 4, "of IPv4");
+    }
+}
