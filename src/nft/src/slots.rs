@@ -32,7 +32,7 @@ impl Class {
     /// Its place among all of them.
     pub(crate) fn number(self) -> u8 {
         let after = POWERS.iter().position(|power| *power == self.0);
-        after.map_or(self.0 as u8 - 1, |after| EXACT as u8 + after as u8)
+        after.map_or_else(|| self.0 as u8 - 1, |after| EXACT as u8 + after as u8)
     }
 
     /// All classes, smallest first.
