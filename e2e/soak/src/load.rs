@@ -332,7 +332,13 @@ impl Connections {
 }
 
 /// Whether the other side closed the connection without fault and had not taken this stream.
+///
+/// A request that waits for a stream until then has not left, and hyper drops it: it says then that
+/// whoever sends is gone, which it calls the user's fault, and keeps the request.
 fn is_untaken(error: &hyper::Error) -> bool {
+    if error.is_user() {
+        return true;
+    }
     let cause = error.source().and_then(<dyn Error>::downcast_ref::<h2::Error>);
     cause.is_some_and(|cause| {
         cause.is_remote() && cause.is_go_away() && cause.reason() == Some(h2::Reason::NO_ERROR)

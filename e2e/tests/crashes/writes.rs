@@ -1,14 +1,16 @@
 //! What an App costs the API server, Events and all, from its apply to its rest.
 
+use std::fmt::Debug;
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
-use kube::Api;
 use kube::api::{DeleteParams, ListParams};
-use portolan_api::{Claim, Route};
+use kube::{Api, Resource};
+use portolan_api::{App, AppVersion, Claim, Route, SandboxPool};
 use portolan_cluster::wait;
 use portolan_reconcile::metrics::PassLabel;
 use portolan_reconcile::testing::{self, Recorder, Write};
+use serde::de::DeserializeOwned;
 use serde_json::json;
 
 use crate::stage::{Place, start};
@@ -60,12 +62,11 @@ fn says(write: &Write, resource: &str, verdict: &str) -> bool {
 
 /// What is written for an App with a Route until it rests; then nothing more may be.
 async fn story(place: &Place) -> anyhow::Result<Vec<Write>> {
-    wait::until("what was here before to go", PATIENCE, async || {
-        let routes = Api::<Route>::all(place.client.clone()).list(&ListParams::default()).await?;
-        ensure!(routes.items.is_empty(), "{} Routes are left", routes.items.len());
-        anyhow::Ok(())
-    })
-    .await?;
+    // Controllers see all namespaces, and would write for what is left in another one.
+    none_left::<Route>(place).await?;
+    none_left::<App>(place).await?;
+    none_left::<AppVersion>(place).await?;
+    none_left::<SandboxPool>(place).await?;
     // What the controllers of the story before had no time to release.
     let claims = Api::<Claim>::all(place.client.clone());
     claims.delete_collection(&DeleteParams::default(), &ListParams::default()).await?;
@@ -82,6 +83,19 @@ async fn story(place: &Place) -> anyhow::Result<Vec<Write>> {
     drop(life);
     rests(place).await?;
     Ok(recorder.writes())
+}
+
+/// Waits until there are no objects of a kind in any namespace.
+async fn none_left<K>(place: &Place) -> anyhow::Result<()>
+where
+    K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug,
+{
+    wait::until("what was here before to go", PATIENCE, async || {
+        let all = Api::<K>::all(place.client.clone()).list_metadata(&ListParams::default()).await?;
+        ensure!(all.items.is_empty(), "{} {} are left", all.items.len(), K::plural(&()));
+        anyhow::Ok(())
+    })
+    .await
 }
 
 /// Every object is looked at anew by controllers that know nothing of the past.
