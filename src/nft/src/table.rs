@@ -55,7 +55,7 @@ impl Table {
 
     /// How many elements the kernel has, as far as is known.
     pub fn len(&self) -> usize {
-        self.programmed.values().map(|kept| kept.unpack().len()).sum()
+        self.programmed.values().map(Kept::len).sum()
     }
 
     /// Whether the kernel has no element, as far as is known.

@@ -30,18 +30,29 @@ impl Kept {
     }
 
     pub(super) fn unpack(&self) -> Owned {
-        let mut owned = Vec::new();
-        let mut rest = &*self.0;
-        while let [set, key, data, tail @ ..] = rest {
-            let end = key & END != 0;
-            let (key, tail) = tail.split_at(usize::from(key & !END));
-            let (data, tail) = tail.split_at(usize::from(*data));
+        let element = |(set, key, end, data): (u8, &[u8], bool, &[u8])| {
             let key = Key::new(key).expect("it was a key");
-            let element = Element { set: Set::from_number(*set), key, end };
-            owned.push((element, Data::new(data).expect("it was data")));
+            let element = Element { set: Set::from_number(set), key, end };
+            (element, Data::new(data).expect("it was data"))
+        };
+        self.parts().map(element).collect()
+    }
+
+    /// How many there are; asked for all owners with every change, so nothing is unpacked.
+    pub(super) fn len(&self) -> usize {
+        self.parts().count()
+    }
+
+    /// Of each element the set, the key, whether an interval ends before it, and the data.
+    fn parts(&self) -> impl Iterator<Item = (u8, &[u8], bool, &[u8])> {
+        let mut rest = &*self.0;
+        std::iter::from_fn(move || {
+            let [set, length, data, tail @ ..] = rest else { return None };
+            let (key, tail) = tail.split_at(usize::from(length & !END));
+            let (data, tail) = tail.split_at(usize::from(*data));
             rest = tail;
-        }
-        owned
+            Some((*set, key, length & END != 0, data))
+        })
     }
 }
 
@@ -59,6 +70,7 @@ mod tests {
         let borders = [false, true].map(|end| (Element::border(Family::V4, 9, end), Data::EMPTY));
         let owned: Owned = borders.into_iter().chain(slots.map(slot)).collect();
         assert_eq!(Kept::pack(&owned).unpack(), owned);
+        assert_eq!(Kept::pack(&owned).len(), owned.len());
         assert_eq!(Kept::pack(&[]).unpack(), vec![]);
         assert_eq!(Kept::pack(&owned[..1]).0.len(), 3 + 4, "of IPv4");
     }
