@@ -8,7 +8,7 @@
 //! # async fn example(manifest: &str) -> anyhow::Result<()> {
 //! portolan_e2e::with_platform("wakes", async |space| {
 //!     space.apply(manifest).await?;
-//!     space.kubectl(&["wait", "--for=condition=Ready", "app/nginx", "--timeout=60s"]).await?;
+//!     space.kubectl(&["wait", "--for=condition=Ready", "app/nginx", "--timeout=180s"]).await?;
 //!     Ok(())
 //! })
 //! .await

@@ -1,14 +1,10 @@
 //! Names that Pods call services by: cluster DNS answers them, and a call wakes who sleeps.
 
-use std::time::Duration;
-
 use anyhow::{Context, ensure};
 use portolan_cluster::wait;
 use portolan_e2e::space::Space;
 use portolan_e2e::with_platform;
 use serde_json::{Value, json};
-
-const PATIENCE: Duration = Duration::from_secs(60);
 
 #[tokio::test]
 async fn a_name_wakes_its_service_and_goes_with_it() -> anyhow::Result<()> {
@@ -20,9 +16,9 @@ async fn a_name_wakes_its_service_and_goes_with_it() -> anyhow::Result<()> {
             "scale": { "mode": "Auto", "min": 0, "max": 1, "scaleDownDelaySeconds": 1 },
         });
         space.apply(&app("quiet", &sleeper)).await?;
-        let apps = ["wait", "--for=condition=Ready", "app/caller", "app/quiet", "--timeout=60s"];
+        let apps = ["wait", "--for=condition=Ready", "app/caller", "app/quiet", "--timeout=180s"];
         space.kubectl(&apps).await?;
-        wait::until("the service to sleep", PATIENCE, async || {
+        wait::until("the service to sleep", wait::PATIENCE, async || {
             let awake = pods(space, "quiet").await?;
             ensure!(awake.is_empty(), "{awake:?}");
             anyhow::Ok(())
@@ -44,7 +40,7 @@ async fn a_name_wakes_its_service_and_goes_with_it() -> anyhow::Result<()> {
         ensure!(unknown.is_err(), "{unknown:?}");
 
         space.kubectl(&["delete", "app", "quiet"]).await?;
-        wait::until("the name to go", PATIENCE, async || {
+        wait::until("the name to go", wait::PATIENCE, async || {
             let left = space.kubectl(&["get", "services", "-o", "name"]).await?;
             ensure!(!left.contains("quiet-web"), "{left}");
             let answer = call(space, &name, "/").await;
@@ -68,7 +64,7 @@ async fn a_name_leads_to_an_address_of_its_own_while_the_service_has_one() -> an
             ] }),
         );
         space.apply(&app("turns", &http)).await?;
-        let apps = ["wait", "--for=condition=Ready", "app/caller", "app/turns", "--timeout=60s"];
+        let apps = ["wait", "--for=condition=Ready", "app/caller", "app/turns", "--timeout=180s"];
         space.kubectl(&apps).await?;
         let host = format!("turns-web.{}", space.namespace());
         until_it_answers(space, &host).await?;
@@ -80,7 +76,7 @@ async fn a_name_leads_to_an_address_of_its_own_while_the_service_has_one() -> an
         let mut newer: Value = serde_json::from_str(&app("turns", &both))?;
         newer["spec"]["env"] = json!([{ "name": "VERSION", "value": "2" }]);
         space.apply(&newer.to_string()).await?;
-        wait::until("the new version to answer at the name", PATIENCE, async || {
+        wait::until("the new version to answer at the name", wait::PATIENCE, async || {
             let answer = call(space, &format!("{host}:8080"), "/").await?;
             ensure!(answer.contains("version 2 "), "{answer}");
             anyhow::Ok(())
@@ -90,7 +86,7 @@ async fn a_name_leads_to_an_address_of_its_own_while_the_service_has_one() -> an
 
         // Back to the gateways, under the same name.
         space.apply(&app("turns", &http)).await?;
-        wait::until("the address to go", PATIENCE, async || {
+        wait::until("the address to go", wait::PATIENCE, async || {
             let left = space.kubectl(&["get", "appservices", "-o", "name"]).await?;
             ensure!(left.trim().is_empty(), "{left}");
             anyhow::Ok(())
@@ -98,7 +94,7 @@ async fn a_name_leads_to_an_address_of_its_own_while_the_service_has_one() -> an
         .await?;
         until_it_answers(space, &host).await?;
         space.kubectl(&["delete", "app", "turns"]).await?;
-        wait::until("everything to go with the App", PATIENCE, async || {
+        wait::until("everything to go with the App", wait::PATIENCE, async || {
             let kinds = "services,appservices,claims,endpointslices";
             let selector = "portolan.dev/app=turns";
             let left = space.kubectl(&["get", kinds, "-l", selector, "-o", "name"]).await?;
@@ -136,7 +132,7 @@ async fn call(space: &Space, host: &str, path: &str) -> anyhow::Result<String> {
 }
 
 async fn until_it_answers(space: &Space, host: &str) -> anyhow::Result<()> {
-    wait::until(&format!("{host} to answer"), PATIENCE, async || {
+    wait::until(&format!("{host} to answer"), wait::PATIENCE, async || {
         let answer = call(space, host, "/").await?;
         ensure!(answer.contains("in sandbox turns-"), "{answer}");
         anyhow::Ok(())
@@ -145,7 +141,7 @@ async fn until_it_answers(space: &Space, host: &str) -> anyhow::Result<()> {
 }
 
 async fn address_of_its_own(space: &Space) -> anyhow::Result<String> {
-    wait::until("an address", PATIENCE, async || {
+    wait::until("an address", wait::PATIENCE, async || {
         let path = "jsonpath={.status.clusterIPs[0]}";
         let address = space.kubectl(&["get", "appservice", "turns-web", "-o", path]).await?;
         ensure!(!address.is_empty(), "none yet");

@@ -86,7 +86,7 @@ pub fn define(cluster: &Cluster) -> anyhow::Result<()> {
     apply.args(["apply", "--server-side", "--force-conflicts", "-f"]);
     command::output(apply.arg(&crds))?;
     let mut established = cluster.program("kubectl");
-    established.args(["wait", "--for=condition=Established", "--timeout=60s", "-f"]);
+    established.args(["wait", "--for=condition=Established", "--timeout=180s", "-f"]);
     command::output(established.arg(&crds)).map(drop)
 }
 

@@ -9,6 +9,11 @@ use anyhow::bail;
 /// processor to what is waited for.
 const LOOK_INTERVAL: Duration = Duration::from_millis(100);
 
+/// How long a test waits for what nothing but a fault keeps from coming: a sandbox, a word of a
+/// controller. Long, since a machine may be busy with much else; it judges nothing, and what has a
+/// time to be kept has a limit of its own.
+pub const PATIENCE: Duration = Duration::from_secs(180);
+
 /// Asks `probe` until it answers `Ok`. Its `Err` is what was seen instead.
 ///
 /// # Errors

@@ -34,8 +34,6 @@ const VALUES: [&str; 2] = ["gateway.service.type=NodePort", "gateway.service.htt
 pub(crate) const GATEWAYS: &str = "app.kubernetes.io/component=gateway";
 /// Selects the controllers' Pods.
 pub(crate) const CONTROLLERS: &str = "app.kubernetes.io/component=controller";
-/// How long anything may take that starts a sandbox or a gateway.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
 /// How long a gateway, and a sandbox that Portolan takes away, let a stream go on.
 const DRAIN: Duration = Duration::from_secs(30);
 /// How long a sandbox that somebody else deletes does: then its program is asked to end, and what
@@ -96,7 +94,7 @@ impl Scene {
         scene.apply(&shop("one", ""))?;
         scene.apply(ROUTE)?;
         scene.ready("shop").await?;
-        scene.team(&["wait", "--for=condition=Ready", "route/shop", "--timeout=60s"]).await?;
+        scene.team(&["wait", "--for=condition=Ready", "route/shop", "--timeout=180s"]).await?;
         Ok(scene)
     }
 
@@ -229,7 +227,7 @@ impl Scene {
 
     /// Waits until two gateways are ready, and those before them have gone.
     pub(crate) async fn two_gateways(&self) -> anyhow::Result<()> {
-        wait::until("two gateways", PATIENCE, async || {
+        wait::until("two gateways", wait::PATIENCE, async || {
             let gateways = self.pods.gateways();
             ensure!(gateways.len() == 2, "{gateways:?} are ready");
             let all = self.system(&["get", "pods", "-l", GATEWAYS, "-o", "name"]).await?;

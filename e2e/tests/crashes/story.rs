@@ -2,17 +2,12 @@
 //! answer is lost; in the other, of every two writes the second is lost. What stands in the end is
 //! compared with a run that never crashed.
 
-use std::time::Duration;
-
 use anyhow::ensure;
 use portolan_cluster::wait;
 use portolan_reconcile::testing::{self, Crash, Strike};
 use serde_json::{Value, json};
 
 use crate::stage::{Place, start};
-
-/// How long one of the two steps of the story may take, crashes and all.
-const PATIENCE: Duration = Duration::from_secs(120);
 
 #[tokio::test]
 async fn a_crash_between_any_two_writes_settles_to_the_same_state() -> anyhow::Result<()> {
@@ -74,8 +69,9 @@ async fn live(
     crash: Option<(usize, Strike)>,
     generation: i64,
 ) -> anyhow::Result<usize> {
-    let settled =
-        wait::until("the App to settle", PATIENCE, async || place.is_settled(generation).await);
+    let settled = wait::until("the App to settle", wait::PATIENCE, async || {
+        place.is_settled(generation).await
+    });
     let mut lives = 0;
     let reborn = async {
         loop {

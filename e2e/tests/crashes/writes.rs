@@ -1,7 +1,6 @@
 //! What an App costs the API server, Events and all, from its apply to its rest.
 
 use std::fmt::Debug;
-use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use kube::api::{DeleteParams, ListParams};
@@ -15,8 +14,6 @@ use serde_json::json;
 
 use crate::stage::{Place, start};
 
-/// Images are there and nothing else happens.
-const PATIENCE: Duration = Duration::from_secs(60);
 /// Writes of all controllers for an App of one service with a Route, up to the one that says that
 /// the App is ready.
 const READY_MAX: usize = 9;
@@ -75,7 +72,7 @@ async fn story(place: &Place) -> anyhow::Result<Vec<Write>> {
     let service = json!({ "name": "web", "port": 8080 });
     place.apply(&json!([service])).await?;
     place.route().await?;
-    wait::until("the App and its Route to settle", PATIENCE, async || {
+    wait::until("the App and its Route to settle", wait::PATIENCE, async || {
         place.is_settled(1).await?;
         is_ready(place.api::<Route>()).await
     })
@@ -90,7 +87,7 @@ async fn none_left<K>(place: &Place) -> anyhow::Result<()>
 where
     K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug,
 {
-    wait::until("what was here before to go", PATIENCE, async || {
+    wait::until("what was here before to go", wait::PATIENCE, async || {
         let all = Api::<K>::all(place.client.clone()).list_metadata(&ListParams::default()).await?;
         ensure!(all.items.is_empty(), "{} {} are left", all.items.len(), K::plural(&()));
         anyhow::Ok(())
@@ -103,7 +100,7 @@ async fn rests(place: &Place) -> anyhow::Result<()> {
     let recorder = Recorder::default();
     let ctx = testing::context(recorder.client(place.client.clone()));
     let _life = start(&ctx);
-    wait::until("every controller to have had its pass", PATIENCE, async || {
+    wait::until("every controller to have had its pass", wait::PATIENCE, async || {
         for controller in ["app", "version", "pool", "route"] {
             let passes = |result| {
                 let label = PassLabel { controller, result };

@@ -9,7 +9,7 @@ use portolan_e2e::visitor::{ask, is_good};
 use portolan_soak::load::{Load, Visitors};
 
 use crate::crowd::{Crowd, Left};
-use crate::scene::{PATIENCE, SHOP, Scene, TEAM, door};
+use crate::scene::{SHOP, Scene, TEAM, door};
 
 const GHOST: &str = "ghost.portolan.test";
 /// One request for each sandbox, so that what gateways say of it is how many sandboxes it has.
@@ -30,7 +30,7 @@ pub(crate) async fn they_come_back_and_no_ghost_is_served(scene: &mut Scene) -> 
     // Those who wait for an answer that will never come, until their gateway is no more.
     let address = gateways[0].address;
     let ghosts = Crowd::gather(&scene.cluster, address, PEOPLE, GHOST, ENDLESS)?;
-    wait::until("a sandbox for each of them", PATIENCE, async || {
+    wait::until("a sandbox for each of them", wait::PATIENCE, async || {
         let count = pods::running(&scene.cluster, TEAM, LABEL)?.len();
         ensure!(count == PEOPLE, "{count} sandboxes");
         anyhow::Ok(())
@@ -72,7 +72,7 @@ pub(crate) async fn they_come_back_and_no_ghost_is_served(scene: &mut Scene) -> 
     );
 
     // What the dead said of their visitors keeps nobody awake, and wakes nobody.
-    wait::until("the App of the ghosts to sleep", PATIENCE, async || {
+    wait::until("the App of the ghosts to sleep", wait::PATIENCE, async || {
         let pods = scene.kubectl(TEAM, &["get", "pods", "-l", LABEL, "-o", "name"])?;
         ensure!(pods.lines().count() <= PEOPLE, "more sandboxes than before: {pods}");
         ensure!(pods.trim().is_empty(), "{pods}");

@@ -16,8 +16,6 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
-use crate::scene;
-
 /// The port of gateways inside the cluster.
 const PORT: u16 = 8080;
 /// How long somebody waits for an answer: longer than anything here makes them wait.
@@ -69,7 +67,7 @@ impl Crowd {
 
     /// Waits until they have got more than so many answers.
     pub(crate) async fn until_more_than(&self, count: usize) -> anyhow::Result<()> {
-        wait::until("people to be answered", scene::PATIENCE, async || {
+        wait::until("people to be answered", wait::PATIENCE, async || {
             let answers = self.answers();
             ensure!(answers > count, "{answers}, not more than {count}");
             anyhow::Ok(())

@@ -8,7 +8,7 @@ use portolan_cluster::{network, wait};
 use portolan_e2e::pods;
 
 use crate::crowd::Crowd;
-use crate::scene::{PATIENCE, Scene, TEAM};
+use crate::scene::{Scene, TEAM};
 use crate::silent_node::linked;
 
 const WIDE: &str = "wide.portolan.test";
@@ -26,7 +26,7 @@ pub(crate) async fn its_sandboxes_are_left_alone(scene: &mut Scene) -> anyhow::R
     scene.kubectl(TEAM, &["uncordon", &cut.node])?;
     scene.kubectl(TEAM, &["cordon", &other.node])?;
     let crowd = Crowd::gather(&scene.cluster, other.address, PEOPLE, WIDE, "/work?ms=100")?;
-    wait::until("a sandbox on each node", PATIENCE, async || {
+    wait::until("a sandbox on each node", wait::PATIENCE, async || {
         let ready = ["wait", "--for=condition=Ready", "pods", "-l", "portolan.dev/app=wide"];
         scene.kubectl(TEAM, &ready)?;
         let sandboxes = pods::running(&scene.cluster, TEAM, "portolan.dev/app=wide")?;

@@ -8,7 +8,7 @@ use portolan_cluster::wait;
 use portolan_e2e::pods;
 use portolan_soak::load::{Load, Visitors};
 
-use crate::scene::{PATIENCE, SHOP, Scene, TEAM, door};
+use crate::scene::{SHOP, Scene, TEAM, door};
 
 const PAIR: &str = "pair.portolan.test";
 /// Two sandboxes: who comes after one was killed goes to the other.
@@ -39,7 +39,7 @@ pub(crate) async fn only_its_own_requests_fail(scene: &mut Scene) -> anyhow::Res
 async fn kill_one(scene: &Scene, app: &str, host: &str, count: usize) -> anyhow::Result<()> {
     let selector = format!("portolan.dev/app={app}");
     // The App is ready with the first of them.
-    let before = wait::until("all its sandboxes", PATIENCE, async || {
+    let before = wait::until("all its sandboxes", wait::PATIENCE, async || {
         let sandboxes = pods::running(&scene.cluster, TEAM, &selector)?;
         ensure!(sandboxes.len() == count, "{sandboxes:?}");
         anyhow::Ok(sandboxes)

@@ -7,7 +7,7 @@ use portolan_cluster::wait;
 use portolan_e2e::pods::Running;
 
 use crate::crowd::Crowd;
-use crate::scene::{PATIENCE, SLEEPER, Scene, TEAM};
+use crate::scene::{SLEEPER, Scene, TEAM};
 
 pub(crate) async fn its_visitors_get_sandboxes_that_come_later(
     scene: &mut Scene,
@@ -30,7 +30,7 @@ pub(crate) async fn its_visitors_get_sandboxes_that_come_later(
 }
 
 async fn leave_after_a_sandbox_was_made(scene: &Scene, gateway: &Running) -> anyhow::Result<()> {
-    wait::until("a sandbox without a node", PATIENCE, async || {
+    wait::until("a sandbox without a node", wait::PATIENCE, async || {
         let words = ["get", "pods", "-l", "portolan.dev/app=sleeper", "-o", "name"];
         let pods = scene.kubectl(TEAM, &words)?;
         ensure!(pods.lines().count() == 1, "{pods}");
@@ -38,7 +38,7 @@ async fn leave_after_a_sandbox_was_made(scene: &Scene, gateway: &Running) -> any
     })
     .await?;
     gateway.terminate()?;
-    wait::until("the gateway to leave", PATIENCE, async || {
+    wait::until("the gateway to leave", wait::PATIENCE, async || {
         let lease = scene.kubectl(NAMESPACE, &["get", "lease", &gateway.name, "-o", "yaml"])?;
         ensure!(lease.contains("Leaving"), "{lease}");
         anyhow::Ok(())

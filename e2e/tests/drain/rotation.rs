@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use crate::counts::Counts;
 use crate::crowd::{Crowd, Left};
-use crate::scene::{PATIENCE, Scene, TEAM};
+use crate::scene::{Scene, TEAM};
 
 /// A certificate is used for as long, and the next one is known for half of it before.
 pub(crate) const OFTEN: &str = "PORTOLAN_PEER_CERTIFICATE_SECONDS=10";
@@ -38,7 +38,7 @@ pub(crate) async fn lending_goes_on(scene: &mut Scene) -> anyhow::Result<()> {
     let mut known = shown(scene, &gateways)?;
     for _ in 0..CHANGES {
         let before: Vec<_> = crowds.iter().map(Crowd::answers).collect();
-        known = wait::until("new certificates of both", PATIENCE, async || {
+        known = wait::until("new certificates of both", wait::PATIENCE, async || {
             let now = shown(scene, &gateways)?;
             let is_new = |name: &String| now[name].last() != known[name].last();
             ensure!(known.keys().all(is_new), "{now:?}");

@@ -22,8 +22,6 @@ const VALUES: [&str; 2] = ["gateway.service.type=NodePort", "gateway.service.htt
 
 /// How many visit the shop per second.
 const RATE: u32 = 100;
-/// How long anything may take that starts a sandbox, on a busy machine.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(90);
 
 pub(crate) struct Scene {
     pub(crate) cluster: Cluster,
@@ -55,7 +53,7 @@ impl Scene {
     pub(crate) async fn all_know(&self, hosts: &[&str]) -> anyhow::Result<()> {
         let port = self.cluster.state().ports.http;
         for host in hosts {
-            wait::until("every App to answer", PATIENCE, async || {
+            wait::until("every App to answer", wait::PATIENCE, async || {
                 let answer = ask(port, host).await?;
                 ensure!(is_good(&answer), "{answer}");
                 anyhow::Ok(())
@@ -67,9 +65,9 @@ impl Scene {
 
     /// Waits until there are two gateways, one on each node in their order, and none that leaves.
     pub(crate) async fn two_gateways(&self) -> anyhow::Result<[Running; 2]> {
-        wait::until("a gateway on each node", PATIENCE, async || {
+        wait::until("a gateway on each node", wait::PATIENCE, async || {
             let component = "app.kubernetes.io/component=gateway";
-            let words = ["rollout", "status", "deployment/portolan-gateway", "--timeout=60s"];
+            let words = ["rollout", "status", "deployment/portolan-gateway", "--timeout=180s"];
             self.kubectl(NAMESPACE, &words)?;
             let all = self.kubectl(NAMESPACE, &["get", "pods", "-l", component, "-o", "name"])?;
             ensure!(all.lines().count() == 2, "{all}");
@@ -114,7 +112,7 @@ impl Scene {
 
     /// Waits until the App that sleeps has no sandbox, not even one on its way out.
     pub(crate) async fn asleep(&self) -> anyhow::Result<()> {
-        wait::until("the sleeper to sleep", PATIENCE, async || {
+        wait::until("the sleeper to sleep", wait::PATIENCE, async || {
             let words = ["get", "pods", "-l", "portolan.dev/app=sleeper", "-o", "name"];
             let pods = self.kubectl(TEAM, &words)?;
             ensure!(pods.trim().is_empty(), "{pods}");

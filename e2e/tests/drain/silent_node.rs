@@ -12,7 +12,7 @@ use serde_json::Value;
 
 use crate::counts::Counts;
 use crate::crowd::Crowd;
-use crate::scene::{PATIENCE, SHOP, Scene, TEAM};
+use crate::scene::{SHOP, Scene, TEAM};
 
 /// How long its slots may stay with a gateway that is silent: its Lease lapses after 15 s. The rest
 /// is for a busy machine. Kubernetes itself would notice after 50 s.
@@ -138,7 +138,7 @@ impl Drop for Asleep {
 
 /// Waits until a gateway has a link to the other one.
 pub(crate) async fn linked(gateway: &Running) -> anyhow::Result<()> {
-    wait::until("the gateways to be linked", PATIENCE, async || {
+    wait::until("the gateways to be linked", wait::PATIENCE, async || {
         let links = gateway.metric("portolan_peer_links")?;
         ensure!(links >= 1.0, "{} has {links} links", gateway.name);
         anyhow::Ok(())

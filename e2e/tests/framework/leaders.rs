@@ -1,5 +1,6 @@
 //! Who may write when several processes compete.
 
+use portolan_cluster::wait::PATIENCE;
 use std::{
     sync::{
         Arc,
@@ -18,7 +19,7 @@ use tokio::{
     time::{Instant, sleep},
 };
 
-use crate::support::{PATIENCE, Place, in_a_namespace, until};
+use crate::support::{Place, in_a_namespace, until};
 
 /// Short, so that a lapse is seen within the test; never the settings of a real installation.
 const LEASE: Duration = Duration::from_secs(6);

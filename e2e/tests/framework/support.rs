@@ -1,5 +1,6 @@
 //! A namespace for each test, a writer, and waiting for a state.
 
+use portolan_cluster::wait::PATIENCE;
 use std::{fmt::Debug, future::Future, sync::LazyLock, time::Duration};
 
 use k8s_openapi::api::core::v1::{ConfigMap, Namespace};
@@ -11,9 +12,6 @@ use kube::{
 use portolan_cluster::cluster::Cluster;
 use portolan_reconcile::{Context, Controller, Settings, Writer, testing};
 use tokio::time::{Instant, sleep};
-
-/// How long anything may take to happen that the API server only has to be told.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
 /// A test's own namespace and client.
 #[derive(Clone)]

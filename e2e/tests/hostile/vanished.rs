@@ -35,8 +35,6 @@ const ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 90, 0, 3);
 /// How long somebody who is gone may hold what he has: a minute, and by half a minute more where
 /// the kernel cannot even send what it repeats. The rest is for a busy machine.
 const GONE_MAX: Duration = Duration::from_secs(120);
-/// How long an App may take to answer.
-const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Two clients who are gone, and hold their sockets.
 pub(crate) struct Vanished {
@@ -101,7 +99,7 @@ async fn hold(come: oneshot::Sender<anyhow::Result<()>>, stop: CancellationToken
 /// the answer.
 async fn begin(request: &str, status: &str) -> anyhow::Result<TcpStream> {
     let expected = format!("HTTP/1.1 {status} ");
-    wait::until("an App that answers", PATIENCE, async || {
+    wait::until("an App that answers", wait::PATIENCE, async || {
         let socket = TcpSocket::new_v4().context("a socket")?;
         socket.bind((ADDRESS, 0).into()).context("come from its own address")?;
         let mut stream = socket.connect(door()).await.context("connect")?;

@@ -1,5 +1,6 @@
 //! Two namespaces, node ports that no other test uses, and a controller that can be stopped.
 
+use portolan_cluster::wait::PATIENCE;
 use std::fmt::Debug;
 use std::future::Future;
 use std::sync::LazyLock;
@@ -25,8 +26,6 @@ use tokio::sync::{Mutex, RwLock};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep};
 
-/// How long anything may take that the API server only has to be told.
-const PATIENCE: Duration = Duration::from_secs(30);
 /// How often is looked.
 const LOOK: Duration = Duration::from_millis(20);
 /// A port that the tests' installation reserves.

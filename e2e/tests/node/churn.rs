@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 use tokio::time::interval;
 
 use crate::clients::Place;
-use crate::scene::{IRC, PATIENCE, Scene, TEAM};
+use crate::scene::{IRC, Scene, TEAM};
 
 /// The endpoints of the App's service.
 const SLICES: [&str; 2] = ["chat-irc-ipv4", "chat-irc-ipv6"];
@@ -112,7 +112,7 @@ fn under_churn(
 
 /// The endpoints of each slice, once there are two and both are ready.
 async fn at_rest(slices: &Api<EndpointSlice>) -> anyhow::Result<Vec<Value>> {
-    wait::until("the endpoints to come to rest", PATIENCE, async || {
+    wait::until("the endpoints to come to rest", wait::PATIENCE, async || {
         let mut endpoints = Vec::new();
         for name in SLICES {
             let all = serde_json::to_value(slices.get(name).await?.endpoints)?;
@@ -192,7 +192,7 @@ async fn controllers(scene: &Scene, count: usize) -> anyhow::Result<()> {
     let system = portolan_cluster::platform::NAMESPACE;
     let deployment = "deployment/portolan-controller";
     scene.kubectl(&["-n", system, "scale", deployment, &replicas])?;
-    wait::until(&format!("{count} controllers"), PATIENCE, async || {
+    wait::until(&format!("{count} controllers"), wait::PATIENCE, async || {
         let selector = "app.kubernetes.io/component=controller";
         let pods = scene.kubectl(&["-n", system, "get", "pods", "-l", selector, "-o", "json"])?;
         let pods: Value = serde_json::from_str(&pods)?;

@@ -9,7 +9,7 @@ use portolan_e2e::pods::running;
 use serde_json::Value;
 
 use crate::clients::Open;
-use crate::scene::{PATIENCE, Scene, TEAM, addresses_of};
+use crate::scene::{Scene, TEAM, addresses_of};
 
 /// An App with one sandbox, whose program says which version it is.
 fn app(version: &str) -> String {
@@ -60,7 +60,7 @@ pub(crate) async fn connections_live_as_long_as_their_sandbox_and_no_longer(
     let is_gone = || Ok(scene.kubectl(&["-n", TEAM, "get", "asvc", "talk-irc"]).is_err());
     outlives(scene, &mut open, &second, is_gone).await.context("a deletion")?;
     forgotten(scene, &second).await.context("after a deletion")?;
-    wait::until("its slices to go", PATIENCE, async || {
+    wait::until("its slices to go", wait::PATIENCE, async || {
         let left = listed(scene)?;
         ensure!(left.is_empty(), "{left:?}");
         anyhow::Ok(())
@@ -70,7 +70,7 @@ pub(crate) async fn connections_live_as_long_as_their_sandbox_and_no_longer(
 
 /// The sandbox that takes connections, once it is another than before.
 async fn await_ready(scene: &Scene, before: Option<&str>) -> anyhow::Result<Listed> {
-    wait::until("a new sandbox to be ready", PATIENCE, async || {
+    wait::until("a new sandbox to be ready", wait::PATIENCE, async || {
         let all = listed(scene)?;
         let seen = format!("{all:?}");
         let mut ready = all.into_iter().filter(|one| one.is_ready && Some(&*one.pod) != before);
@@ -82,7 +82,7 @@ async fn await_ready(scene: &Scene, before: Option<&str>) -> anyhow::Result<List
 /// From the second node, so that connections to a sandbox on the first are tracked on both.
 async fn connect(scene: &Scene) -> anyhow::Result<Open> {
     let [_, node] = scene.nodes();
-    wait::until("a connection", PATIENCE, async || {
+    wait::until("a connection", wait::PATIENCE, async || {
         let vips = addresses_of(&scene.service("talk-irc")?)?;
         node.connect(SocketAddr::new(vips[0], 7070))
     })
@@ -97,7 +97,7 @@ async fn outlives(
     sandbox: &Listed,
     takes_none: impl Fn() -> anyhow::Result<bool>,
 ) -> anyhow::Result<()> {
-    wait::until("nothing new to be led there", PATIENCE, async || {
+    wait::until("nothing new to be led there", wait::PATIENCE, async || {
         ensure!(takes_none()?, "{:?}", listed(scene)?);
         anyhow::Ok(())
     })
@@ -106,7 +106,7 @@ async fn outlives(
     let entries = tracked(scene, sandbox)?;
     ensure!(entries > 0, "nothing is tracked to {sandbox:?}");
     open.echo().context("it was cut before its sandbox was gone")?;
-    wait::until("the Pod to go", PATIENCE, async || {
+    wait::until("the Pod to go", wait::PATIENCE, async || {
         let pods = running(&scene.cluster, TEAM, "portolan.dev/app=talk")?;
         let names = scene.kubectl(&["-n", TEAM, "get", "pods", "-o", "name"])?;
         ensure!(!names.contains(&sandbox.pod), "{pods:?}");

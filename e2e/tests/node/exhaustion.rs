@@ -8,7 +8,7 @@ use portolan_cluster::wait;
 use serde_json::json;
 
 use crate::clients::{Outcome, Talk};
-use crate::scene::{PATIENCE, Scene, TEAM, addresses_of};
+use crate::scene::{Scene, TEAM, addresses_of};
 
 /// An App that comes when there is nothing left.
 const LATE: &str = "
@@ -36,7 +36,7 @@ pub(crate) async fn an_app_without_an_address_gets_one_when_there_are_more(
 ) -> anyhow::Result<()> {
     take_what_is_left(scene)?;
     scene.apply(LATE)?;
-    wait::until("the App to say that it has no address", PATIENCE, async || {
+    wait::until("the App to say that it has no address", wait::PATIENCE, async || {
         let status = scene.service("late-irc")?;
         let ready = &status["conditions"][0];
         ensure!(ready["reason"] == reason::ADDRESSES_EXHAUSTED, "{ready}");
@@ -46,13 +46,13 @@ pub(crate) async fn an_app_without_an_address_gets_one_when_there_are_more(
     })
     .await?;
     scene.apply(MORE)?;
-    let addresses = wait::until("the App to have addresses", PATIENCE, async || {
+    let addresses = wait::until("the App to have addresses", wait::PATIENCE, async || {
         addresses_of(&scene.service("late-irc")?)
     })
     .await?;
     ensure!(addresses.len() == 2, "{addresses:?}");
     for (place, address) in crate::each(&scene.nodes(), addresses) {
-        wait::until(&format!("{address} to answer on {place}"), PATIENCE, async || {
+        wait::until(&format!("{address} to answer on {place}"), wait::PATIENCE, async || {
             let outcome = place.ask(SocketAddr::new(address, 7777), Talk::Tcp);
             ensure!(outcome == Outcome::Echo, "{outcome:?}");
             anyhow::Ok(())

@@ -18,7 +18,7 @@ use portolan_cluster::wait;
 use portolan_e2e::on_own_cluster;
 
 use crate::clients::{Outcome, Place, Talk};
-use crate::scene::{DNS, HTTP, IRC, PATIENCE, STACK, Scene};
+use crate::scene::{DNS, HTTP, IRC, STACK, Scene};
 
 const CLUSTER: &str = "node";
 
@@ -156,7 +156,7 @@ fn programs_see_who_connects_as_documented(scene: &Scene) -> anyhow::Result<()> 
 
 async fn an_internal_name_answers_at_both_its_addresses(scene: &Scene) -> anyhow::Result<()> {
     scene.apply(SITE)?;
-    let addresses = wait::until("the internal name", PATIENCE, async || {
+    let addresses = wait::until("the internal name", wait::PATIENCE, async || {
         let spec = scene.kubectl(&["-n", scene::TEAM, "get", "svc", "site-web", "-o", "json"])?;
         let spec: serde_json::Value = serde_json::from_str(&spec)?;
         scene::addresses_of(&spec["spec"])
@@ -164,7 +164,7 @@ async fn an_internal_name_answers_at_both_its_addresses(scene: &Scene) -> anyhow
     .await?;
     ensure!(addresses.len() == 2, "{addresses:?}");
     for (place, address) in each(&scene.sandboxes()?, addresses) {
-        wait::until(&format!("{address} to answer to {place}"), PATIENCE, async || {
+        wait::until(&format!("{address} to answer to {place}"), wait::PATIENCE, async || {
             let sandbox = place.sandbox(SocketAddr::new(address, 80), "site-web.node")?;
             ensure!(sandbox.starts_with("site-"), "{sandbox}");
             anyhow::Ok(())
@@ -224,7 +224,7 @@ async fn a_killed_agent_interrupts_nobody_and_changes_nothing(scene: &Scene) -> 
     agent.kill()?;
     let outcome = scene.outside().ask(address, Talk::Tcp);
     ensure!(outcome == Outcome::Echo, "while the agent is away: {outcome:?}");
-    wait::until("the next agent to have programmed", PATIENCE, async || {
+    wait::until("the next agent to have programmed", wait::PATIENCE, async || {
         let new = node.metric("portolan_node_first_programming_seconds")?;
         ensure!(new > 0.0 && new.to_bits() != old.to_bits(), "{new}");
         anyhow::Ok(())
@@ -245,7 +245,7 @@ async fn a_sender_of_datagrams_follows_the_sandboxes(scene: &Scene) -> anyhow::R
     let sandboxes: Vec<_> = scene.running()?.into_iter().map(|pod| pod.name).collect();
     for name in &sandboxes {
         scene.kubectl(&["-n", scene::TEAM, "delete", "pod", name, "--wait=false"])?;
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + wait::PATIENCE;
         let mut silence = Duration::ZERO;
         loop {
             let begun = Instant::now();
@@ -264,7 +264,7 @@ async fn a_sender_of_datagrams_follows_the_sandboxes(scene: &Scene) -> anyhow::R
 async fn a_service_that_goes_leaves_nothing(scene: Scene) -> anyhow::Result<()> {
     scene.kubectl(&["-n", scene::TEAM, "delete", "app", "chat", "--wait=false"])?;
     for node in scene.nodes() {
-        wait::until("the address to leave the node", PATIENCE, async || {
+        wait::until("the address to leave the node", wait::PATIENCE, async || {
             let listing = node.nft("list table inet portolan")?;
             let left = scene.vips.iter().any(|vip| listing.contains(&vip.to_string()));
             ensure!(!left, "{listing}");
@@ -277,7 +277,7 @@ async fn a_service_that_goes_leaves_nothing(scene: Scene) -> anyhow::Result<()> 
     scene.kubectl(&["-n", scene::AGENTS, "delete", "ds", "portolan-node", "--wait"])?;
     for node in scene.nodes() {
         // As long as the agent runs, the table is its own.
-        wait::until("the cleanup", PATIENCE, async || node.clean_up()).await?;
+        wait::until("the cleanup", wait::PATIENCE, async || node.clean_up()).await?;
         ensure!(node.nft("list table inet portolan").is_err(), "the table outlives its cleanup");
     }
     Ok(())

@@ -3,7 +3,6 @@
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::process::Command;
-use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use portolan_cluster::addresses::Stack;
@@ -18,8 +17,6 @@ use crate::clients::{Place, Talk};
 pub(crate) const TEAM: &str = "node";
 /// The namespace of the agents.
 pub(crate) const AGENTS: &str = "portolan-system-node";
-/// How long anything may take that starts a Pod, on a busy machine.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(90);
 
 /// The families of the cluster.
 pub(crate) const STACK: Stack = Stack::Dual;
@@ -78,7 +75,7 @@ impl Scene {
         let mut scene = Self { cluster, vips: Vec::new(), tables: Vec::new() };
         scene.tables = scene.rested_tables().await?;
         scene.apply(APP)?;
-        scene.vips = wait::until("the service to be available", PATIENCE, async || {
+        scene.vips = wait::until("the service to be available", wait::PATIENCE, async || {
             let status = scene.service("chat-irc")?;
             ensure!(status["readyEndpoints"] == 2, "{status}");
             let ready = &status["conditions"][0];
@@ -89,7 +86,7 @@ impl Scene {
         let families: Vec<_> = scene.vips.iter().map(IpAddr::is_ipv4).collect();
         ensure!(families == [true, false], "{:?}", scene.vips);
         for place in scene.nodes() {
-            wait::until("the agents to know the sandboxes", PATIENCE, async || {
+            wait::until("the agents to know the sandboxes", wait::PATIENCE, async || {
                 let table = place.output("nft", &["list", "table", "inet", "portolan"])?;
                 // The slices of the two families come one after the other.
                 let words = ["-n", TEAM, "get", "pods", "-l", "portolan.dev/app=chat", "-o"];
@@ -182,7 +179,7 @@ impl Scene {
     /// The same, once kube-proxy has taken in what was installed.
     pub(crate) async fn rested_tables(&self) -> anyhow::Result<Vec<String>> {
         let (mut before, mut rested) = (Vec::new(), 0);
-        wait::until("kube-proxy to come to rest", PATIENCE, async || {
+        wait::until("kube-proxy to come to rest", wait::PATIENCE, async || {
             let now = self.tables_of_others()?;
             rested = if now == before { rested + 1 } else { 0 };
             before = now;

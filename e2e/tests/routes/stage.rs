@@ -1,5 +1,6 @@
 //! Two namespaces, a name that no other test uses, and a controller that can be stopped.
 
+use portolan_cluster::wait::PATIENCE;
 use std::collections::BTreeMap;
 use std::fmt::Debug;
 use std::future::Future;
@@ -22,8 +23,6 @@ use tokio::sync::{Mutex, RwLock};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep};
 
-/// How long anything may take that the API server only has to be told.
-const PATIENCE: Duration = Duration::from_secs(30);
 /// How often is looked.
 const LOOK: Duration = Duration::from_millis(20);
 

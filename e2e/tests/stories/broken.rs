@@ -10,7 +10,7 @@ use portolan_e2e::with_platform;
 use serde_json::{Value, json};
 
 use crate::load::Load;
-use crate::support::{Echo, PATIENCE, message, said, text};
+use crate::support::{Echo, message, said, text};
 
 /// Visitors of what cannot start are told within this time, not after the longest wait of 60 s.
 const TOLD_WITHIN: Duration = Duration::from_secs(20);
@@ -53,7 +53,7 @@ async fn check(broken: Broken) -> anyhow::Result<()> {
         new.route().await?;
         serving.apply("1", json!({})).await?;
         serving.ready().await?;
-        let claimed = ["wait", "--for=condition=HostClaimed", "route", "--all", "--timeout=60s"];
+        let claimed = ["wait", "--for=condition=HostClaimed", "route", "--all", "--timeout=180s"];
         space.kubectl(&claimed).await?;
         serving.until_it_answers("1").await?;
 
@@ -377,7 +377,7 @@ async fn until_nothing_runs(echo: &Echo<'_>) -> anyhow::Result<()> {
 }
 
 async fn until_quota_counts(space: &Space) -> anyhow::Result<()> {
-    wait::until("the quota to count", PATIENCE, async || {
+    wait::until("the quota to count", wait::PATIENCE, async || {
         let get = ["get", "resourcequota", "pods", "-o", "jsonpath={.status.hard.pods}"];
         let counted = space.kubectl(&get).await?;
         ensure!(counted == "0", "{counted:?}");

@@ -28,7 +28,7 @@ async fn with_sleeping(
         echo.route().await?;
         echo.apply("1", service).await?;
         echo.ready().await?;
-        let claimed = ["wait", "--for=condition=Ready", "route/echo", "--timeout=60s"];
+        let claimed = ["wait", "--for=condition=Ready", "route/echo", "--timeout=180s"];
         space.kubectl(&claimed).await?;
         until_asleep(&echo).await?;
         test(&echo).await

@@ -14,7 +14,7 @@ async fn an_app_runs_answers_sleeps_and_wakes() -> anyhow::Result<()> {
         echo.apply("1", json!({ "scale": { "scaleDownDelaySeconds": 2 } })).await?;
         echo.route().await?;
         echo.ready().await?;
-        let wait = ["wait", "--for=condition=Ready", "route/echo", "--timeout=60s"];
+        let wait = ["wait", "--for=condition=Ready", "route/echo", "--timeout=180s"];
         space.kubectl(&wait).await?;
         ensure!(echo.version().await? == "1");
         echo.until_it_says("Ready", "True Asleep").await?;

@@ -1,16 +1,11 @@
 //! What the stories share: an App of the echo program, questions to it, and waiting for words.
 
-use std::time::Duration;
-
 use anyhow::{Context, ensure};
 use http::Response;
 use hyper::body::Bytes;
 use portolan_cluster::wait;
 use portolan_e2e::space::Space;
 use serde_json::{Value, json};
-
-/// How long anything may take that starts a sandbox.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The echo program as an App with one service `web`, merged with `service`, and a Route.
 /// `version` is what the program says of itself in `x-version`.
@@ -64,7 +59,7 @@ impl Echo<'_> {
     /// Waits as a user does, until the App is ready for what was last applied.
     pub(crate) async fn ready(&self) -> anyhow::Result<()> {
         let app = format!("app/{}", self.name);
-        let args = ["wait", "--for=condition=Ready", &app, "--timeout=60s"];
+        let args = ["wait", "--for=condition=Ready", &app, "--timeout=180s"];
         self.space.kubectl(&args).await.map(drop)
     }
 
@@ -128,7 +123,7 @@ impl Echo<'_> {
         expected: &str,
     ) -> anyhow::Result<()> {
         let awaited = format!("{condition} of app/{} to be {expected}", self.name);
-        wait::until(&awaited, PATIENCE, async || {
+        wait::until(&awaited, wait::PATIENCE, async || {
             let seen = self.says(condition).await.map_err(|error| format!("{error:#}"))?;
             if seen == expected { Ok(()) } else { Err(seen) }
         })
@@ -141,7 +136,7 @@ impl Echo<'_> {
         awaited: &str,
         probe: impl AsyncFnMut() -> anyhow::Result<()>,
     ) -> anyhow::Result<()> {
-        wait::until(awaited, PATIENCE, probe).await
+        wait::until(awaited, wait::PATIENCE, probe).await
     }
 }
 

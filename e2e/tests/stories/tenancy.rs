@@ -288,7 +288,7 @@ async fn a_pod_with_forged_labels_gets_no_traffic() -> anyhow::Result<()> {
         theirs.apply(&forged("labels", genuine, json!([])).to_string()).await?;
         theirs.apply(&forged("owned", genuine, json!([pool])).to_string()).await?;
         for space in [ours, theirs] {
-            let ready = ["wait", "--for=condition=Ready", "pod/labels", "--timeout=60s"];
+            let ready = ["wait", "--for=condition=Ready", "pod/labels", "--timeout=180s"];
             space.kubectl(&ready).await?;
         }
         let mut seen = BTreeSet::new();

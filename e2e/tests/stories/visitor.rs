@@ -1,9 +1,9 @@
 //! Visitors that speak more than one request per connection: HTTP/1.1 and HTTP/2, plain and over
 //! TLS.
 
+use portolan_cluster::wait::PATIENCE;
 use std::convert::Infallible;
 use std::sync::Arc;
-use std::time::Duration;
 
 use anyhow::Context;
 use futures::{StreamExt, stream};
@@ -20,9 +20,6 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
-
-/// How long a visitor waits for the next thing to happen on a connection.
-const PATIENCE: Duration = Duration::from_secs(30);
 
 /// A request's body.
 pub(crate) type Body = BoxBody<Bytes, Infallible>;

@@ -9,7 +9,7 @@ use portolan_cluster::{control_plane, wait};
 use crate::extent::Extent;
 use crate::load::Failure;
 use crate::report::{Report, killed_at};
-use crate::scene::{CONTROLLERS, PATIENCE, Scene, TEAM, shop};
+use crate::scene::{CONTROLLERS, Scene, TEAM, shop};
 
 /// Selects the sandboxes that are visited.
 const SHOP: &str = "portolan.dev/app=shop";
@@ -24,7 +24,7 @@ pub(super) async fn killed_sandboxes(scene: &mut Scene, extent: &Extent) -> anyh
                 let sandboxes = scene.running(TEAM, SHOP).await?;
                 let victim = sandboxes.first().context("a sandbox")?.pod.clone();
                 scene.team(&["delete", "pod", &victim, "--wait=false"]).await?;
-                wait::until("another sandbox", PATIENCE, async || {
+                wait::until("another sandbox", wait::PATIENCE, async || {
                     let sandboxes = scene.running(TEAM, SHOP).await?;
                     let others = sandboxes.iter().filter(|sandbox| sandbox.pod != victim);
                     ensure!(others.count() > 0, "{sandboxes:?}");

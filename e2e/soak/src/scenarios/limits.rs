@@ -18,7 +18,7 @@ use crate::extent::Extent;
 use crate::get::get;
 use crate::inside::Inside;
 use crate::report::{Report, killed_at};
-use crate::scene::{PATIENCE, Scene, TEAM};
+use crate::scene::{Scene, TEAM};
 
 /// Between two looks at the programs' counts.
 const LOOK_INTERVAL: Duration = Duration::from_millis(100);
@@ -110,7 +110,7 @@ pub(super) async fn soft(scene: &mut Scene, extent: &Extent) -> anyhow::Result<R
 
 /// Waits until a second sandbox answers.
 async fn a_second_sandbox(scene: &Scene) -> anyhow::Result<()> {
-    wait::until("a second sandbox", PATIENCE, async || {
+    wait::until("a second sandbox", wait::PATIENCE, async || {
         let mut counts = Counts::new();
         look(scene, "soft", &mut counts).await?;
         ensure!(counts.len() > 1, "there is {counts:?}");
