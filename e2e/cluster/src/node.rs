@@ -64,6 +64,9 @@ impl Node {
     pub fn mounts(&self) -> Vec<Mount> {
         let bind = |name: &str, to: &str| Mount::Bind(self.disk.join(name), PathBuf::from(to));
         vec![
+            // A few hundred megabytes of images. The machine's own disk has other work too, and
+            // stalls for seconds when much of it is written or freed.
+            Mount::Memory(self.disk.clone()),
             // containerd's shims put their sockets here whatever the configured state folder is.
             Mount::Memory(PathBuf::from("/run/containerd")),
             bind("cni", "/var/lib/cni"),

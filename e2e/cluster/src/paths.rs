@@ -63,7 +63,7 @@ pub struct ClusterPaths {
     ///
     /// Short, because a Unix socket's path ends at 108 bytes.
     pub run: PathBuf,
-    /// The nodes' disks: `/var/tmp/portolan-cluster/NAME`, on a file system overlayfs can use.
+    /// Where the nodes mount their disks, which are in memory: `/var/tmp/portolan-cluster/NAME`.
     pub data: PathBuf,
     /// What a person uses: `target/NAME`, with the file `env`.
     pub user: PathBuf,
