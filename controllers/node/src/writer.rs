@@ -216,6 +216,9 @@ impl Writer {
             self.metrics.latency.observe(since.elapsed().as_secs_f64());
         }
         self.metrics.size(sizes);
+        if let Some(conntrack) = &mut running.conntrack {
+            forwarder.end_at_once(conntrack);
+        }
         let settled = forwarder.flush()?;
         self.end_connections(running);
         Ok(sum(made, settled))

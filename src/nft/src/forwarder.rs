@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use crate::conntrack::{Conntrack, ConntrackError, Unended};
 use crate::element::Owner;
 use crate::kernel::{Error, Found, Kernel};
-use crate::table::Table;
+use crate::table::{self, Table};
 use crate::transaction::{Batch, Transaction};
 use crate::value::{Flows, Ruleset};
 
@@ -112,6 +112,18 @@ impl Forwarder {
         let mut change = Change::default();
         self.flush_into(&mut change, Until::Made)?;
         Ok(change)
+    }
+
+    /// Ends what changes left without their endpoint and is tracked by now. For after
+    /// [`Self::advance`]: a sender goes on to the new endpoint without a wait. What packets under
+    /// way bring back is left to [`Self::end_connections`], and so is what cannot be ended.
+    pub fn end_at_once(&self, conntrack: &mut Conntrack) {
+        let stale = self.table.stale();
+        if !stale.is_empty()
+            && let Err(unended) = conntrack.end(stale)
+        {
+            tracing::debug!(error = %unended.first, "Connections not ended at once");
+        }
     }
 
     /// Ends what changes left without their endpoint, and all that begins or ends at sandboxes
@@ -245,7 +257,8 @@ impl Forwarder {
             Found::Outdated => true,
         };
         loop {
-            let elements = self.table.elements();
+            let rendered = self.table.rendered();
+            let elements = table::in_order(&rendered);
             self.awaited = false;
             let made = match replace {
                 true => self.kernel.replace(&elements).map(|()| 1),
@@ -260,7 +273,7 @@ impl Forwarder {
             }
             change.added += elements.len();
             change.replaced = true;
-            self.table.installed(elements);
+            self.table.installed(rendered);
             return Ok(());
         }
     }

@@ -114,12 +114,12 @@ impl Kernel {
         self.link.port()
     }
 
-    /// Makes the table with these elements; a large one in several batches, of which the first
-    /// lead nobody anywhere. Gives how many.
+    /// Makes the table with these elements, which are in order; a large one in several batches, of
+    /// which the first lead nobody anywhere. Gives how many.
     ///
     /// # Errors
     /// Any of [`Error`] but the last. No table is left then, unless that fails too.
-    pub fn install(&mut self, elements: &Elements) -> Result<usize, Error> {
+    pub fn install(&mut self, elements: &[(Element, Data)]) -> Result<usize, Error> {
         let portions = transaction::portions(elements);
         let mut batches = portions.iter();
         self.make(TABLE, batches.next().map(Vec::as_slice).unwrap_or_default(), false)?;
@@ -135,14 +135,14 @@ impl Kernel {
         Ok(portions.len())
     }
 
-    /// Makes the table with these elements in place of the one there is.
+    /// Makes the table with these elements, which are in order, in place of the one there is.
     ///
     /// One batch would do for whoever asks the kernel, but a packet under way could find the new
     /// chains not yet valid and the old ones no longer. So a copy stands in meanwhile.
     ///
     /// # Errors
     /// Any of [`Error`] but the last; the table there was is then still there, or the new one.
-    pub fn replace(&mut self, elements: &Elements) -> Result<(), Error> {
+    pub fn replace(&mut self, elements: &[(Element, Data)]) -> Result<(), Error> {
         let elements: Vec<_> = elements.iter().collect();
         self.remove_stand_in()?;
         self.make(STAND_IN, &elements, false)?;
@@ -203,7 +203,7 @@ impl Kernel {
     fn make(
         &mut self,
         name: &str,
-        elements: &[(&Element, &Data)],
+        elements: &[&(Element, Data)],
         replace: bool,
     ) -> Result<(), Error> {
         let mut encoder = Encoder::new(name, self.link.sequence());
@@ -218,7 +218,7 @@ impl Kernel {
     }
 
     /// Adds elements that are not there, in one batch.
-    fn add(&mut self, elements: &[(&Element, &Data)]) -> Result<(), Error> {
+    fn add(&mut self, elements: &[&(Element, Data)]) -> Result<(), Error> {
         let mut encoder = Encoder::new(TABLE, self.link.sequence());
         encoder.begin(None);
         encode_elements(&mut encoder, elements);
@@ -303,9 +303,9 @@ fn encode_layout(encoder: &mut Encoder) {
 }
 
 /// Elements in the order of their sets.
-fn encode_elements(encoder: &mut Encoder, elements: &[(&Element, &Data)]) {
+fn encode_elements(encoder: &mut Encoder, elements: &[&(Element, Data)]) {
     for set in elements.chunk_by(|(one, _), (other, _)| one.set == other.set) {
-        encoder.add_elements(set[0].0.set, set.iter().copied());
+        encoder.add_elements(set[0].0.set, set.iter().map(|(element, data)| (element, data)));
     }
 }
 

@@ -23,7 +23,7 @@ pub struct Table {
     desired: Ruleset,
     /// How many ports have an endpoint on this node, by its address.
     local: BTreeMap<IpAddr, usize>,
-    programmed: BTreeMap<Owner, Kept>,
+    programmed: Programmed,
     dirty: BTreeSet<Owner>,
     left: BTreeSet<Owner>,
     /// Connections over UDP that changes of `desired` left without their endpoint.
@@ -34,6 +34,8 @@ pub struct Table {
 
 /// The elements of one owner, in order.
 type Owned = Vec<(Element, Data)>;
+/// Elements by their owners, none of which is without any.
+pub(crate) type Programmed = BTreeMap<Owner, Kept>;
 
 impl Table {
     /// A table with this desired state, of which the kernel has nothing.
@@ -210,8 +212,15 @@ impl Table {
 
     /// All elements that the desired state makes of a table without any, but for refused ones.
     pub fn elements(&self) -> Elements {
+        in_order(&self.rendered()).into_iter().collect()
+    }
+
+    /// The same by owner.
+    pub(crate) fn rendered(&self) -> Programmed {
         let owners = self.owners().into_iter().filter(|owner| !self.refused.contains(owner));
-        owners.flat_map(|owner| self.target(owner, &[])).collect()
+        let rendered = owners.map(|owner| (owner, self.target(owner, &[])));
+        let rendered = rendered.filter(|(_, owned)| !owned.is_empty());
+        rendered.map(|(owner, owned)| (owner, Kept::pack(&owned))).collect()
     }
 
     /// Notes that the kernel did all of what is pending.
@@ -249,9 +258,9 @@ impl Table {
         self.dirty.retain(|owner| !self.refused.contains(owner));
     }
 
-    /// Notes that the kernel has [`Self::elements`] and nothing else, after it was made anew.
-    pub fn installed(&mut self, elements: Elements) {
-        self.programmed = by_owner(elements);
+    /// Notes that the kernel has what was [`Self::rendered`] and nothing else.
+    pub(crate) fn installed(&mut self, rendered: Programmed) {
+        self.programmed = rendered;
         self.settled();
     }
 
@@ -261,6 +270,11 @@ impl Table {
         self.dirty.remove(&owner);
         self.left.remove(&owner);
         self.refused.insert(owner);
+    }
+
+    /// The connections over UDP that changes left without their endpoint.
+    pub(crate) fn stale(&self) -> &BTreeSet<Flows> {
+        &self.stale
     }
 
     /// The connections over UDP that changes left without their endpoint, once; to be ended
@@ -360,18 +374,21 @@ impl Table {
 }
 
 /// Elements in the order of their owners, and of themselves.
-fn by_owner(elements: Elements) -> BTreeMap<Owner, Kept> {
-    let mut owned: Vec<_> =
-        elements.into_iter().map(|(element, data)| (element.owner(), element, data)).collect();
+fn by_owner(elements: Elements) -> Programmed {
+    let mut elements: Owned = elements.into_iter().collect();
     // They come in a few long runs, one for each set. Stable, so each owner's stay in order.
-    owned.sort_by_key(|(owner, ..)| *owner);
-    let by_owner = owned.chunk_by(|(one, ..), (other, ..)| one == other);
-    let by_owner = by_owner.map(|owned| {
-        let elements: Owned = owned.iter().map(|(_, element, data)| (*element, *data)).collect();
-        (owned[0].0, Kept::pack(&elements))
-    });
+    elements.sort_by_key(|(element, _)| element.owner());
+    let by_owner = elements.chunk_by(|(one, _), (other, _)| one.owner() == other.owner());
     // From what is in order a map is built without looking for a place for each.
-    by_owner.collect()
+    by_owner.map(|owned| (owned[0].0.owner(), Kept::pack(owned))).collect()
+}
+
+/// Elements in the order of their sets, as the kernel gets them.
+pub(crate) fn in_order(programmed: &Programmed) -> Owned {
+    let mut elements = Vec::with_capacity(programmed.values().map(Kept::len).sum());
+    elements.extend(programmed.values().flat_map(Kept::unpack));
+    elements.sort_unstable_by_key(|(element, _)| *element);
+    elements
 }
 
 /// What leads from one list of an owner's elements to another; both are in order. What goes

@@ -69,19 +69,18 @@ const FIRST: usize = 256;
 /// How many times as many it gets next.
 const GROWTH: usize = 4;
 
-/// The elements of a new table in portions, each of them for a batch.
+/// The elements of a new table, which are in order, in portions, each of them for a batch.
 ///
 /// The kernel's hash tables begin with few buckets and grow between batches only: within one, an
 /// insertion looks through each of the tables that it has made room in meanwhile. So a portion is
 /// in proportion to what is there. What leads packets somewhere comes after where it leads to.
-pub(crate) fn portions(elements: &Elements) -> Vec<Vec<(&Element, &Data)>> {
-    let all: Vec<_> = elements.iter().collect();
-    if all.len() <= FIRST {
-        return vec![all];
+pub(crate) fn portions(elements: &[(Element, Data)]) -> Vec<Vec<&(Element, Data)>> {
+    if elements.len() <= FIRST {
+        return vec![elements.iter().collect()];
     }
     let mut portions = Vec::new();
     for stage in [Stage::Slots, Stage::Gates, Stage::Addresses] {
-        let sets = all.chunk_by(|(one, _), (other, _)| one.set == other.set);
+        let sets = elements.chunk_by(|(one, _), (other, _)| one.set == other.set);
         let mut left: Vec<_> = sets.filter(|set| Stage::of(set[0].0.set) == stage).collect();
         let mut size = FIRST;
         while left.iter().any(|set| !set.is_empty()) {
@@ -128,8 +127,8 @@ mod tests {
     use crate::slots::Class;
     use crate::value::{Family, Protocol, ServicePort};
 
-    fn elements(count: u32) -> Elements {
-        let mut elements = Elements::new();
+    fn elements(count: u32) -> Vec<(Element, Data)> {
+        let mut elements = Vec::new();
         for address in (0..count).map(|number| number.to_be_bytes().into()) {
             let gate = ServicePort { address, protocol: Protocol::Tcp, port: 80 };
             let gate = Element::service(Set::Services(Family::V4), gate);
@@ -138,12 +137,13 @@ mod tests {
             let address = Element::address(Set::Virtual(Family::V4), address);
             elements.extend([gate, slot, address].map(|element| (element, Data::EMPTY)));
         }
+        elements.sort_unstable();
         elements
     }
 
     #[test]
     fn a_small_table_is_made_at_once() {
-        for elements in [Elements::new(), elements(80)] {
+        for elements in [Vec::new(), elements(80)] {
             assert_eq!(portions(&elements), [elements.iter().collect::<Vec<_>>()]);
         }
     }
@@ -154,8 +154,10 @@ mod tests {
         let portions = portions(&elements);
         let sizes: Vec<_> = portions.iter().map(Vec::len).collect();
         assert_eq!(sizes, [256, 1_024, 4_096, 4_624].repeat(3));
-        let sent: Vec<_> = portions.into_iter().flatten().collect();
-        assert_eq!(sent.iter().copied().map(|(e, d)| (*e, *d)).collect::<Elements>(), elements);
+        let sent: Vec<_> = portions.into_iter().flatten().copied().collect();
+        let mut in_order = sent.clone();
+        in_order.sort_unstable();
+        assert_eq!(in_order, elements);
         let last_of = |is_it: fn(Set) -> bool| sent.iter().rposition(|(e, _)| is_it(e.set));
         let first_of = |is_it: fn(Set) -> bool| sent.iter().position(|(e, _)| is_it(e.set));
         let [slot, gate, address]: [fn(Set) -> bool; 3] = [
@@ -171,9 +173,10 @@ mod tests {
         let mut elements = elements(300);
         for border in 0..2_000 {
             let border = Element::border(Family::V4, border, border % 2 == 1);
-            elements.insert(border, Data::EMPTY);
+            elements.push((border, Data::EMPTY));
         }
-        let borders = |portion: &Vec<(&Element, &Data)>| {
+        elements.sort_unstable();
+        let borders = |portion: &Vec<&(Element, Data)>| {
             portion.iter().filter(|(element, _)| element.set.is_interval()).count()
         };
         let counts: Vec<_> = portions(&elements).iter().map(borders).collect();

@@ -41,6 +41,23 @@ fn a_sender_moves_with_the_endpoints() {
 }
 
 #[test]
+fn a_sender_moves_before_packets_under_way_are_waited_for() {
+    for filters in [true, false] {
+        let Sender { lab: _lab, mut forwarder, mut conntrack, socket } = Sender::new(filters);
+        let ends = [(v4(1, 2), 8080), (v4(2, 2), 8080)];
+        forwarder.table().set_service(target(), local([ends[0]]));
+        settle(&mut forwarder, &mut conntrack);
+        assert_eq!(ask_udp(&socket), by(ends[0], v4(0, 2)));
+        forwarder.table().set_service(target(), local([ends[1]]));
+        forwarder.advance().expect("the table");
+        forwarder.end_at_once(&mut conntrack);
+        assert_eq!(ask_udp(&socket), by(ends[1], v4(0, 2)), "with filters: {filters}");
+        let stale = forwarder.table().take_stale();
+        assert_eq!(stale.len(), 1, "one under way may have brought it back: {stale:?}");
+    }
+}
+
+#[test]
 fn a_sender_to_a_node_port_and_one_over_ipv6_move_too() {
     let mut sender = Sender::new(true);
     let Sender { lab, forwarder, conntrack, .. } = &mut sender;

@@ -258,7 +258,7 @@ fn a_bad_element_stops_its_batch_only_and_is_named() {
 fn a_batch_for_an_old_generation_is_refused() {
     let lab = Lab::new();
     let mut kernel = lab.kernel();
-    kernel.install(&Elements::new()).expect("the table");
+    kernel.install(&[]).expect("the table");
     let generation = kernel.generation().expect("a generation");
     lab.node.output("nft", &["add", "table", "ip", "other"]);
     let error = kernel.commit(&Batch::default(), Some(generation)).expect_err("it is old");

@@ -122,7 +122,7 @@ fn two_batches_are_what_saves_connections() {
     let services = [(target, local(all))].into();
     let mut table = portolan_nft::Table::new(Ruleset { services, ..Ruleset::default() });
     let mut kernel = lab.kernel();
-    kernel.install(&Elements::new()).expect("the table");
+    kernel.install(&[]).expect("the table");
     let mut step = |backends: Backends| {
         table.set_service(target, backends);
         let Transaction { make, discard, .. } = table.pending();
@@ -155,7 +155,7 @@ fn no_connection_is_lost_while_the_table_is_replaced() {
     lab.sandboxes[0].accept(end.into());
     let services: BTreeMap<_, _> = [(service(vip(1), Protocol::Tcp, 80), local([end]))].into();
     let mut forwarder = lab.start(Ruleset { services, ..Ruleset::default() });
-    let elements = forwarder.table().elements();
+    let elements: Vec<_> = forwarder.table().elements().into_iter().collect();
     let (failed, changes) = under_load(&lab, || {
         forwarder.kernel().replace(&elements).expect("the table");
         1

@@ -12,7 +12,7 @@ use crate::wire::Complaint;
 fn an_answer_that_is_lost_leaves_the_outcome_unknown() {
     in_namespace(|| {
         let mut kernel = Kernel::open().expect("nf_tables");
-        kernel.install(&Elements::new()).expect("the table");
+        kernel.install(&[]).expect("the table");
         kernel.link.shrink_receive_buffer();
         // Each of the sets has an element too few, so each message is answered.
         let delete = Set::all().filter(|set| set.key().len() == 1).map(|set| match set {
@@ -36,7 +36,7 @@ fn silence_is_success_where_the_kernel_does_not_prove_it() {
     in_namespace(|| {
         let silent = Features { proves_commits: true, ..Features::default() };
         let mut kernel = Kernel::open().expect("nf_tables").without(silent);
-        kernel.install(&Elements::new()).expect("the table");
+        kernel.install(&[]).expect("the table");
         let element = Element::address(Set::Virtual(Family::V4), address(Family::V4));
         let add = vec![(element, Data::EMPTY)];
         let batch = Batch { delete: Vec::new(), add };
@@ -52,7 +52,7 @@ fn a_batch_larger_than_any_default_buffer_is_one_commit_and_read_whole() {
         in_namespace(|| {
             let without = Features { counts_elements: uncounted, ..Features::default() };
             let mut kernel = Kernel::open().expect("nf_tables").without(without);
-            kernel.install(&Elements::new()).expect("the table");
+            kernel.install(&[]).expect("the table");
             let before = kernel.generation().expect("a generation");
             let elements = (0..60_000_u32).map(|n| {
                 let address = IpAddr::from((0x0a00_0000 + n).to_be_bytes());

@@ -8,7 +8,7 @@ use crate::element::{Data, Element, Key, Set};
 /// For each of them a byte for the set, one for the length of the key (with [`END`]) and one for
 /// that of the data; then both.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Kept(Box<[u8]>);
+pub(crate) struct Kept(Box<[u8]>);
 
 /// Set where an interval ends before the key; no key is as long.
 const END: u8 = 0x80;
