@@ -1,12 +1,17 @@
 //! What a Route says about its certificate, from the first refusal to a Secret that breaks, with
 //! the gateways as they are installed.
 
+use std::time::Duration;
+
 use anyhow::{Context as _, ensure};
 use kube::Api;
 use portolan_api::Route;
 use portolan_api::conditions::{CERTIFICATE_READY, READY, reason};
 use portolan_cluster::wait;
 use portolan_e2e::space::Space;
+
+/// A gateway asks again for a Secret that it may not read after at most half a minute.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The reason of a condition for the present generation, and its message.
 async fn said(space: &Space, type_: &str) -> anyhow::Result<(String, String)> {
@@ -22,7 +27,7 @@ async fn said(space: &Space, type_: &str) -> anyhow::Result<(String, String)> {
 
 /// Waits until the certificate's condition has this reason; returns its message.
 async fn until_said(space: &Space, expected: &str) -> anyhow::Result<String> {
-    wait::until(&format!("{CERTIFICATE_READY} to say {expected}"), wait::PATIENCE, async || {
+    wait::until(&format!("{CERTIFICATE_READY} to say {expected}"), PATIENCE, async || {
         let (reason, message) = said(space, CERTIFICATE_READY).await?;
         ensure!(reason == expected, "{reason}: {message}");
         anyhow::Ok(message)

@@ -16,7 +16,8 @@ async fn a_name_wakes_its_service_and_goes_with_it() -> anyhow::Result<()> {
             "scale": { "mode": "Auto", "min": 0, "max": 1, "scaleDownDelaySeconds": 1 },
         });
         space.apply(&app("quiet", &sleeper)).await?;
-        let apps = ["wait", "--for=condition=Ready", "app/caller", "app/quiet", "--timeout=180s"];
+        let apps =
+            ["wait", "--for=condition=Ready", "app/caller", "app/quiet", wait::KUBECTL_PATIENCE];
         space.kubectl(&apps).await?;
         wait::until("the service to sleep", wait::PATIENCE, async || {
             let awake = pods(space, "quiet").await?;
@@ -64,7 +65,8 @@ async fn a_name_leads_to_an_address_of_its_own_while_the_service_has_one() -> an
             ] }),
         );
         space.apply(&app("turns", &http)).await?;
-        let apps = ["wait", "--for=condition=Ready", "app/caller", "app/turns", "--timeout=180s"];
+        let apps =
+            ["wait", "--for=condition=Ready", "app/caller", "app/turns", wait::KUBECTL_PATIENCE];
         space.kubectl(&apps).await?;
         let host = format!("turns-web.{}", space.namespace());
         until_it_answers(space, &host).await?;

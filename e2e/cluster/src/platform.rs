@@ -13,6 +13,7 @@ use crate::command;
 use crate::images::Known;
 use crate::paths::Paths;
 use crate::progress::step;
+use crate::wait;
 
 /// The namespace Portolan is installed into.
 pub const NAMESPACE: &str = "portolan-system";
@@ -86,7 +87,7 @@ pub fn define(cluster: &Cluster) -> anyhow::Result<()> {
     apply.args(["apply", "--server-side", "--force-conflicts", "-f"]);
     command::output(apply.arg(&crds))?;
     let mut established = cluster.program("kubectl");
-    established.args(["wait", "--for=condition=Established", "--timeout=180s", "-f"]);
+    established.args(["wait", "--for=condition=Established", wait::KUBECTL_PATIENCE, "-f"]);
     command::output(established.arg(&crds)).map(drop)
 }
 

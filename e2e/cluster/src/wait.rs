@@ -13,6 +13,8 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(100);
 /// controller. Long, since a machine may be busy with much else; it judges nothing, and what has a
 /// time to be kept has a limit of its own.
 pub const PATIENCE: Duration = Duration::from_secs(180);
+/// The same as an option of kubectl.
+pub const KUBECTL_PATIENCE: &str = "--timeout=180s";
 
 /// Asks `probe` until it answers `Ok`. Its `Err` is what was seen instead.
 ///

@@ -94,7 +94,9 @@ impl Scene {
         scene.apply(&shop("one", ""))?;
         scene.apply(ROUTE)?;
         scene.ready("shop").await?;
-        scene.team(&["wait", "--for=condition=Ready", "route/shop", "--timeout=180s"]).await?;
+        scene
+            .team(&["wait", "--for=condition=Ready", "route/shop", wait::KUBECTL_PATIENCE])
+            .await?;
         Ok(scene)
     }
 

@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 /// The port of gateways inside the cluster.
 const PORT: u16 = 8080;
 /// How long somebody waits for an answer: longer than anything here makes them wait.
-const PATIENCE: Duration = Duration::from_secs(90);
+const ANSWER_LIMIT: Duration = Duration::from_secs(90);
 /// Between two requests of one of them, so that the machine has something left for others.
 const PAUSE: Duration = Duration::from_millis(50);
 
@@ -90,12 +90,12 @@ async fn visit(
 ) -> Vec<String> {
     let mut failures = Vec::new();
     while !stop.is_cancelled() {
-        match timeout(PATIENCE, ask(gateway, &request)).await {
+        match timeout(ANSWER_LIMIT, ask(gateway, &request)).await {
             Ok(Ok(_)) => {
                 answers.fetch_add(1, Ordering::Relaxed);
             }
             Ok(Err(error)) => failures.push(format!("{error:#}")),
-            Err(_) => failures.push(format!("no answer in {PATIENCE:?}")),
+            Err(_) => failures.push(format!("no answer in {ANSWER_LIMIT:?}")),
         }
         tokio::time::sleep(PAUSE).await;
     }

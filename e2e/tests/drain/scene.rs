@@ -67,7 +67,8 @@ impl Scene {
     pub(crate) async fn two_gateways(&self) -> anyhow::Result<[Running; 2]> {
         wait::until("a gateway on each node", wait::PATIENCE, async || {
             let component = "app.kubernetes.io/component=gateway";
-            let words = ["rollout", "status", "deployment/portolan-gateway", "--timeout=180s"];
+            let words =
+                ["rollout", "status", "deployment/portolan-gateway", wait::KUBECTL_PATIENCE];
             self.kubectl(NAMESPACE, &words)?;
             let all = self.kubectl(NAMESPACE, &["get", "pods", "-l", component, "-o", "name"])?;
             ensure!(all.lines().count() == 2, "{all}");

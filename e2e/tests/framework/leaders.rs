@@ -1,6 +1,5 @@
 //! Who may write when several processes compete.
 
-use portolan_cluster::wait::PATIENCE;
 use std::{
     sync::{
         Arc,
@@ -10,6 +9,7 @@ use std::{
 };
 
 use kube::Client;
+use portolan_cluster::wait::PATIENCE;
 use portolan_reconcile::{
     Context, Controller, LeaseSettings, Next, ObjectKey, Pass, Reconciler, RunError, Settings,
     metrics::ControllerLabel, testing,

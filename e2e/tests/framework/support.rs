@@ -1,6 +1,5 @@
 //! A namespace for each test, a writer, and waiting for a state.
 
-use portolan_cluster::wait::PATIENCE;
 use std::{fmt::Debug, future::Future, sync::LazyLock, time::Duration};
 
 use k8s_openapi::api::core::v1::{ConfigMap, Namespace};
@@ -10,6 +9,7 @@ use kube::{
     core::ObjectMeta,
 };
 use portolan_cluster::cluster::Cluster;
+use portolan_cluster::wait::PATIENCE;
 use portolan_reconcile::{Context, Controller, Settings, Writer, testing};
 use tokio::time::{Instant, sleep};
 

@@ -60,7 +60,7 @@ pub(crate) async fn kinds_come_and_go(cluster: &Cluster) -> anyhow::Result<()> {
     })
     .await?;
     changes_are_seen(cluster).await.context("after the rollback")?;
-    team(cluster, &["wait", "--for=condition=Ready", "app/echo", "--timeout=180s"]).map(drop)
+    team(cluster, &["wait", "--for=condition=Ready", "app/echo", wait::KUBECTL_PATIENCE]).map(drop)
 }
 
 /// A Route that is made is served, and one that is deleted is not.

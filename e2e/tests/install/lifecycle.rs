@@ -63,7 +63,7 @@ async fn story() -> anyhow::Result<()> {
     team(&cluster, &wait)?;
     let answer = ask(cluster.state().ports.http, HOST).await?;
     ensure!(is_good(&answer), "installed again, it answers {answer}");
-    team(&cluster, &["delete", "apps,routes", "--all", "--timeout=180s"])?;
+    team(&cluster, &["delete", "apps,routes", "--all", wait::KUBECTL_PATIENCE])?;
     wait::until("nothing to be left of the App", REMOVAL_LIMIT, async || {
         let kinds = "pods,networkpolicies,sandboxpools,appversions";
         let left = team(&cluster, &["get", kinds, "-o", "name"])?;

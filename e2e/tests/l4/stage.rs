@@ -1,6 +1,5 @@
 //! Two namespaces, node ports that no other test uses, and a controller that can be stopped.
 
-use portolan_cluster::wait::PATIENCE;
 use std::fmt::Debug;
 use std::future::Future;
 use std::sync::LazyLock;
@@ -18,6 +17,7 @@ use portolan_api::{
     AppService, Claim, ClaimKind, NodeReport, SandboxPool, conditions, crds, labels, names,
 };
 use portolan_cluster::cluster::Cluster;
+use portolan_cluster::wait::PATIENCE;
 use portolan_controller_service::{PortPolicy, Settings};
 use portolan_e2e::BARE_CLUSTER;
 use portolan_reconcile::{Context, testing};

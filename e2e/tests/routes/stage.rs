@@ -1,6 +1,5 @@
 //! Two namespaces, a name that no other test uses, and a controller that can be stopped.
 
-use portolan_cluster::wait::PATIENCE;
 use std::collections::BTreeMap;
 use std::fmt::Debug;
 use std::future::Future;
@@ -14,6 +13,7 @@ use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
 use kube::{Api, Client};
 use portolan_api::{Claim, Domain, Holder, Route, conditions, crds, names};
 use portolan_cluster::cluster::Cluster;
+use portolan_cluster::wait::PATIENCE;
 use portolan_controller_route::Settings;
 use portolan_e2e::BARE_CLUSTER;
 use portolan_reconcile::metrics::PassLabel;

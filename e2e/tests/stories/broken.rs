@@ -53,7 +53,8 @@ async fn check(broken: Broken) -> anyhow::Result<()> {
         new.route().await?;
         serving.apply("1", json!({})).await?;
         serving.ready().await?;
-        let claimed = ["wait", "--for=condition=HostClaimed", "route", "--all", "--timeout=180s"];
+        let claimed =
+            ["wait", "--for=condition=HostClaimed", "route", "--all", wait::KUBECTL_PATIENCE];
         space.kubectl(&claimed).await?;
         serving.until_it_answers("1").await?;
 

@@ -8,6 +8,7 @@ use anyhow::{Context, ensure};
 use futures::future::try_join_all;
 use http::Response;
 use hyper::body::Bytes;
+use portolan_cluster::wait;
 use portolan_e2e::with_platform;
 use serde_json::{Value, json};
 
@@ -28,7 +29,7 @@ async fn with_sleeping(
         echo.route().await?;
         echo.apply("1", service).await?;
         echo.ready().await?;
-        let claimed = ["wait", "--for=condition=Ready", "route/echo", "--timeout=180s"];
+        let claimed = ["wait", "--for=condition=Ready", "route/echo", wait::KUBECTL_PATIENCE];
         space.kubectl(&claimed).await?;
         until_asleep(&echo).await?;
         test(&echo).await

@@ -1,6 +1,7 @@
 //! An App from its manifest to an answer, to sleep and back, to another version and back.
 
 use anyhow::{Context, ensure};
+use portolan_cluster::wait;
 use portolan_e2e::with_platform;
 use serde_json::json;
 
@@ -14,8 +15,8 @@ async fn an_app_runs_answers_sleeps_and_wakes() -> anyhow::Result<()> {
         echo.apply("1", json!({ "scale": { "scaleDownDelaySeconds": 2 } })).await?;
         echo.route().await?;
         echo.ready().await?;
-        let wait = ["wait", "--for=condition=Ready", "route/echo", "--timeout=180s"];
-        space.kubectl(&wait).await?;
+        let claimed = ["wait", "--for=condition=Ready", "route/echo", wait::KUBECTL_PATIENCE];
+        space.kubectl(&claimed).await?;
         ensure!(echo.version().await? == "1");
         echo.until_it_says("Ready", "True Asleep").await?;
         echo.until("no sandbox to be left", async || {

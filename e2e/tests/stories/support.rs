@@ -59,7 +59,7 @@ impl Echo<'_> {
     /// Waits as a user does, until the App is ready for what was last applied.
     pub(crate) async fn ready(&self) -> anyhow::Result<()> {
         let app = format!("app/{}", self.name);
-        let args = ["wait", "--for=condition=Ready", &app, "--timeout=180s"];
+        let args = ["wait", "--for=condition=Ready", &app, wait::KUBECTL_PATIENCE];
         self.space.kubectl(&args).await.map(drop)
     }
 

@@ -9,6 +9,7 @@ use k8s_openapi::api::authorization::v1::{
 use kube::Api;
 use kube::api::PostParams;
 use portolan_cluster::platform::NAMESPACE as SYSTEM;
+use portolan_cluster::wait;
 use portolan_e2e::space::Space;
 use portolan_e2e::with_platform;
 use serde_json::{Value, json};
@@ -288,7 +289,7 @@ async fn a_pod_with_forged_labels_gets_no_traffic() -> anyhow::Result<()> {
         theirs.apply(&forged("labels", genuine, json!([])).to_string()).await?;
         theirs.apply(&forged("owned", genuine, json!([pool])).to_string()).await?;
         for space in [ours, theirs] {
-            let ready = ["wait", "--for=condition=Ready", "pod/labels", "--timeout=180s"];
+            let ready = ["wait", "--for=condition=Ready", "pod/labels", wait::KUBECTL_PATIENCE];
             space.kubectl(&ready).await?;
         }
         let mut seen = BTreeSet::new();

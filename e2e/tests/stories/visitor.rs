@@ -1,7 +1,6 @@
 //! Visitors that speak more than one request per connection: HTTP/1.1 and HTTP/2, plain and over
 //! TLS.
 
-use portolan_cluster::wait::PATIENCE;
 use std::convert::Infallible;
 use std::sync::Arc;
 
@@ -13,6 +12,7 @@ use http_body_util::{BodyExt, Empty, Full, StreamBody};
 use hyper::body::{Bytes, Frame, Incoming};
 use hyper::client::conn::{http1, http2};
 use hyper_util::rt::{TokioExecutor, TokioIo};
+use portolan_cluster::wait::PATIENCE;
 use portolan_e2e::space::Space;
 use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};

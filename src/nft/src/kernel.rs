@@ -8,6 +8,8 @@
 mod error;
 mod read;
 
+use std::borrow::Borrow;
+
 use nix::errno::Errno;
 use nix::sys::utsname::uname;
 
@@ -176,9 +178,7 @@ impl Kernel {
         for set in batch.delete.chunk_by(|one, other| one.set == other.set) {
             encoder.delete_elements(set[0].set, set.iter());
         }
-        for set in batch.add.chunk_by(|(one, _), (other, _)| one.set == other.set) {
-            encoder.add_elements(set[0].0.set, set.iter().map(|(element, data)| (element, data)));
-        }
+        encode_elements(&mut encoder, &batch.add);
         self.send(encoder)
     }
 
@@ -303,9 +303,11 @@ fn encode_layout(encoder: &mut Encoder) {
 }
 
 /// Elements in the order of their sets.
-fn encode_elements(encoder: &mut Encoder, elements: &[&(Element, Data)]) {
-    for set in elements.chunk_by(|(one, _), (other, _)| one.set == other.set) {
-        encoder.add_elements(set[0].0.set, set.iter().map(|(element, data)| (element, data)));
+fn encode_elements(encoder: &mut Encoder, elements: &[impl Borrow<(Element, Data)>]) {
+    let set_of = |one: &(Element, Data)| one.0.set;
+    for set in elements.chunk_by(|one, other| set_of(one.borrow()) == set_of(other.borrow())) {
+        let elements = set.iter().map(Borrow::borrow).map(|(element, data)| (element, data));
+        encoder.add_elements(set_of(set[0].borrow()), elements);
     }
 }
 

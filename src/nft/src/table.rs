@@ -375,7 +375,7 @@ impl Table {
 
 /// Elements in the order of their owners, and of themselves.
 fn by_owner(elements: Elements) -> Programmed {
-    let mut elements: Owned = elements.into_iter().collect();
+    let mut elements: Vec<_> = elements.into_iter().collect();
     // They come in a few long runs, one for each set. Stable, so each owner's stay in order.
     elements.sort_by_key(|(element, _)| element.owner());
     let by_owner = elements.chunk_by(|(one, _), (other, _)| one.owner() == other.owner());
@@ -384,7 +384,7 @@ fn by_owner(elements: Elements) -> Programmed {
 }
 
 /// Elements in the order of their sets, as the kernel gets them.
-pub(crate) fn in_order(programmed: &Programmed) -> Owned {
+pub(crate) fn in_order(programmed: &Programmed) -> Vec<(Element, Data)> {
     let mut elements = Vec::with_capacity(programmed.values().map(Kept::len).sum());
     elements.extend(programmed.values().flat_map(Kept::unpack));
     elements.sort_unstable_by_key(|(element, _)| *element);
