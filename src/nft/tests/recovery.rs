@@ -57,8 +57,8 @@ fn child_that_changes_endpoints() {
     if std::env::var_os("PORTOLAN_NFT_CHILD").is_none() {
         return;
     }
-    let kernel = Kernel::open().expect("nf_tables");
-    let (mut forwarder, _) = Forwarder::start(kernel, one(local(ALL))).expect("the table");
+    let kernel = || Kernel::open().expect("nf_tables");
+    let (mut forwarder, _) = lab::start_unowned(kernel, one(local(ALL))).expect("the table");
     println!("started");
     for backends in
         [local([ALL[0]]), sticky(ALL), local([ALL[2], ALL[1]]), local(ALL)].iter().cycle()

@@ -38,9 +38,6 @@ struct Arguments {
     /// Milliseconds before it listens, as a program that takes long to start.
     #[arg(long, env = "START_DELAY_MS", default_value_t = 0)]
     start_delay_ms: u64,
-    /// Milliseconds until it crashes with code 1; never if absent.
-    #[arg(long, env = "CRASH_AFTER_MS")]
-    crash_after_ms: Option<u64>,
     /// What it does on SIGTERM.
     #[arg(long, env = "ON_TERM", value_enum, default_value_t = OnTerm::Drain)]
     on_term: OnTerm,
@@ -82,7 +79,6 @@ impl Arguments {
             version_name,
             sandbox,
             start_delay_ms,
-            crash_after_ms,
             on_term,
             drain_ms,
         } = self;
@@ -100,7 +96,6 @@ impl Arguments {
         };
         let ended = tokio::select! {
             ended = serving => ended?,
-            () = after(crash_after_ms) => Ended::Crashed(1),
             result = terminated(on_term, &stop) => { result?; Ended::Drained }
         };
         eprintln!("Ended: {ended:?}");
@@ -108,13 +103,6 @@ impl Arguments {
             Ended::Drained | Ended::Cut => ExitCode::SUCCESS,
             Ended::Crashed(code) => ExitCode::from(code),
         })
-    }
-}
-
-async fn after(delay_ms: Option<u64>) {
-    match delay_ms {
-        Some(delay) => tokio::time::sleep(Duration::from_millis(delay)).await,
-        None => std::future::pending().await,
     }
 }
 

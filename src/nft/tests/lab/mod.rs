@@ -401,17 +401,8 @@ impl Lab {
     }
 
     /// Forwards on the node, and says what was to do.
-    ///
-    /// A socket of an earlier owner lives until a program that another test starts at this moment
-    /// has closed its copy; so it is waited for.
     pub(crate) fn start_with(&self, ruleset: Ruleset) -> Result<(Forwarder, Change), ForwardError> {
-        let deadline = Instant::now() + Duration::from_secs(5);
-        loop {
-            match Forwarder::start(self.kernel(), ruleset.clone()) {
-                Err(ForwardError::Kernel(Error::Owned)) if Instant::now() < deadline => {}
-                other => return other,
-            }
-        }
+        start_unowned(|| self.kernel(), ruleset)
     }
 
     /// Stops forwarding on the node.
@@ -440,5 +431,22 @@ impl Lab {
     /// The node's kernel.
     pub(crate) fn kernel(&self) -> Kernel {
         self.node.run(|| Kernel::open().expect("nf_tables"))
+    }
+}
+
+/// Forwards in this kernel, and says what was to do.
+///
+/// A socket of an earlier owner lives until a program that another test starts at this moment
+/// has closed its copy; so it is waited for.
+pub(crate) fn start_unowned(
+    kernel: impl Fn() -> Kernel,
+    ruleset: Ruleset,
+) -> Result<(Forwarder, Change), ForwardError> {
+    let deadline = Instant::now() + Duration::from_secs(5);
+    loop {
+        match Forwarder::start(kernel(), ruleset.clone()) {
+            Err(ForwardError::Kernel(Error::Owned)) if Instant::now() < deadline => {}
+            other => return other,
+        }
     }
 }
