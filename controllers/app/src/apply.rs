@@ -61,7 +61,8 @@ impl AppReconciler {
         let applied = self.writer.apply_if_changed(policy, observed).await;
         match applied.map_err(Error::ApplyPolicy)? {
             Applied::Written(live) => self.policies.observe(*live, pass),
-            Applied::Unchanged => {}
+            // What came between is watched, and wakes the App again.
+            Applied::Unchanged | Applied::Outdated => {}
         }
         Ok(())
     }

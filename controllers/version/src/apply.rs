@@ -12,16 +12,13 @@ impl VersionReconciler {
     /// Applies every pool; one that is refused does not keep the others from being applied.
     /// Returns the first failure.
     pub(crate) async fn apply(&self, pass: &Pass, seen: &Seen, plan: &Plan) -> Result<(), Error> {
-        let Plan { pools, is_waiting } = plan;
-        if *is_waiting {
-            self.verifying.wait(pass.key());
-        }
         let mut failed = None;
-        for (name, desired) in pools {
+        for (name, desired) in &plan.pools {
             let observed = seen.pools.get(name).map(AsRef::as_ref);
             match self.writer.apply_if_changed::<SandboxPool>(desired, observed).await {
                 Ok(Applied::Written(live)) => self.pools.observe(*live, pass),
-                Ok(Applied::Unchanged) => {}
+                // What came between is watched, and wakes the App again.
+                Ok(Applied::Unchanged | Applied::Outdated) => {}
                 Err(source) => {
                     failed.get_or_insert(Error::ApplyPool { name: name.clone(), source });
                 }

@@ -17,7 +17,7 @@ use std::sync::Arc;
 use jiff::SignedDuration;
 use portolan_api::{App, AppVersion, SandboxPool};
 use portolan_reconcile::{
-    Cache, Context, Controller, Events, Next, ObjectKey, Packed, Pass, Progress, Reconciler,
+    Cache, Context, Controller, Events, Next, ObjectKey, Packed, Pass, Progress, Queue, Reconciler,
     RunError, StatusWrite, Target, Verdict, Watch, Writer,
 };
 
@@ -49,7 +49,7 @@ pub fn run(
     settings: Settings,
 ) -> impl Future<Output = Result<(), RunError>> + Send + use<> {
     let mut controller = Controller::new(ctx, "version");
-    let verifying = Arc::new(Verifying::default());
+    let verifying = Arc::new(Verifying::new(settings.verifying_limit));
     let apps = controller.primary(Watch::<App>::new().project(AppFacts::of));
     let of = |version: &Packed<AppVersion>| app_of_version(&version.unpack());
     let versions = controller.watch(
@@ -79,11 +79,12 @@ pub fn run(
             keys
         },
     );
-    let (writer, events) = (controller.writer(), controller.events());
+    let (writer, events, queue) = (controller.writer(), controller.events(), controller.queue());
     let progress = Progress::new(PROGRESS_LIMIT);
     controller.run(VersionReconciler {
         writer,
         events,
+        queue,
         apps,
         versions,
         pools,
@@ -96,6 +97,7 @@ pub fn run(
 struct VersionReconciler {
     writer: Writer,
     events: Events,
+    queue: Queue,
     apps: Cache<App, AppFacts>,
     versions: Cache<AppVersion, Packed<AppVersion>>,
     pools: Cache<SandboxPool, Packed<SandboxPool>>,
@@ -111,12 +113,22 @@ impl Reconciler for VersionReconciler {
         let seen = self.observe(pass.key()).await;
         let plan = plan::plan(&seen, &self.settings);
         let outcome = self.apply(pass, &seen, &plan).await;
+        self.take_turns(pass.key(), plan.is_waiting);
         let reported = self.report(pass, &seen, &plan).await;
         outcome.and(reported)
     }
 }
 
 impl VersionReconciler {
+    /// Waits for a place to verify, or does so no more, and wakes those whose turn it is.
+    fn take_turns(&self, app: &ObjectKey, is_waiting: bool) {
+        let turns = match is_waiting {
+            true => self.verifying.wait(app),
+            false => self.verifying.leave(app),
+        };
+        turns.into_iter().for_each(|app| self.queue.add(app));
+    }
+
     /// Writes the status of the versions where it differs; says when what may wait is due.
     async fn report(
         &self,

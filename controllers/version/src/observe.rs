@@ -106,9 +106,10 @@ fn is_controlled_by(version: &AppVersion, uid: &str) -> bool {
     owners.into_iter().any(|owner| owner.controller == Some(true) && owner.uid == uid)
 }
 
-/// Whether the pool is a candidate's that has not shown what it has to.
+/// Whether the pool is a candidate's that has yet to show what it can. One that has failed tries
+/// on, at a slowing pace; it takes no place, so that broken versions do not hold up all others.
 pub(crate) fn is_verifying(pool: &SandboxPool) -> bool {
-    pool.spec.role == PoolRole::Candidate && !pool.is_verified()
+    pool.spec.role == PoolRole::Candidate && !pool.is_verified() && pool.failure().is_none()
 }
 
 /// The owners that a pool has and the versions seen do not account for: each wants a live read

@@ -13,7 +13,7 @@ use portolan_api::{
 };
 use portolan_reconcile::ObjectKey;
 
-use crate::observe::{AppFacts, Seen, owners_in_doubt};
+use crate::observe::{AppFacts, Seen, is_verifying, owners_in_doubt};
 use crate::plan::{Plan, Settings, plan};
 use crate::status::{is_progress, status};
 
@@ -433,6 +433,9 @@ fn as_many_versions_verify_at_once_as_may() {
     world.seen.verifying_elsewhere = 9;
     assert!(!world.pass().is_waiting, "what has begun goes on");
     world.check(&v1, "web", PoolRole::Candidate, Some(1));
+    assert!(is_verifying(world.pool(&v1, "web")));
+    world.ready(&v1, "web", 1);
+    assert!(!is_verifying(world.pool(&v1, "web")));
 }
 
 #[test]
@@ -476,6 +479,7 @@ fn a_version_says_what_is_wrong_with_its_pool() {
         ..SandboxPoolStatus::default()
     });
     assert_eq!(world.reason(&v1), "False ImagePullFailed");
+    assert!(!is_verifying(world.pool(&v1, "web")), "it holds up no other version");
 }
 
 #[test]

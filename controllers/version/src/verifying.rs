@@ -1,13 +1,16 @@
 //! How many pools verify in the whole cluster, and which Apps wait for their turn.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use parking_lot::Mutex;
 use portolan_reconcile::ObjectKey;
 
-/// Counts verifying pools by App, and remembers the Apps to wake when one has finished.
-#[derive(Debug, Default)]
+/// Counts verifying pools by App, and gives the places that become free to the Apps that wait:
+/// first to namespaces that have fewest, so that no team's many rollouts hold up another's one.
+#[derive(Debug)]
 pub(crate) struct Verifying {
+    /// How many pools may verify at once.
+    limit: usize,
     state: Mutex<State>,
 }
 
@@ -15,12 +18,19 @@ pub(crate) struct Verifying {
 struct State {
     counts: BTreeMap<ObjectKey, usize>,
     total: usize,
-    waiting: BTreeSet<ObjectKey>,
+    /// The Apps that wait, by namespace, in the order of their coming; and when each came.
+    waiting: BTreeMap<String, BTreeMap<u64, ObjectKey>>,
+    arrivals: BTreeMap<ObjectKey, u64>,
+    next_arrival: u64,
 }
 
 impl Verifying {
+    pub(crate) fn new(limit: usize) -> Self {
+        Self { limit, state: Mutex::default() }
+    }
+
     /// Notes that a pool of `app` went from verifying or not to verifying or not. Returns the Apps
-    /// whose turn it may be: all that wait, when a place has become free.
+    /// whose turn it is.
     pub(crate) fn note(&self, app: &ObjectKey, was: bool, is: bool) -> Vec<ObjectKey> {
         let mut state = self.state.lock();
         match (was, is) {
@@ -37,7 +47,7 @@ impl Verifying {
                         state.counts.remove(app);
                     }
                 }
-                std::mem::take(&mut state.waiting).into_iter().collect()
+                state.turns(self.limit)
             }
             _ => Vec::new(),
         }
@@ -49,9 +59,58 @@ impl Verifying {
         state.total - state.counts.get(app).copied().unwrap_or(0)
     }
 
-    /// Has `app` woken when a place becomes free.
-    pub(crate) fn wait(&self, app: &ObjectKey) {
-        self.state.lock().waiting.insert(app.clone());
+    /// Has `app` wait for a place, behind those of its namespace that wait already. Returns the
+    /// Apps whose turn it is: a place may have become free since `app` saw none.
+    pub(crate) fn wait(&self, app: &ObjectKey) -> Vec<ObjectKey> {
+        let mut state = self.state.lock();
+        if !state.arrivals.contains_key(app) {
+            let arrival = state.next_arrival;
+            state.next_arrival += 1;
+            state.arrivals.insert(app.clone(), arrival);
+            state.waiting.entry(app.namespace.clone()).or_default().insert(arrival, app.clone());
+        }
+        state.turns(self.limit)
+    }
+
+    /// Has `app` wait no more. Returns the Apps whose turn it is: `app` may have left the place
+    /// that it was woken for.
+    pub(crate) fn leave(&self, app: &ObjectKey) -> Vec<ObjectKey> {
+        let mut state = self.state.lock();
+        let Some(arrival) = state.arrivals.remove(app) else { return Vec::new() };
+        if let Some(apps) = state.waiting.get_mut(&app.namespace) {
+            apps.remove(&arrival);
+            if apps.is_empty() {
+                state.waiting.remove(&app.namespace);
+            }
+        }
+        state.turns(self.limit)
+    }
+}
+
+impl State {
+    /// As many of those that wait as places are free. They wait on until they say otherwise, so
+    /// that a turn that is not taken is given again.
+    fn turns(&self, limit: usize) -> Vec<ObjectKey> {
+        let free = limit.saturating_sub(self.total);
+        if free == 0 {
+            return Vec::new();
+        }
+        let mut ranked: Vec<_> = self
+            .waiting
+            .iter()
+            .flat_map(|(namespace, apps)| {
+                // So many verify in the namespace by the time that it is this App's turn.
+                let ranks = self.verifying_in(namespace)..;
+                apps.iter().take(free).zip(ranks).map(|((arrival, app), rank)| (rank, arrival, app))
+            })
+            .collect();
+        ranked.sort_unstable();
+        ranked.into_iter().take(free).map(|(_, _, app)| app.clone()).collect()
+    }
+
+    fn verifying_in(&self, namespace: &str) -> usize {
+        let of_namespace = self.counts.range(ObjectKey::new(namespace, "")..);
+        of_namespace.take_while(|(app, _)| app.namespace == namespace).map(|(_, count)| count).sum()
     }
 }
 
@@ -59,22 +118,66 @@ impl Verifying {
 mod tests {
     use super::*;
 
-    fn key(name: &str) -> ObjectKey {
-        ObjectKey::new("team", name)
+    fn key(namespace: &str, name: &str) -> ObjectKey {
+        ObjectKey::new(namespace, name)
     }
 
     #[test]
-    fn a_finished_pool_wakes_those_that_wait_once() {
-        let verifying = Verifying::default();
-        assert!(verifying.note(&key("a"), false, true).is_empty());
-        assert!(verifying.note(&key("a"), false, true).is_empty());
-        verifying.wait(&key("b"));
-        verifying.wait(&key("b"));
-        assert_eq!(verifying.count_others(&key("b")), 2);
-        assert_eq!(verifying.count_others(&key("a")), 0);
-        assert!(verifying.note(&key("a"), true, true).is_empty());
-        assert_eq!(verifying.note(&key("a"), true, false), [key("b")]);
-        assert!(verifying.note(&key("a"), true, false).is_empty());
-        assert_eq!(verifying.count_others(&key("b")), 0);
+    fn a_place_that_becomes_free_is_for_the_one_that_waits_longest() {
+        let verifying = Verifying::new(2);
+        let [a, b, c, d] = ["a", "b", "c", "d"].map(|name| key("team", name));
+        assert!(verifying.note(&a, false, true).is_empty());
+        assert!(verifying.note(&a, false, true).is_empty());
+        assert_eq!((verifying.count_others(&b), verifying.count_others(&a)), (2, 0));
+        for app in [&d, &c, &d] {
+            assert!(verifying.wait(app).is_empty(), "there is no place");
+        }
+        assert!(verifying.note(&a, true, true).is_empty());
+        assert_eq!(verifying.note(&a, true, false), [d.clone()], "it came first");
+        assert_eq!(verifying.note(&a, true, false), [d.clone(), c.clone()], "neither has begun");
+        verifying.note(&d, false, true);
+        assert_eq!(verifying.leave(&d), [c.clone()]);
+        verifying.note(&c, false, true);
+        assert!(verifying.leave(&c).is_empty());
+        assert!(verifying.note(&d, true, false).is_empty(), "nobody waits any more");
+        assert_eq!((verifying.count_others(&a), verifying.count_others(&c)), (1, 0));
+    }
+
+    #[test]
+    fn a_place_that_became_free_before_an_app_waited_is_not_lost() {
+        let verifying = Verifying::new(1);
+        let [a, b] = ["a", "b"].map(|name| key("team", name));
+        verifying.note(&a, false, true);
+        assert_eq!(verifying.count_others(&b), 1, "b sees that it has to wait");
+        assert!(verifying.note(&a, true, false).is_empty(), "and nobody waits yet");
+        assert_eq!(verifying.wait(&b), [b]);
+    }
+
+    #[test]
+    fn a_turn_that_is_not_taken_goes_to_the_next() {
+        let verifying = Verifying::new(1);
+        let [a, gone, next] = ["a", "gone", "next"].map(|name| key("team", name));
+        verifying.note(&a, false, true);
+        verifying.wait(&gone);
+        verifying.wait(&next);
+        assert_eq!(verifying.note(&a, true, false), [gone.clone()]);
+        assert_eq!(verifying.leave(&gone), [next]);
+        assert!(verifying.leave(&gone).is_empty(), "it waits no more");
+    }
+
+    #[test]
+    fn a_namespace_with_one_app_is_not_behind_the_many_of_another() {
+        let verifying = Verifying::new(2);
+        let crowd: Vec<_> = (0..9).map(|n| key("crowd", &format!("app-{n}"))).collect();
+        let single = key("single", "app");
+        verifying.note(&crowd[0], false, true);
+        verifying.note(&crowd[1], false, true);
+        for app in &crowd[2..] {
+            verifying.wait(app);
+        }
+        verifying.wait(&single);
+        assert_eq!(verifying.note(&crowd[0], true, false), [single.clone()]);
+        let turns = verifying.note(&crowd[1], true, false);
+        assert_eq!(turns, [crowd[2].clone(), single], "one each, in the order of their coming");
     }
 }

@@ -41,11 +41,17 @@ impl Cluster {
     }
 
     /// Runs the controller for so long and returns the names of the pools that it applied, in
-    /// order. The API server refuses `refused`.
-    async fn applied(&self, refused: &str, time: Duration) -> Vec<String> {
+    /// order. The API server refuses one of them with this code and reason.
+    async fn applied(&self, refused: &str, why: (u16, &str), time: Duration) -> Vec<String> {
         let (app, version) = (self.app.clone(), self.object.clone());
-        let refused = refused.to_owned();
-        let (wire, client) = Wire::answering(move |sent| answer(sent, &app, &version, &refused));
+        let (refused, (code, reason)) = (refused.to_owned(), (why.0, why.1.to_owned()));
+        let (wire, client) = Wire::answering(move |sent| {
+            let is_refused = sent.method.as_str() == "PATCH" && sent.path.ends_with(&refused);
+            match is_refused && !refused.is_empty() {
+                true => Answer::failure(code, &reason, "because"),
+                false => answer(sent, &app, &version),
+            }
+        });
         let context = context(client);
         let running = tokio::spawn(run(&context, Settings { verifying_limit: 5 }));
         sleep(time).await;
@@ -68,15 +74,14 @@ fn object(kind: &str, name: &str, spec: Value) -> Value {
     })
 }
 
-fn answer(sent: &Sent, app: &Value, version: &Value, refused: &str) -> Answer {
+const FORBIDDEN: (u16, &str) = (403, "Forbidden");
+
+fn answer(sent: &Sent, app: &Value, version: &Value) -> Answer {
     let last = sent.path.rsplit('/').next().unwrap_or_default();
     match (sent.method.as_str(), last) {
         ("GET", "apps") => listing("App", Some(app)),
         ("GET", "appversions") => listing("AppVersion", Some(version)),
         ("GET", "sandboxpools") => listing("SandboxPool", None),
-        ("PATCH", name) if name == refused => {
-            Answer::failure(403, "Forbidden", "exceeded quota: sandboxpools")
-        }
         ("PATCH", "status") => Answer::Json(200, version.clone()),
         ("PATCH", name) => {
             let mut made = sent.body.clone();
@@ -102,7 +107,7 @@ fn count(names: &[String], name: &str) -> usize {
 #[tokio::test(start_paused = true)]
 async fn each_pool_is_applied_once() {
     let cluster = Cluster::new();
-    let applied = cluster.applied("", Duration::from_secs(60)).await;
+    let applied = cluster.applied("", FORBIDDEN, Duration::from_secs(60)).await;
     let mut expected = vec![cluster.web.clone(), cluster.worker.clone()];
     expected.sort();
     assert_eq!(applied, expected, "{}", cluster.version);
@@ -112,8 +117,18 @@ async fn each_pool_is_applied_once() {
 async fn a_pool_that_is_refused_keeps_no_other_from_being_made_and_is_tried_again() {
     let cluster = Cluster::new();
     for (refused, other) in [(&cluster.web, &cluster.worker), (&cluster.worker, &cluster.web)] {
-        let applied = cluster.applied(refused, Duration::from_secs(60)).await;
+        let applied = cluster.applied(refused, FORBIDDEN, Duration::from_secs(60)).await;
         assert_eq!(count(&applied, other), 1, "{applied:?}");
         assert!(count(&applied, refused) > 1, "{applied:?}");
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pool_that_changed_meanwhile_is_applied_again_once_the_change_is_seen() {
+    let cluster = Cluster::new();
+    let conflict = (409, "Conflict");
+    let applied = cluster.applied(&cluster.web, conflict, Duration::from_secs(60)).await;
+    // What wakes the App is that the other pool is there; of this one nothing is ever seen.
+    let others = count(&applied, &cluster.worker);
+    assert_eq!((count(&applied, &cluster.web), others), (2, 1), "{applied:?}");
 }

@@ -55,6 +55,9 @@ pub enum Applied<K> {
     Unchanged,
     /// It was written; this is the object now.
     Written(Box<K>),
+    /// The object has changed since the plan saw it, or another has the name. A watch of it shows
+    /// what came between; trying again before that would be refused again.
+    Outdated,
 }
 
 /// What came of a write to an object that must be the one the plan saw.
@@ -228,7 +231,7 @@ impl Writer {
     ///
     /// # Errors
     ///
-    /// As [`Writer::apply`].
+    /// [`WriteError`] for every answer but success and conflict.
     pub async fn apply_if_changed<K: Writable>(
         &self,
         desired: &K,
@@ -244,7 +247,11 @@ impl Writer {
         for (field, value) in preconditions {
             desired["metadata"][field] = value;
         }
-        Ok(Applied::Written(Box::new(self.apply_body(&desired).await?)))
+        match self.apply_body(&desired).await {
+            Ok(live) => Ok(Applied::Written(Box::new(live))),
+            Err(error) if error.category() == "api_conflict" => Ok(Applied::Outdated),
+            Err(error) => Err(error),
+        }
     }
 
     /// Applies some fields of an object that exists; `fields` serializes to its top-level fields,

@@ -94,6 +94,19 @@ async fn what_is_as_desired_is_not_written() {
     only(&wire);
 }
 
+#[tokio::test]
+async fn an_apply_to_what_has_changed_meanwhile_is_an_outcome() {
+    let conflict = Answer::failure(409, "Conflict", "the object has been modified");
+    let forbidden = Answer::failure(403, "Forbidden", "no patch for you");
+    let (_, writer) = writer([conflict, forbidden]);
+    let mut desired = config(&[("a", "b")]);
+    desired.metadata.resource_version = Some("7".into());
+    let applied = writer.apply_if_changed(&desired, None).await;
+    assert_eq!(applied.expect("an outcome"), Applied::Outdated);
+    let refused = writer.apply_if_changed(&desired, None).await.expect_err("a refusal");
+    assert!(refused.is_forbidden());
+}
+
 /// Applies `desired` over what an earlier apply of `before` left, edited by somebody else.
 async fn reapplied(before: &ConfigMap, desired: &ConfigMap, edit: impl Fn(&mut ConfigMap)) -> bool {
     let (wire, writer) = writer([ok(), ok()]);
