@@ -173,12 +173,12 @@ fn backend_resolved(situation: &Situation) -> Finding {
             reason: reason::APP_NOT_FOUND,
             message: format!("App {app} cannot be read; apply it again"),
         },
-        Observed::Present(found) => match found.has_http.get(service) {
+        Observed::Present(found) => match found.has_http(service) {
             None => missing(
                 reason::SERVICE_NOT_FOUND,
                 format!(
                     "App {app} has no service {service}; it has: {}",
-                    found.has_http.keys().map(String::as_str).collect::<Vec<_>>().join(", ")
+                    found.has_http.iter().map(|(name, _)| &**name).collect::<Vec<_>>().join(", ")
                 ),
             ),
             Some(false) => missing(

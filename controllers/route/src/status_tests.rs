@@ -49,7 +49,7 @@ fn with_route(route: Route) -> Situation {
 }
 
 fn app(services: &[(&str, bool)]) -> AppServices {
-    let has_http = services.iter().map(|&(name, http)| (name.to_owned(), http)).collect();
+    let has_http = services.iter().map(|&(name, http)| (name.into(), http)).collect();
     AppServices { key: ObjectKey::new("team-a", "shop"), has_http }
 }
 

@@ -1,7 +1,5 @@
 //! What is kept of objects that other components own: small, and only what a decision needs.
 
-use std::collections::BTreeMap;
-
 use portolan_api::{App, CertificateReport, GatewayReport, PortType, ReportShard, resolve};
 use portolan_reconcile::ObjectKey;
 use serde::Serialize;
@@ -11,8 +9,9 @@ use serde::Serialize;
 pub(crate) struct AppServices {
     /// The App.
     pub(crate) key: ObjectKey,
-    /// Whether each service has an http port.
-    pub(crate) has_http: BTreeMap<String, bool>,
+    /// Each service in order, and whether it has an http port. A list, because a map takes room
+    /// for eleven.
+    pub(crate) has_http: Box<[(Box<str>, bool)]>,
 }
 
 impl AppServices {
@@ -23,9 +22,16 @@ impl AppServices {
         let version = resolve::resolve(&key.name, &app.spec);
         let has_http = version.services.into_iter().map(|service| {
             let http = service.ports.iter().any(|port| port.r#type == PortType::Http);
-            (service.name, http)
+            (service.name.into(), http)
         });
-        Some(Self { has_http: has_http.collect(), key })
+        let mut has_http: Box<[_]> = has_http.collect();
+        has_http.sort_unstable();
+        Some(Self { has_http, key })
+    }
+
+    /// Whether this service has an http port; `None` if there is no such service.
+    pub(crate) fn has_http(&self, service: &str) -> Option<bool> {
+        self.has_http.iter().find(|(name, _)| **name == *service).map(|(_, http)| *http)
     }
 }
 

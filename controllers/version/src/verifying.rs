@@ -116,6 +116,8 @@ impl State {
 
 #[cfg(test)]
 mod tests {
+    use std::slice::from_ref;
+
     use super::*;
 
     fn key(namespace: &str, name: &str) -> ObjectKey {
@@ -133,10 +135,10 @@ mod tests {
             assert!(verifying.wait(app).is_empty(), "there is no place");
         }
         assert!(verifying.note(&a, true, true).is_empty());
-        assert_eq!(verifying.note(&a, true, false), [d.clone()], "it came first");
+        assert_eq!(verifying.note(&a, true, false), from_ref(&d), "it came first");
         assert_eq!(verifying.note(&a, true, false), [d.clone(), c.clone()], "neither has begun");
         verifying.note(&d, false, true);
-        assert_eq!(verifying.leave(&d), [c.clone()]);
+        assert_eq!(verifying.leave(&d), from_ref(&c));
         verifying.note(&c, false, true);
         assert!(verifying.leave(&c).is_empty());
         assert!(verifying.note(&d, true, false).is_empty(), "nobody waits any more");
@@ -160,7 +162,7 @@ mod tests {
         verifying.note(&a, false, true);
         verifying.wait(&gone);
         verifying.wait(&next);
-        assert_eq!(verifying.note(&a, true, false), [gone.clone()]);
+        assert_eq!(verifying.note(&a, true, false), from_ref(&gone));
         assert_eq!(verifying.leave(&gone), [next]);
         assert!(verifying.leave(&gone).is_empty(), "it waits no more");
     }
@@ -176,7 +178,7 @@ mod tests {
             verifying.wait(app);
         }
         verifying.wait(&single);
-        assert_eq!(verifying.note(&crowd[0], true, false), [single.clone()]);
+        assert_eq!(verifying.note(&crowd[0], true, false), from_ref(&single));
         let turns = verifying.note(&crowd[1], true, false);
         assert_eq!(turns, [crowd[2].clone(), single], "one each, in the order of their coming");
     }

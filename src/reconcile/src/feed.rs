@@ -37,8 +37,8 @@ const ANSWER_WITHIN: Duration = Duration::from_secs(30);
 /// How long resuming a watch that ended in time may take and still leave no gap.
 const RESUME_WITHIN: Duration = Duration::from_secs(2);
 
-/// A watch that ended sooner was not ended by the time it was asked for: something is wrong, even
-/// if nobody says so.
+/// A watch that ended sooner was not ended by the time it was asked for. If it brought nothing,
+/// something is wrong, even if nobody says so.
 const LASTING: Duration = Duration::from_secs(5);
 
 /// The longest rest after a failure in a row, and the shortest. An API server that returns is met
@@ -71,7 +71,7 @@ enum Interruption {
     Silent(Duration),
     #[error("watch ended before everything was listed")]
     ListCut,
-    #[error("watch ended as soon as it had begun")]
+    #[error("watch ended as soon as it had begun, and brought nothing")]
     Short,
 }
 
@@ -110,9 +110,12 @@ impl<K: Watched, T: Send + Sync + 'static> Feed<K, T> {
         let mut rest = REST_MIN;
         loop {
             let begun = Instant::now();
+            let before = position.clone();
             let mut end = self.follow_one(&mut position).await;
             let lasted = begun.elapsed() >= LASTING;
-            if end.is_ok() && !lasted {
+            // One that brought something is gone on with at once: under load the API server ends
+            // the watches that it cannot serve fast enough, and those who rest fall further behind.
+            if end.is_ok() && !lasted && position == before {
                 end = Err(Interruption::Short);
             }
             let Err(interruption) = end else {

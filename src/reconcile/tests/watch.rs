@@ -388,6 +388,18 @@ async fn a_watch_that_ends_in_time_and_is_resumed_has_no_gap() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_watch_that_is_cut_again_and_again_has_no_gap_as_long_as_it_brings_something() {
+    let cut = |version| Timed::Ends(1, vec![good("MODIFIED", "a", version)]);
+    let first = Timed::Ends(1, vec![good("ADDED", "a", 1), end(4)]);
+    let seen = wholeness(20, [first, cut(5), cut(6), cut(7), Timed::Follows(0)]).await;
+    assert_eq!(seen, [(0, Some(0))]);
+
+    let first = Timed::Ends(1, vec![good("ADDED", "a", 1), end(4)]);
+    let seen = wholeness(20, [first, cut(5), Timed::Ends(1, Vec::new()), Timed::Follows(0)]).await;
+    assert!(matches!(seen[..], [.., (_, None), (_, Some(_))]), "it brought nothing: {seen:?}");
+}
+
+#[tokio::test(start_paused = true)]
 async fn after_an_interruption_a_watch_is_whole_from_its_return_even_if_nothing_changes() {
     let seen = wholeness(
         200,

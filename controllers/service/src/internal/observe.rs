@@ -40,8 +40,19 @@ pub(crate) struct Names {
     pub(crate) app: ObjectKey,
     /// UID of the controller reference.
     pub(crate) owner: Option<String>,
-    /// The service and the number of its first http port, by internal name.
-    pub(crate) services: BTreeMap<String, (String, i32)>,
+    /// What the names lead to. A list, because a map takes room for eleven.
+    pub(crate) services: Box<[Led]>,
+}
+
+/// What an internal name leads to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Led {
+    /// The internal name.
+    pub(crate) name: Box<str>,
+    /// The service.
+    pub(crate) service: Box<str>,
+    /// The number of its first http port.
+    pub(crate) port: i32,
 }
 
 /// A Service, whoever made it: small, unless it is an internal name.
@@ -64,10 +75,10 @@ impl Sources {
     pub(crate) fn observe(&self, app: &App) -> Situation {
         let names = self.followed(app);
         let namespace = app.metadata.namespace.clone().unwrap_or_default();
-        let wanted = names.iter().flat_map(|names| names.services.keys());
-        let there = wanted.map(|name| {
-            let key = ObjectKey::new(namespace.clone(), name.clone());
-            (name.clone(), self.services.observed(&key))
+        let wanted = names.iter().flat_map(|names| names.services.iter());
+        let there = wanted.map(|led| {
+            let key = ObjectKey::new(namespace.clone(), &*led.name);
+            (led.name.to_string(), self.services.observed(&key))
         });
         let uid = app.metadata.uid.as_deref().unwrap_or_default();
         Situation { there: there.collect(), owned: self.services.by_index(BY_OWNER, uid), names }
@@ -94,7 +105,8 @@ impl Names {
         let services = version.spec.services.iter().filter(|service| !service.has_l4());
         let services = services.filter_map(|service| {
             let port = service.ports.iter().find(|port| port.r#type == PortType::Http)?.port;
-            Some((names::app_service(app, &service.name), (service.name.clone(), port)))
+            let name = names::app_service(app, &service.name).into();
+            Some(Led { name, service: service.name.as_str().into(), port })
         });
         Self {
             services: services.collect(),
@@ -106,8 +118,8 @@ impl Names {
     /// `namespace/name` of each.
     pub(crate) fn keys(&self) -> Vec<String> {
         let namespace = self.app.namespace.clone();
-        let key = |name: &String| ObjectKey::new(namespace.clone(), name.clone()).to_string();
-        self.services.keys().map(key).collect()
+        let key = |led: &Led| ObjectKey::new(namespace.clone(), &*led.name).to_string();
+        self.services.iter().map(key).collect()
     }
 }
 

@@ -8,7 +8,7 @@ use kube::Resource;
 use portolan_api::{App, labels, names};
 use portolan_reconcile::{Observed, Packed, Target};
 
-use crate::internal::observe::{Named, Situation};
+use crate::internal::observe::{Led, Named, Situation};
 
 /// The port that a caller need not write.
 const HTTP: i32 = 80;
@@ -34,8 +34,8 @@ pub(crate) struct Plan {
 pub(crate) fn plan(app: &App, situation: &Situation) -> Plan {
     let mut plan = Plan::default();
     let Some(names) = &situation.names else { return plan };
-    for (name, (service, port)) in &names.services {
-        match situation.there.get(name) {
+    for Led { name, service, port } in &names.services {
+        match situation.there.get(&**name) {
             None | Some(Observed::Absent) => {
                 plan.create.push(brought_up(&blank(app, name), app, service, *port));
             }
@@ -46,14 +46,14 @@ pub(crate) fn plan(app: &App, situation: &Situation) -> Plan {
                     plan.replace.extend((wanted != live).then_some(wanted));
                 }
                 None if there.is_passing(app, service) => {}
-                None => plan.taken.push(name.clone()),
+                None => plan.taken.push(name.to_string()),
             },
         }
     }
     let owned = situation.owned.iter().filter_map(|named| own(named, app));
     let unneeded = owned.filter(|live| {
         let name = live.metadata.name.as_deref().unwrap_or_default();
-        !names.services.contains_key(name)
+        names.services.iter().all(|led| *led.name != *name)
     });
     plan.delete = unneeded.map(|live| Target::of(&live)).collect();
     plan

@@ -7,7 +7,7 @@ use portolan_api::{App, labels};
 use portolan_reconcile::{ObjectKey, Observed};
 use serde_json::{Value, from_value, json};
 
-use crate::internal::observe::{Named, Names, Situation};
+use crate::internal::observe::{Led, Named, Names, Situation};
 use crate::internal::plan::{Plan, plan};
 
 fn app() -> App {
@@ -23,7 +23,7 @@ fn fresh(port: i32) -> Situation {
     let names = Names {
         app: ObjectKey::new("team-a", "shop"),
         owner: Some("uid-of-shop".into()),
-        services: [("shop-web".into(), ("web".into(), port))].into(),
+        services: [Led { name: "shop-web".into(), service: "web".into(), port }].into(),
     };
     Situation {
         names: Some(Arc::new(names)),
@@ -108,7 +108,7 @@ fn another_port_changes_the_service_in_place() {
 fn a_service_that_is_not_wanted_any_more_goes() {
     let mut situation = with(fresh(3000), settled(3000));
     let mut names = (**situation.names.as_ref().expect("names")).clone();
-    names.services.clear();
+    names.services = Box::default();
     situation.names = Some(Arc::new(names));
     situation.there.clear();
     let plan = plan(&app(), &situation);

@@ -138,6 +138,8 @@ pub(crate) struct Store<T> {
     is_listing: bool,
     /// Entries that only an own write vouches for, since when.
     suspects: Vec<(ObjectKey, Instant)>,
+    /// How many entries there were when the trees were built anew.
+    compacted: usize,
 }
 
 impl<T> Store<T> {
@@ -151,6 +153,7 @@ impl<T> Store<T> {
             relist: 0,
             is_listing: false,
             suspects: Vec::new(),
+            compacted: 0,
         }
     }
 
@@ -273,7 +276,24 @@ impl<T> Store<T> {
                 gone.push(key.clone());
             }
         }
-        gone.iter().filter_map(|key| self.remove(key)).collect()
+        let gone = gone.iter().filter_map(|key| self.remove(key)).collect();
+        self.compact();
+        gone
+    }
+
+    /// Builds the trees anew if many entries came since that was last done. A tree that is filled
+    /// in order, as a list fills it, has half of each node empty; built at once, it is full.
+    fn compact(&mut self) {
+        let count = self.entries.len();
+        self.compacted = self.compacted.min(count);
+        if count <= self.compacted + self.compacted / 4 {
+            return;
+        }
+        self.compacted = count;
+        self.entries = std::mem::take(&mut self.entries).into_iter().collect();
+        for index in &mut self.indexes {
+            index.keys = std::mem::take(&mut index.keys).into_iter().collect();
+        }
     }
 
     /// Drops what only an own write vouched for and the watch did not confirm in time.
@@ -285,7 +305,9 @@ impl<T> Store<T> {
         self.suspects = waiting;
         let unshown = |key: &ObjectKey| self.entries.get(key).is_some_and(|entry| !entry.is_shown);
         let expired: Vec<_> = expired.into_iter().map(|(key, _)| key).filter(unshown).collect();
-        expired.iter().filter_map(|key| self.remove(key)).collect()
+        let expired = expired.iter().filter_map(|key| self.remove(key)).collect();
+        self.compact();
+        expired
     }
 
     // --- our own writes ---

@@ -272,3 +272,23 @@ fn an_object_that_moves_concerns_its_old_and_its_new_owner() {
     let same = Change { key: &key, old: Some(&old), new: Some(&old) };
     assert_eq!(same.each(owner).len(), 1);
 }
+
+#[test]
+fn trees_that_are_built_anew_hold_what_they_held() {
+    let names: Vec<_> = (0..1000).map(|number| format!("pod-{number:04}")).collect();
+    let objects: Vec<_> = names.iter().map(|name| (name.as_str(), 1)).collect();
+    let mut store = listed(&objects[..500]);
+    for name in &names[500..] {
+        store.shown(seen(name, name, 1), Some("q"));
+    }
+    store.sweep(Instant::now());
+    let kept: Vec<_> = store.iter().map(|(key, _)| key.name.clone()).collect();
+    assert_eq!(kept, names);
+    assert_eq!(store.by_index(BY_POOL, "p").count(), 500);
+    assert_eq!(store.by_index(BY_POOL, "q").count(), 500);
+    check(
+        store.gone(&seen("pod-0600", "pod-0600", 2), Instant::now()),
+        &[("pod-0600", Some("q"), None)],
+    );
+    assert_eq!(store.by_index(BY_POOL, "q").count(), 499);
+}

@@ -7,6 +7,9 @@ use std::{
 
 use crate::ObjectKey;
 
+/// Room for so many keys is kept when none waits.
+const KEPT: usize = 64;
+
 /// How long to wait after repeated failures of one key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Backoff {
@@ -134,6 +137,11 @@ impl Core {
         self.promote(now);
         let (key, since) = self.ready.pop_front()?;
         self.queued.remove(&key);
+        if self.ready.is_empty() {
+            // Everything there is was queued at the start, and will hardly be again.
+            self.ready.shrink_to(KEPT);
+            self.queued.shrink_to(KEPT);
+        }
         self.clear_timer(&key);
         self.working.insert(key.clone(), false);
         let failures = self.failures.get(&key).copied().unwrap_or(0);
