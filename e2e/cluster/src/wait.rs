@@ -1,6 +1,6 @@
 //! Waiting for a state of the world, never for a moment in time.
 
-use std::fmt::Display;
+use std::fmt::{Debug, Display};
 use std::time::{Duration, Instant};
 
 use anyhow::bail;
@@ -8,6 +8,8 @@ use anyhow::bail;
 /// How often a probe looks. Short against everything that is waited for, long enough to leave the
 /// processor to what is waited for.
 const LOOK_INTERVAL: Duration = Duration::from_millis(100);
+/// The same where a look costs little: at a cache, or at one object.
+const GLANCE_INTERVAL: Duration = Duration::from_millis(20);
 
 /// How long a test waits for what nothing but a fault keeps from coming: a sandbox, a word of a
 /// controller. Long, since a machine may be busy with much else; it judges nothing, and what has a
@@ -40,6 +42,30 @@ pub async fn until<T, E: Display>(
             bail!("waited {limit:?} for {awaited}; last seen: {seen}");
         }
         tokio::time::sleep(LOOK_INTERVAL).await;
+    }
+}
+
+/// Looks until it sees what is expected, and returns that.
+///
+/// # Panics
+/// After [`PATIENCE`], saying what was last seen.
+pub async fn until_seen<T, F>(
+    awaited: &str,
+    mut look: impl FnMut() -> F,
+    expected: impl Fn(&T) -> bool,
+) -> T
+where
+    T: Debug,
+    F: Future<Output = T>,
+{
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let seen = look().await;
+        if expected(&seen) {
+            return seen;
+        }
+        assert!(Instant::now() < deadline, "waited in vain until {awaited}; last seen: {seen:#?}");
+        tokio::time::sleep(GLANCE_INTERVAL).await;
     }
 }
 

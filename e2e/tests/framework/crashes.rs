@@ -4,6 +4,7 @@ use std::{collections::BTreeMap, time::Duration};
 
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::{Api, Client, api::ListParams};
+use portolan_cluster::wait::until_seen;
 use portolan_reconcile::{
     Applied, Cache, Context, Controller, Created, Next, ObjectKey, Pass, ReconcileError,
     Reconciler, Retry, Target, Watch, WriteError, Writer,
@@ -12,7 +13,7 @@ use portolan_reconcile::{
 use serde_json::json;
 use tokio::time::timeout;
 
-use crate::support::{Place, in_a_namespace, until};
+use crate::support::{Place, in_a_namespace};
 
 /// Makes two children for each ConfigMap labelled as a parent, then marks the parent as done.
 struct Parents {
@@ -109,10 +110,10 @@ async fn run(place: &Place, crash: &Crash) -> BTreeMap<String, BTreeMap<String, 
     if timeout(Duration::from_secs(2), crash.struck()).await.is_ok() {
         doomed.abort();
         let (_, second) = Parents::start(place, place.client.clone());
-        until("the second life is done", || state(place), is_done).await;
+        until_seen("the second life is done", || state(place), is_done).await;
         second.abort();
     } else {
-        until("the only life is done", || state(place), is_done).await;
+        until_seen("the only life is done", || state(place), is_done).await;
         doomed.abort();
     }
     state(place).await
@@ -155,7 +156,7 @@ async fn a_settled_state_is_not_written_again() -> anyhow::Result<()> {
                 portolan_reconcile::metrics::PassLabel { controller: "demo", result: "settled" };
             page.get_or_create(&label).get()
         };
-        until("every object had its pass", passes, |passes| *passes >= 3).await;
+        until_seen("every object had its pass", passes, |passes| *passes >= 3).await;
         assert_eq!(context.metrics().writes_of("demo"), 0);
         second.abort();
     })

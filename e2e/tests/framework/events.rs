@@ -5,9 +5,10 @@ use kube::{
     Api,
     api::{ListParams, PostParams},
 };
+use portolan_cluster::wait::until_seen;
 use portolan_reconcile::{Controller, EventType, Transition, Verdict, testing};
 
-use crate::support::{in_a_namespace, until};
+use crate::support::in_a_namespace;
 
 #[tokio::test]
 async fn transitions_become_events_and_repetitions_are_counted_up() -> anyhow::Result<()> {
@@ -32,7 +33,7 @@ async fn transitions_become_events_and_repetitions_are_counted_up() -> anyhow::R
         events.publish(&object, EventType::Normal, "Scale", "Woken", "one request waits");
         let published: Api<Event> = Api::namespaced(place.client.clone(), &place.namespace);
         let listed = async || published.list(&ListParams::default()).await.expect("listed").items;
-        let seen = until("both events are there", listed, |events| {
+        let seen = until_seen("both events are there", listed, |events| {
             events.len() == 2 && events.iter().any(|event| event.series.is_some())
         });
         let seen = seen.await;

@@ -9,7 +9,7 @@ use std::{
 };
 
 use kube::Client;
-use portolan_cluster::wait::PATIENCE;
+use portolan_cluster::wait::{PATIENCE, until_seen};
 use portolan_reconcile::{
     Context, Controller, LeaseSettings, Next, ObjectKey, Pass, Reconciler, RunError, Settings,
     metrics::ControllerLabel, testing,
@@ -19,7 +19,7 @@ use tokio::{
     time::{Instant, sleep},
 };
 
-use crate::support::{Place, in_a_namespace, until};
+use crate::support::{Place, in_a_namespace};
 
 /// Short, so that a lapse is seen within the test; never the settings of a real installation.
 const LEASE: Duration = Duration::from_secs(6);
@@ -108,7 +108,7 @@ impl Candidate {
 
     async fn until_leading(&self) -> Duration {
         let start = Instant::now();
-        until("the candidate leads", async || self.leads(), |leads| *leads).await;
+        until_seen("the candidate leads", async || self.leads(), |leads| *leads).await;
         start.elapsed()
     }
 }

@@ -1,6 +1,6 @@
 //! A namespace for each test, a writer, and waiting for a state.
 
-use std::{fmt::Debug, future::Future, sync::LazyLock, time::Duration};
+use std::{future::Future, sync::LazyLock};
 
 use k8s_openapi::api::core::v1::{ConfigMap, Namespace};
 use kube::{
@@ -9,9 +9,7 @@ use kube::{
     core::ObjectMeta,
 };
 use portolan_cluster::cluster::Cluster;
-use portolan_cluster::wait::PATIENCE;
 use portolan_reconcile::{Context, Controller, Settings, Writer, testing};
-use tokio::time::{Instant, sleep};
 
 /// A test's own namespace and client.
 #[derive(Clone)]
@@ -71,26 +69,5 @@ impl Place {
             namespace: Some(self.namespace.clone()),
             ..ObjectMeta::default()
         }
-    }
-}
-
-/// Waits until `look` shows what is expected; prints what was seen last if it never does.
-pub(crate) async fn until<T, F>(
-    what: &str,
-    mut look: impl FnMut() -> F,
-    expected: impl Fn(&T) -> bool,
-) -> T
-where
-    T: Debug,
-    F: Future<Output = T>,
-{
-    let deadline = Instant::now() + PATIENCE;
-    loop {
-        let seen = look().await;
-        if expected(&seen) {
-            return seen;
-        }
-        assert!(Instant::now() < deadline, "waited in vain until {what}; last seen: {seen:#?}");
-        sleep(Duration::from_millis(20)).await;
     }
 }

@@ -21,13 +21,14 @@ use kube::{
     client::Body,
     core::{ObjectMeta, PartialObjectMeta},
 };
+use portolan_cluster::wait::until_seen;
 use portolan_reconcile::{Cache, ObjectKey, Target, Watch, Watched, testing};
 use serde::{Deserialize, Serialize};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tower::BoxError;
 
-use crate::support::{Place, in_a_namespace, until};
+use crate::support::{Place, in_a_namespace};
 
 /// ConfigMaps as a program might want them: with a number. The API server stores others, too.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -110,14 +111,15 @@ async fn one_malformed_object_never_stops_the_rest() -> anyhow::Result<()> {
         create(&place, "odd-too", &[]).await;
         create(&place, "two", &[("number", "2")]).await;
         let both = ["one".to_owned(), "two".to_owned()];
-        until("the next good one is seen", async || names(&cache), |seen| *seen == both).await;
+        until_seen("the next good one is seen", async || names(&cache), |seen| *seen == both).await;
         let odd = cache.observed(&ObjectKey::new(&place.namespace, "odd"));
         assert!(odd.is_unknown(), "{odd:?}");
         // Mended, it is as the others.
         let mended = place.config("odd", &[("number", "1")]);
         place.configs().replace("odd", &PostParams::default(), &mended).await.unwrap();
         let key = ObjectKey::new(&place.namespace, "odd");
-        until("it is mended", async || cache.observed(&key), |odd| odd.present().is_some()).await;
+        until_seen("it is mended", async || cache.observed(&key), |odd| odd.present().is_some())
+            .await;
         task.abort();
     })
     .await
@@ -147,13 +149,13 @@ async fn creation_change_and_deletion_in_a_gap_are_told() -> anyhow::Result<()> 
 
         line.cut();
         let broken = async || cache.unbroken_since();
-        until("the watch is interrupted", broken, Option::is_none).await;
+        until_seen("the watch is interrupted", broken, Option::is_none).await;
         create(&place, "created", &[]).await;
         let changed = place.config("changed", &[("a", "2")]);
         place.configs().replace("changed", &PostParams::default(), &changed).await.unwrap();
         place.configs().delete("deleted", &DeleteParams::default()).await.unwrap();
         line.mend();
-        until(
+        until_seen(
             "the watch is back",
             async || names(&cache),
             |seen| *seen == ["changed", "created", "same"],
@@ -185,7 +187,7 @@ async fn metadata_is_all_that_a_metadata_watch_keeps() -> anyhow::Result<()> {
         assert_eq!(seen.name_any(), "chat");
         let (writer, _) = place.writer();
         writer.delete::<ConfigMap>(&Target::of(&*seen)).await.unwrap();
-        until("it is gone", async || names(&cache), Vec::is_empty).await;
+        until_seen("it is gone", async || names(&cache), Vec::is_empty).await;
         task.abort();
     })
     .await

@@ -110,7 +110,7 @@ impl Scene {
         kubectl.args(["--namespace", TEAM, "wait", "--for=condition=Ready"]);
         kubectl.args(["apps,routes", "--all", "--timeout=90s"]);
         tokio::task::block_in_place(|| command::output(&mut kubectl))?;
-        wait::until("all Routes to be known", Duration::from_secs(30), async || {
+        wait::until("all Routes to be known", wait::PATIENCE, async || {
             for gateway in &scene.gateways {
                 let routes = gateway.metric("portolan_routes")?;
                 ensure!(routes >= 3.0, "{} knows {routes}", gateway.name);

@@ -2,7 +2,6 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 use std::{env, process};
 
 use anyhow::{Context, ensure};
@@ -12,9 +11,6 @@ use portolan_cluster::{command, wait};
 use portolan_e2e::visitor::{ask, is_good};
 
 use crate::lifecycle::{helm, team};
-
-/// How long a definition may take to be served, and what watches it to follow.
-const LIMIT: Duration = Duration::from_secs(60);
 
 const KINDS: &str = "templates/apps.portolan.dev.yaml";
 /// A field that a later release has, and a column that shows it.
@@ -44,7 +40,7 @@ pub(crate) async fn kinds_come_and_go(cluster: &Cluster) -> anyhow::Result<()> {
     let chart = Folder::with_later_kinds()?;
     let path = chart.0.to_str().context("a path in UTF-8")?;
     helm(cluster, &["upgrade", "portolan-crds", path])?;
-    wait::until("the column of the later release", LIMIT, async || {
+    wait::until("the column of the later release", wait::PATIENCE, async || {
         team(cluster, &["patch", "app", "echo", "--type=merge", "-p", SET])?;
         let table = team(cluster, &["get", "app", "echo"])?;
         ensure!(table.contains("LATER") && table.contains("today"), "{table}");
@@ -53,7 +49,7 @@ pub(crate) async fn kinds_come_and_go(cluster: &Cluster) -> anyhow::Result<()> {
     .await?;
     changes_are_seen(cluster).await.context("under the later kinds")?;
     helm(cluster, &["rollback", "portolan-crds", "1"])?;
-    wait::until("the field to be gone", LIMIT, async || {
+    wait::until("the field to be gone", wait::PATIENCE, async || {
         let app = team(cluster, &["get", "app", "echo", "-o", "jsonpath={.spec}"])?;
         ensure!(!app.contains("today"), "{app}");
         anyhow::Ok(())
@@ -67,14 +63,14 @@ pub(crate) async fn kinds_come_and_go(cluster: &Cluster) -> anyhow::Result<()> {
 async fn changes_are_seen(cluster: &Cluster) -> anyhow::Result<()> {
     let port = cluster.state().ports.http;
     command::feed(cluster.program("kubectl").args(["apply", "-f", "-"]), ROUTE)?;
-    wait::until("a new Route to be served", LIMIT, async || {
+    wait::until("a new Route to be served", wait::PATIENCE, async || {
         let answer = ask(port, HOST).await?;
         ensure!(is_good(&answer), "{answer}");
         anyhow::Ok(())
     })
     .await?;
     team(cluster, &["delete", "route", "later"])?;
-    wait::until("a deleted Route to be denied", LIMIT, async || {
+    wait::until("a deleted Route to be denied", wait::PATIENCE, async || {
         let answer = ask(port, HOST).await?;
         ensure!(answer.starts_with("HTTP/1.1 404 "), "{answer}");
         anyhow::Ok(())

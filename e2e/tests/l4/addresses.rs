@@ -4,9 +4,10 @@ use k8s_openapi::api::core::v1::Service;
 use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
 use portolan_api::conditions::reason;
 use portolan_api::labels;
+use portolan_cluster::wait::until_seen;
 use serde_json::{Value, from_value, json, to_value};
 
-use crate::stage::{Stage, until, with_controller};
+use crate::stage::{Stage, with_controller};
 
 fn mk_service(name: &str) -> Service {
     from_value(json!({
@@ -37,7 +38,7 @@ async fn the_address_is_allocated_once_and_stays_when_ports_change() -> anyhow::
         let applied = stage.apply(&stage.ours, "irc", None, &other).await;
         let expected =
             json!([{ "name": "irc", "port": 7000, "protocol": "TCP", "targetPort": 7000 }]);
-        until("the ports follow", || ports(&stage, "irc"), |seen| *seen == expected).await;
+        until_seen("the ports follow", || ports(&stage, "irc"), |seen| *seen == expected).await;
         stage.until_idle(&stage.ours, "irc").await;
         assert_eq!(stage.addresses("irc").await, addresses, "{applied:?}");
     })
@@ -55,14 +56,14 @@ async fn what_somebody_does_to_the_service_is_undone() -> anyhow::Result<()> {
         let params = PatchParams::default();
         stage.services().patch("irc", &params, &Patch::Merge(&edit)).await.unwrap();
         let spec = || async { stage.services().get("irc").await.unwrap().spec.unwrap() };
-        let undone = until("it is undone", spec, |spec| spec.selector.is_none()).await;
+        let undone = until_seen("it is undone", spec, |spec| spec.selector.is_none()).await;
         assert_eq!(undone.type_.as_deref(), Some("ClusterIP"));
         assert_eq!(undone.cluster_ips.as_ref(), Some(&addresses));
         assert_eq!(to_value(undone.ports).unwrap(), expected);
 
         stage.services().delete("irc", &DeleteParams::default()).await.unwrap();
         let made_again = || async { stage.services().get_opt("irc").await.unwrap().is_some() };
-        until("it is made again", made_again, |there| *there).await;
+        until_seen("it is made again", made_again, |there| *there).await;
     })
     .await
 }
@@ -115,7 +116,7 @@ async fn one_made_again_gets_an_address_of_its_own() -> anyhow::Result<()> {
             let service = stage.services().get_opt("irc").await.unwrap();
             service.and_then(|one| Some(one.metadata.owner_references?.first()?.uid.clone()))
         };
-        until("it is the new one's", owner, |owner| *owner == again.metadata.uid).await;
+        until_seen("it is the new one's", owner, |owner| *owner == again.metadata.uid).await;
         stage.until_idle(&stage.ours, "irc").await;
     })
     .await

@@ -5,11 +5,12 @@
 use std::process::Stdio;
 
 use portolan_cluster::cluster::Cluster;
+use portolan_cluster::wait::until_seen;
 use portolan_e2e::BARE_CLUSTER;
 use tokio::io::AsyncWriteExt;
 use tokio::process::Command;
 
-use crate::stage::{Stage, free_port, until, with_controller};
+use crate::stage::{Stage, free_port, with_controller};
 
 /// A port that the chart reserves.
 const CHART_RESERVES: i32 = 6443;
@@ -85,13 +86,13 @@ async fn an_app_is_refused_a_node_port_that_it_cannot_have() -> anyhow::Result<(
         let says = |answer: &Result<String, String>| {
             answer.as_ref().is_err_and(|answer| answer.contains(&held))
         };
-        let _told = until("the conflict is told", refused, says).await;
+        let _told = until_seen("the conflict is told", refused, says).await;
         let reserved = || try_out(ours, CHART_RESERVES);
         let limit = format!("Apps may not have node port {CHART_RESERVES}");
         let says = |answer: &Result<String, String>| {
             answer.as_ref().is_err_and(|answer| answer.contains(&limit))
         };
-        let _told = until("the limit is told", reserved, says).await;
+        let _told = until_seen("the limit is told", reserved, says).await;
 
         apply(ours, port, "udp", "a").await.expect("UDP is another port");
         apply(theirs, free_port(), "tcp", "a").await.expect("a free port is accepted");
@@ -114,7 +115,7 @@ async fn an_app_that_waits_for_its_port_can_be_changed() -> anyhow::Result<()> {
         let policies = install(&stage).await;
         let in_force = || try_out(theirs, port);
         // This one's own AppServices are called chat-…, so it is another App's port for it too.
-        let refused = until("the policy is in force", in_force, Result::is_err).await;
+        let refused = until_seen("the policy is in force", in_force, Result::is_err).await;
         refused.expect_err("it is refused");
         apply(ours, port, "tcp", "b").await.expect("it asked before");
         let clean = run("kubectl", &["delete", "--ignore-not-found", "-f", "-"], &policies).await;

@@ -4,9 +4,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use portolan_api::conditions::reason;
+use portolan_cluster::wait::until_seen;
 use portolan_reconcile::testing::{Crash, Strike};
 
-use crate::stage::{Stage, alone, free_port, until};
+use crate::stage::{Stage, alone, free_port};
 
 /// The node ports of one life.
 #[derive(Clone, Copy)]
@@ -50,13 +51,13 @@ async fn settled(stage: &Stage, ports: Ports) {
         held.sort();
         held
     };
-    until("the node ports are theirs", held, |held| *held == expected).await;
+    until_seen("the node ports are theirs", held, |held| *held == expected).await;
     stage.until_endpoints("moves", &["10.1.0.1 yyn"]).await;
     let slice = || async {
         let slice = stage.slices().get("moves-ipv4").await.expect("it stays");
         slice.ports.and_then(|ports| ports.first()?.port)
     };
-    until("the endpoints have the new port", slice, |port| *port == Some(7000)).await;
+    until_seen("the endpoints have the new port", slice, |port| *port == Some(7000)).await;
     let service = stage.services().get("moves").await.expect("it stays");
     let ports = service.spec.and_then(|spec| spec.ports).unwrap_or_default();
     assert_eq!(ports.iter().map(|port| port.port).collect::<Vec<_>>(), [7000]);

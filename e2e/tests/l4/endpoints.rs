@@ -4,10 +4,11 @@ use std::time::Duration;
 
 use kube::api::{Patch, PatchParams};
 use portolan_api::conditions::reason;
+use portolan_cluster::wait::until_seen;
 use serde_json::json;
 use tokio::time::sleep;
 
-use crate::stage::{Stage, alone, until, with_controller};
+use crate::stage::{Stage, alone, with_controller};
 
 const PORTS: [(&str, i32, &str, Option<i32>); 1] = [("irc", 6667, "tcp", None)];
 
@@ -109,7 +110,7 @@ async fn slices_outlive_their_app_service_until_their_sandboxes_are_gone() -> an
         stage.remove("b").await;
         stage.remove("c").await;
         let slice = || async { stage.slices().get_opt("irc-ipv4").await.expect("read") };
-        until("nothing is left", slice, Option::is_none).await;
+        until_seen("nothing is left", slice, Option::is_none).await;
         running.stop().await;
     })
     .await
@@ -133,7 +134,7 @@ async fn a_heartbeat_writes_nothing() -> anyhow::Result<()> {
         stage.say("a", "10.1.0.9", true).await;
         stage.until_endpoints("irc", &["10.1.0.9 yyn"]).await;
         let written = || async { running.writes() - before };
-        until("one write", written, |writes| *writes >= 1).await;
+        until_seen("one write", written, |writes| *writes >= 1).await;
         sleep(Duration::from_millis(200)).await;
         assert_eq!(written().await, 1, "one slice, once");
         running.stop().await;

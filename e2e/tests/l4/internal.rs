@@ -4,9 +4,10 @@ use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
 use kube::{Api, Resource, ResourceExt};
 use portolan_api::conditions::reason;
 use portolan_api::{App, AppVersion, labels};
+use portolan_cluster::wait::until_seen;
 use serde_json::{Value, json};
 
-use crate::stage::{Stage, until, with_controller};
+use crate::stage::{Stage, with_controller};
 
 /// Applies the App `chat` with a version in which its service `irc` has these ports, and lets it
 /// follow that version.
@@ -54,7 +55,7 @@ async fn seen(stage: &Stage) -> Option<(String, Vec<i32>)> {
 
 async fn until_there(stage: &Stage, owner: &str, ports: &[i32]) {
     let expected = Some((owner.to_owned(), ports.to_vec()));
-    until(&format!("{owner} has {ports:?}"), || seen(stage), |seen| *seen == expected).await;
+    until_seen(&format!("{owner} has {ports:?}"), || seen(stage), |seen| *seen == expected).await;
 }
 
 #[tokio::test]
@@ -111,7 +112,7 @@ async fn a_service_that_somebody_made_is_left_to_them() -> anyhow::Result<()> {
         let theirs = theirs.unwrap();
         let app = follow(&stage, "chat-1", &http(3000)).await;
         let told = || async { stage.told(&app.uid().unwrap()).await };
-        let told = until("the App is told", told, |told| !told.is_empty()).await;
+        let told = until_seen("the App is told", told, |told| !told.is_empty()).await;
         assert!(told[0].contains("Service chat-irc is not this App's"), "{told:?}");
         assert_eq!(stage.services().get("chat-irc").await.unwrap(), theirs, "it is as it was");
         stage.services().delete("chat-irc", &DeleteParams::default()).await.unwrap();

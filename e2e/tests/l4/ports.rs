@@ -6,10 +6,11 @@ use k8s_openapi::api::core::v1::Service;
 use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
 use portolan_api::NodeReport;
 use portolan_api::conditions::{self, reason};
+use portolan_cluster::wait::until_seen;
 use serde_json::{from_value, json};
 use tokio::time::Instant;
 
-use crate::stage::{RESERVED, Stage, alone, free_port, until, with_controller};
+use crate::stage::{RESERVED, Stage, alone, free_port, with_controller};
 
 #[tokio::test]
 async fn one_holds_the_port_and_the_other_names_it_until_it_goes() -> anyhow::Result<()> {
@@ -31,7 +32,7 @@ async fn one_holds_the_port_and_the_other_names_it_until_it_goes() -> anyhow::Re
             times.push(released.elapsed());
             assert_eq!(stage.holder(port).await, Some(format!("{theirs}/game")));
             stage.delete(theirs, "game").await;
-            until("it is free", || stage.held(), Vec::is_empty).await;
+            until_seen("it is free", || stage.held(), Vec::is_empty).await;
         }
         times.sort();
         // The median, because other tests may have the processor.
@@ -130,7 +131,7 @@ async fn a_service_that_comes_to_a_held_port_is_told_until_it_goes() -> anyhow::
             conditions.find(|one| one.type_ == conditions::NODE_PORTS_EXCLUSIVE)
         };
         stage.services().create(&params, &service("late", Some(port))).await.unwrap();
-        let said = until("it is told", &dispute, |seen| {
+        let said = until_seen("it is told", &dispute, |seen| {
             seen.as_ref().is_some_and(|seen| seen.status == "False")
         });
         let said = said.await.unwrap().message;
@@ -138,10 +139,12 @@ async fn a_service_that_comes_to_a_held_port_is_told_until_it_goes() -> anyhow::
         assert!(said.contains(&holder), "{said}");
         let uid = stage.app_services(&stage.ours).get("irc").await.unwrap().metadata.uid.unwrap();
         let told = || stage.told(&uid);
-        until("an Event names it", told, |notes| notes.iter().any(|note| note.contains(&holder)))
-            .await;
+        until_seen("an Event names it", told, |notes| {
+            notes.iter().any(|note| note.contains(&holder))
+        })
+        .await;
         stage.services().delete("late", &DeleteParams::default()).await.unwrap();
-        until("it is over", dispute, |seen| {
+        until_seen("it is over", dispute, |seen| {
             seen.as_ref().is_some_and(|seen| seen.status == "True")
         })
         .await;
@@ -189,7 +192,7 @@ async fn what_nobody_saw_go_is_swept() -> anyhow::Result<()> {
         // Made again under its name, it is another one, and asks for another port.
         stage.apply_port(&stage.ours, "irc", free_port()).await;
         let running = stage.start(stage.client.clone());
-        until("it is free", || stage.holder(port), Option::is_none).await;
+        until_seen("it is free", || stage.holder(port), Option::is_none).await;
         stage.until_idle(&stage.ours, "irc").await;
         running.stop().await;
     })

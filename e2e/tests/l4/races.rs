@@ -9,6 +9,7 @@ use futures::future::join_all;
 use futures::stream;
 use kube::api::ListParams;
 use portolan_api::conditions::reason;
+use portolan_cluster::wait::until_seen;
 use tokio::time::Instant;
 
 use crate::stage::{Stage, alone};
@@ -123,7 +124,7 @@ async fn decided(
             _ => false,
         };
     let what = format!("{side}/{name} knows its ports");
-    let ((_, message), ports, uid) = crate::stage::until(&what, said, is_decided).await;
+    let ((_, message), ports, uid) = until_seen(&what, said, is_decided).await;
     let told = asked.elapsed();
     let lost = (ports.len() < 16).then(|| {
         let winner = format!("is held by AppService {other}/{name};");
@@ -144,5 +145,5 @@ async fn until_events(stage: &Stage, losers: &[Loser]) {
         let untold = losers.iter().filter(|loser| !is_told(loser));
         untold.map(|loser| loser.winner.clone()).collect::<Vec<_>>()
     };
-    crate::stage::until("each loser has an Event", untold, Vec::is_empty).await;
+    until_seen("each loser has an Event", untold, Vec::is_empty).await;
 }

@@ -1,10 +1,8 @@
 //! Two namespaces, node ports that no other test uses, and a controller that can be stopped.
 
-use std::fmt::Debug;
 use std::future::Future;
 use std::sync::LazyLock;
 use std::sync::atomic::{AtomicI32, Ordering};
-use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{Namespace, Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
@@ -17,17 +15,14 @@ use portolan_api::{
     AppService, Claim, ClaimKind, NodeReport, SandboxPool, conditions, crds, labels, names,
 };
 use portolan_cluster::cluster::Cluster;
-use portolan_cluster::wait::PATIENCE;
+use portolan_cluster::wait::until_seen;
 use portolan_controller_service::{PortPolicy, Settings};
 use portolan_e2e::BARE_CLUSTER;
 use portolan_reconcile::{Context, testing};
 use serde_json::{Value, json};
 use tokio::sync::{Mutex, RwLock};
 use tokio::task::JoinHandle;
-use tokio::time::{Instant, sleep};
 
-/// How often is looked.
-const LOOK: Duration = Duration::from_millis(20);
 /// A port that the tests' installation reserves.
 pub(crate) const RESERVED: i32 = 2222;
 
@@ -143,7 +138,7 @@ impl Stage {
             let services = self.app_services(namespace);
             services.delete_collection(&DeleteParams::default(), &ListParams::default()).await?;
         }
-        until("no Claim is left", || self.held(), Vec::is_empty).await;
+        until_seen("no Claim is left", || self.held(), Vec::is_empty).await;
         let namespaces: Api<Namespace> = Api::all(self.client.clone());
         for namespace in [&self.ours, &self.theirs] {
             namespaces.delete(namespace, &DeleteParams::background()).await?;
@@ -307,7 +302,7 @@ impl Stage {
     /// Waits until the IPv4 slice of a service has exactly these endpoints.
     pub(crate) async fn until_endpoints(&self, service: &str, expected: &[&str]) {
         let what = format!("{service} has {expected:?}");
-        until(&what, || self.endpoints(service), |seen| *seen == expected).await;
+        until_seen(&what, || self.endpoints(service), |seen| *seen == expected).await;
     }
 
     /// The node ports that this stage's AppServices hold, with `namespace/name` of the holder.
@@ -349,7 +344,7 @@ impl Stage {
         let look = || self.ready(namespace, name);
         let says =
             |seen: &Option<Condition>| seen.as_ref().is_some_and(|seen| seen.reason == reason);
-        let seen = until(&what, look, says).await;
+        let seen = until_seen(&what, look, says).await;
         seen.map(|condition| condition.message).unwrap_or_default()
     }
 
@@ -374,27 +369,6 @@ impl Stage {
     }
 }
 
-/// Waits until `look` shows what is expected; prints what was seen last if it never does.
-pub(crate) async fn until<T, F>(
-    what: &str,
-    mut look: impl FnMut() -> F,
-    expected: impl Fn(&T) -> bool,
-) -> T
-where
-    T: Debug,
-    F: Future<Output = T>,
-{
-    let deadline = Instant::now() + PATIENCE;
-    loop {
-        let seen = look().await;
-        if expected(&seen) {
-            return seen;
-        }
-        assert!(Instant::now() < deadline, "waited in vain until {what}; last seen: {seen:#?}");
-        sleep(LOOK).await;
-    }
-}
-
 fn manifest(kind: &str, name: &str, spec: &Value) -> Value {
     json!({
         "apiVersion": "portolan.dev/v1alpha1",
@@ -416,7 +390,8 @@ async fn install(client: &Client) -> anyhow::Result<()> {
             let conditions = status.and_then(|status| status.conditions).unwrap_or_default();
             conditions.iter().any(|found| found.type_ == "Established" && found.status == "True")
         };
-        until(&format!("{name} is established"), established, |established| *established).await;
+        until_seen(&format!("{name} is established"), established, |established| *established)
+            .await;
     }
     Ok(())
 }

@@ -58,7 +58,7 @@ pub(crate) async fn wakes_are_not_delayed(scene: &Scene) -> anyhow::Result<()> {
         });
     }
     let waiting = "apiserver_flowcontrol_current_inqueue_requests{";
-    wait::until("the level to be full", Duration::from_secs(20), async || {
+    wait::until("the level to be full", wait::PATIENCE, async || {
         let page = scene.kubectl(TEAM, &["get", "--raw", "/metrics"])?;
         let of_level = |line: &&str| {
             line.starts_with(waiting) && line.contains("priority_level=\"workload-low\"")

@@ -58,7 +58,7 @@ impl Scene {
         let ready = ["wait", "--for=condition=Ready", "apps,routes", "--all", "--timeout=90s"];
         scene.kubectl(TEAM, &ready)?;
         let port = scene.port();
-        wait::until("the App to answer", Duration::from_secs(30), async || {
+        wait::until("the App to answer", wait::PATIENCE, async || {
             let answer = ask(port, HOST).await?;
             ensure!(is_good(&answer), "{answer}");
             anyhow::Ok(())

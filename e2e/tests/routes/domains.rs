@@ -1,8 +1,9 @@
 //! Domains: who may have which host.
 
 use portolan_api::conditions::reason::{DOMAIN_DENIED, DUPLICATE_SUFFIX};
+use portolan_cluster::wait::until_seen;
 
-use crate::stage::{Stage, until, with_controller};
+use crate::stage::{Stage, with_controller};
 
 #[tokio::test]
 async fn a_domain_gives_a_host_to_its_namespaces_and_takes_it_from_others() -> anyhow::Result<()> {
@@ -77,15 +78,16 @@ async fn of_two_domains_with_one_suffix_the_older_is_in_force() -> anyhow::Resul
                 seen.as_ref().is_some_and(|(is, why, _)| is == status && why == reason)
             }
         };
-        until("the older is accepted", || ready(&stage, &older), is("True", "Accepted")).await;
+        until_seen("the older is accepted", || ready(&stage, &older), is("True", "Accepted")).await;
         let refused = is("False", DUPLICATE_SUFFIX);
-        let seen = until("the younger is not", || ready(&stage, &younger), refused).await;
+        let seen = until_seen("the younger is not", || ready(&stage, &younger), refused).await;
         assert!(seen.is_some_and(|(_, _, message)| message.contains(&older)));
         stage.apply(ours, "shop", &suffix).await;
         stage.until_claimed(ours, "shop").await;
 
         stage.domains().delete(&older, &kube::api::DeleteParams::default()).await.expect("deleted");
-        until("the younger takes over", || ready(&stage, &younger), is("True", "Accepted")).await;
+        until_seen("the younger takes over", || ready(&stage, &younger), is("True", "Accepted"))
+            .await;
         stage.until_refused(ours, "shop", DOMAIN_DENIED).await;
     })
     .await

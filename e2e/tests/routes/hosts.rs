@@ -2,6 +2,7 @@
 
 use portolan_api::Holder;
 use portolan_api::conditions::reason::HOST_CONFLICT;
+use portolan_cluster::wait::until_seen;
 
 use crate::stage::{alone, with_controller};
 
@@ -10,7 +11,7 @@ async fn of_two_namespaces_that_race_one_wins_and_the_other_follows() -> anyhow:
     with_controller(|stage| async move {
         let (ours, theirs, host) = (&stage.ours, &stage.theirs, stage.host("shop"));
         tokio::join!(stage.apply(ours, "mine", &host), stage.apply(theirs, "yours", &host));
-        let held = crate::stage::until("the host is held", || stage.held(), |held| held.len() == 1);
+        let held = until_seen("the host is held", || stage.held(), |held| held.len() == 1);
         let we_won = held.await[&host].0 == format!("{ours}/mine");
         let (winner, loser) = match we_won {
             true => ((ours, "mine"), (theirs, "yours")),
@@ -62,8 +63,7 @@ async fn a_route_made_again_holds_its_host_with_its_new_uid() -> anyhow::Result<
         let second = stage.apply(ours, "shop", &host).await;
         assert_ne!(first, second);
         let uid = || async { stage.held().await.remove(&host).map(|(_, uid)| uid) };
-        crate::stage::until("the new Route holds it", uid, |uid| uid.as_ref() == Some(&second))
-            .await;
+        until_seen("the new Route holds it", uid, |uid| uid.as_ref() == Some(&second)).await;
         stage.until_claimed(ours, "shop").await;
     })
     .await

@@ -1,7 +1,6 @@
 //! Two namespaces, a name that no other test uses, and a controller that can be stopped.
 
 use std::collections::BTreeMap;
-use std::fmt::Debug;
 use std::future::Future;
 use std::sync::LazyLock;
 use std::time::Duration;
@@ -13,7 +12,7 @@ use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
 use kube::{Api, Client};
 use portolan_api::{Claim, Domain, Holder, Route, conditions, crds, names};
 use portolan_cluster::cluster::Cluster;
-use portolan_cluster::wait::PATIENCE;
+use portolan_cluster::wait::until_seen;
 use portolan_controller_route::Settings;
 use portolan_e2e::BARE_CLUSTER;
 use portolan_reconcile::metrics::PassLabel;
@@ -21,10 +20,6 @@ use portolan_reconcile::{Context, testing};
 use serde_json::{Value, json};
 use tokio::sync::{Mutex, RwLock};
 use tokio::task::JoinHandle;
-use tokio::time::{Instant, sleep};
-
-/// How often is looked.
-const LOOK: Duration = Duration::from_millis(20);
 
 /// Tests that crash a controller run alone: another one would do its work.
 static CONTROLLERS: LazyLock<RwLock<()>> = LazyLock::new(Default::default);
@@ -147,7 +142,7 @@ impl Stage {
             let routes = self.routes(namespace);
             routes.delete_collection(&DeleteParams::default(), &ListParams::default()).await?;
         }
-        until("no Claim is left", || self.held(), BTreeMap::is_empty).await;
+        until_seen("no Claim is left", || self.held(), BTreeMap::is_empty).await;
         let namespaces: Api<Namespace> = Api::all(self.client.clone());
         for namespace in [&self.ours, &self.theirs] {
             namespaces.delete(namespace, &DeleteParams::background()).await?;
@@ -237,7 +232,7 @@ impl Stage {
             let held = self.held().await;
             held.into_iter().map(|(host, (holder, _))| (host, holder)).collect::<BTreeMap<_, _>>()
         };
-        until(&format!("{expected:?} are held"), holders, |held| *held == expected).await;
+        until_seen(&format!("{expected:?} are held"), holders, |held| *held == expected).await;
     }
 
     /// Waits until a condition of a Route says so about its present generation; returns its
@@ -253,7 +248,7 @@ impl Stage {
         let says = |seen: &Option<Condition>| {
             seen.as_ref().is_some_and(|seen| seen.status == status && seen.reason == reason)
         };
-        let seen = until(&what, look, says).await;
+        let seen = until_seen(&what, look, says).await;
         seen.map(|condition| condition.message).unwrap_or_default()
     }
 
@@ -273,27 +268,6 @@ impl Stage {
         let generation = route.metadata.generation;
         let mut conditions = route.status?.conditions.into_iter();
         conditions.find(|found| found.type_ == type_ && found.observed_generation == generation)
-    }
-}
-
-/// Waits until `look` shows what is expected; prints what was seen last if it never does.
-pub(crate) async fn until<T, F>(
-    what: &str,
-    mut look: impl FnMut() -> F,
-    expected: impl Fn(&T) -> bool,
-) -> T
-where
-    T: Debug,
-    F: Future<Output = T>,
-{
-    let deadline = Instant::now() + PATIENCE;
-    loop {
-        let seen = look().await;
-        if expected(&seen) {
-            return seen;
-        }
-        assert!(Instant::now() < deadline, "waited in vain until {what}; last seen: {seen:#?}");
-        sleep(LOOK).await;
     }
 }
 
@@ -320,7 +294,8 @@ async fn install(client: &Client) -> anyhow::Result<()> {
             let conditions = status.and_then(|status| status.conditions).unwrap_or_default();
             conditions.iter().any(|found| found.type_ == "Established" && found.status == "True")
         };
-        until(&format!("{name} is established"), established, |established| *established).await;
+        until_seen(&format!("{name} is established"), established, |established| *established)
+            .await;
     }
     Ok(())
 }

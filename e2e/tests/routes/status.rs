@@ -4,9 +4,10 @@ use kube::Api;
 use kube::api::{Patch, PatchParams};
 use portolan_api::App;
 use portolan_api::conditions::{BACKEND_RESOLVED, READY, reason};
+use portolan_cluster::wait::until_seen;
 use serde_json::{Value, json};
 
-use crate::stage::{Stage, alone, manifest, until, with_controller};
+use crate::stage::{Stage, alone, manifest, with_controller};
 
 async fn apply_app(stage: &Stage, services: Value) {
     let app = manifest(
@@ -59,7 +60,7 @@ async fn what_is_settled_is_not_written_again() -> anyhow::Result<()> {
         // A new process looks at everything once.
         let running = stage.start(stage.client.clone());
         let passes = || async { running.settled_passes() };
-        until("every Route had its pass", passes, |passes| *passes >= 4).await;
+        until_seen("every Route had its pass", passes, |passes| *passes >= 4).await;
         assert_eq!(running.writes(), 0);
         running.stop().await;
     })

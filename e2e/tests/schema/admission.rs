@@ -1,8 +1,6 @@
 //! What the chart's admission policy warns of. The policy is the chart's own, rendered by Helm,
 //! under a name of its own and for the test's namespace only.
 
-use std::time::Duration;
-
 use anyhow::{Context as _, bail, ensure};
 use kube::Client;
 use portolan_cluster::wait;
@@ -90,7 +88,7 @@ async fn rendered() -> anyhow::Result<Vec<Value>> {
 
 /// The API server learns of a policy through a watch.
 async fn until_in_force(client: &Client, app: &Value, policy: &str) -> anyhow::Result<()> {
-    wait::until("the policy to warn", Duration::from_secs(30), async || {
+    wait::until("the policy to warn", wait::PATIENCE, async || {
         let said = warnings(client, app, &pinned("b"), policy).await?;
         ensure!(!said.is_empty(), "no warning");
         Ok(())

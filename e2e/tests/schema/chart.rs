@@ -2,7 +2,6 @@
 //! definitions are in use.
 
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 use std::{env, fs, process};
 
 use anyhow::{Context as _, ensure};
@@ -49,7 +48,7 @@ async fn stored(client: &Client, namespace: &str) -> anyhow::Result<Value> {
     let mut route = object("Route", "shop", &yaml("{host: a.example, app: shop}"));
     route["apiVersion"] = json!(format!("{GROUP}/v1alpha1"));
     route["metadata"]["namespace"] = json!(namespace);
-    wait::until("the definitions to be served", Duration::from_secs(30), async || {
+    wait::until("the definitions to be served", wait::PATIENCE, async || {
         create(client, &route, DryRun::No).await?.object()
     })
     .await
