@@ -40,21 +40,20 @@ impl Cluster {
         Self { version, app, object, web, worker }
     }
 
-    /// Runs the controller for so long and returns the names of the pools that it applied, in
-    /// order. The API server refuses one of them with this code and reason.
-    async fn applied(&self, refused: &str, why: (u16, &str), time: Duration) -> Vec<String> {
+    /// Runs the controller for a minute and returns the names of the pools that it applied, in
+    /// order. The API server may refuse one of them, always, with this code and reason.
+    async fn applied(&self, refused: Option<(&str, u16, &'static str)>) -> Vec<String> {
         let (app, version) = (self.app.clone(), self.object.clone());
-        let (refused, (code, reason)) = (refused.to_owned(), (why.0, why.1.to_owned()));
-        let (wire, client) = Wire::answering(move |sent| {
-            let is_refused = sent.method.as_str() == "PATCH" && sent.path.ends_with(&refused);
-            match is_refused && !refused.is_empty() {
-                true => Answer::failure(code, &reason, "because"),
-                false => answer(sent, &app, &version),
+        let refused = refused.map(|(pool, code, reason)| (format!("/{pool}"), code, reason));
+        let (wire, client) = Wire::answering(move |sent| match &refused {
+            Some((pool, code, reason)) if sent.path.ends_with(pool) => {
+                Answer::failure(*code, reason, "because")
             }
+            _ => answer(sent, &app, &version),
         });
         let context = context(client);
         let running = tokio::spawn(run(&context, Settings { verifying_limit: 5 }));
-        sleep(time).await;
+        sleep(Duration::from_secs(60)).await;
         context.shutdown().cancel();
         running.await.expect("it does not panic").expect("it ends as it was told");
         let sent = wire.sent().into_iter().filter(|one| one.method.as_str() == "PATCH");
@@ -73,8 +72,6 @@ fn object(kind: &str, name: &str, spec: Value) -> Value {
         "spec": spec,
     })
 }
-
-const FORBIDDEN: (u16, &str) = (403, "Forbidden");
 
 fn answer(sent: &Sent, app: &Value, version: &Value) -> Answer {
     let last = sent.path.rsplit('/').next().unwrap_or_default();
@@ -107,7 +104,7 @@ fn count(names: &[String], name: &str) -> usize {
 #[tokio::test(start_paused = true)]
 async fn each_pool_is_applied_once() {
     let cluster = Cluster::new();
-    let applied = cluster.applied("", FORBIDDEN, Duration::from_secs(60)).await;
+    let applied = cluster.applied(None).await;
     let mut expected = vec![cluster.web.clone(), cluster.worker.clone()];
     expected.sort();
     assert_eq!(applied, expected, "{}", cluster.version);
@@ -117,7 +114,7 @@ async fn each_pool_is_applied_once() {
 async fn a_pool_that_is_refused_keeps_no_other_from_being_made_and_is_tried_again() {
     let cluster = Cluster::new();
     for (refused, other) in [(&cluster.web, &cluster.worker), (&cluster.worker, &cluster.web)] {
-        let applied = cluster.applied(refused, FORBIDDEN, Duration::from_secs(60)).await;
+        let applied = cluster.applied(Some((refused, 403, "Forbidden"))).await;
         assert_eq!(count(&applied, other), 1, "{applied:?}");
         assert!(count(&applied, refused) > 1, "{applied:?}");
     }
@@ -126,8 +123,7 @@ async fn a_pool_that_is_refused_keeps_no_other_from_being_made_and_is_tried_agai
 #[tokio::test(start_paused = true)]
 async fn a_pool_that_changed_meanwhile_is_applied_again_once_the_change_is_seen() {
     let cluster = Cluster::new();
-    let conflict = (409, "Conflict");
-    let applied = cluster.applied(&cluster.web, conflict, Duration::from_secs(60)).await;
+    let applied = cluster.applied(Some((&cluster.web, 409, "Conflict"))).await;
     // What wakes the App is that the other pool is there; of this one nothing is ever seen.
     let others = count(&applied, &cluster.worker);
     assert_eq!((count(&applied, &cluster.web), others), (2, 1), "{applied:?}");

@@ -407,24 +407,14 @@ impl Lab {
 
     /// Stops forwarding on the node.
     pub(crate) fn remove(&self) {
-        let deadline = Instant::now() + Duration::from_secs(5);
-        loop {
-            match Forwarder::remove(self.kernel()) {
-                Err(ForwardError::Kernel(Error::Owned)) if Instant::now() < deadline => {}
-                other => return other.expect("the table"),
-            }
-        }
+        once_unowned(|| Forwarder::remove(self.kernel())).expect("the table");
     }
 
     /// What the node's kernel has.
     pub(crate) fn elements(&self) -> Elements {
-        let deadline = Instant::now() + Duration::from_secs(5);
-        loop {
-            match self.kernel().read() {
-                Err(Error::Owned) if Instant::now() < deadline => {}
-                Ok(Found::Current(elements, _)) => return elements,
-                other => panic!("{other:?}"),
-            }
+        match once_unowned(|| Ok(self.kernel().read()?)) {
+            Ok(Found::Current(elements, _)) => elements,
+            other => panic!("{other:?}"),
         }
     }
 
@@ -435,16 +425,19 @@ impl Lab {
 }
 
 /// Forwards in this kernel, and says what was to do.
-///
-/// A socket of an earlier owner lives until a program that another test starts at this moment
-/// has closed its copy; so it is waited for.
 pub(crate) fn start_unowned(
     kernel: impl Fn() -> Kernel,
     ruleset: Ruleset,
 ) -> Result<(Forwarder, Change), ForwardError> {
+    once_unowned(|| Forwarder::start(kernel(), ruleset.clone()))
+}
+
+/// A socket of an earlier owner lives until a program that another test starts at this moment
+/// has closed its copy; so it is waited for.
+fn once_unowned<T>(attempt: impl Fn() -> Result<T, ForwardError>) -> Result<T, ForwardError> {
     let deadline = Instant::now() + Duration::from_secs(5);
     loop {
-        match Forwarder::start(kernel(), ruleset.clone()) {
+        match attempt() {
             Err(ForwardError::Kernel(Error::Owned)) if Instant::now() < deadline => {}
             other => return other,
         }
