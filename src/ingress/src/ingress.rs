@@ -41,12 +41,34 @@ pub(crate) struct Shared {
     /// can answer what is the other's.
     pub(crate) names: Table,
     pub(crate) certificates: Arc<Certificates>,
+    is_restored: AtomicBool,
     is_synced: AtomicBool,
     is_leaving: AtomicBool,
     pub(crate) registry: Mutex<Registry>,
 }
 
+/// How much of what exists has been fed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Known {
+    /// Some of it, in no particular order, or nothing.
+    Part,
+    /// All that a snapshot said. What is newer may be missing.
+    Snapshot,
+    /// Everything.
+    All,
+}
+
 impl Shared {
+    pub(crate) fn known(&self) -> Known {
+        if self.is_synced() {
+            Known::All
+        } else if self.is_restored.load(Ordering::Acquire) {
+            Known::Snapshot
+        } else {
+            Known::Part
+        }
+    }
+
     pub(crate) fn is_synced(&self) -> bool {
         self.is_synced.load(Ordering::Acquire)
     }
@@ -84,6 +106,7 @@ impl Ingress {
                 table: Table::new(),
                 names: Table::new(),
                 certificates: Arc::new(Certificates::new()),
+                is_restored: AtomicBool::new(false),
                 is_synced: AtomicBool::new(false),
                 is_leaving: AtomicBool::new(false),
             }),
@@ -190,6 +213,12 @@ impl Ingress {
     /// for names without their own. New handshakes use it; open connections keep theirs.
     pub fn set_certificate(&self, host: &HostPattern, certificate: Option<Certificate>) {
         self.shared.certificates.set(host, certificate);
+    }
+
+    /// Says that all that a snapshot said has been fed. From then on wildcards and the default
+    /// route answer too; what is unknown is still 503.
+    pub fn mark_restored(&self) {
+        self.shared.is_restored.store(true, Ordering::Release);
     }
 
     /// Says that everything that exists has been fed once. Until then, what is unknown is 503.

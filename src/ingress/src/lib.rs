@@ -34,7 +34,8 @@
 //! - After [`Ingress::activate`] returns, no request goes to the pool before.
 //! - Every queue, connection count, head, silence and wait has a bound in [`Settings`] or in the
 //!   route; a body has one where one is set.
-//! - What was not read is not denied: before `mark_synced` an unknown host is 503, not 404.
+//! - What was not read is not denied: before `mark_synced` an unknown host is 503, not 404. Nor is
+//!   it another's: before that or `mark_restored`, wildcards and the default route answer nothing.
 
 pub mod feed;
 pub mod peers;

@@ -38,7 +38,7 @@ pub struct RouteConfig {
 pub struct RouteTimeouts {
     /// From the last byte of the request sent to the sandbox to the head of its response.
     pub response_header: Duration,
-    /// Longest gap between two reads of a body, in either direction.
+    /// Longest time without a byte of either body, the request's or the response's.
     pub idle: Duration,
     /// Longest time without a byte in either direction on an upgraded connection.
     pub upgrade_idle: Duration,
@@ -140,6 +140,8 @@ pub enum Probe {
         path: Arc<str>,
         /// Value of the `Host` header; `None`: the address.
         host: Option<Arc<str>>,
+        /// How long the answer may take, within the bounds of an attempt.
+        timeout: Duration,
     },
     /// A TCP connection that is accepted.
     Tcp {

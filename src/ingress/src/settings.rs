@@ -61,6 +61,10 @@ pub struct Settings {
     pub h2_stream_window: u32,
     /// Receive window of one HTTP/2 connection in bytes.
     pub h2_connection_window: u32,
+    /// Bytes of one HTTP/2 stream that wait to be sent before no more is read of its sandbox: what
+    /// a client with a wide window that reads nothing makes us hold for each of its streams, beside
+    /// the last two reads.
+    pub h2_send_buffer: usize,
     /// Streams a peer may reset before we looked at them; more end the connection (rapid reset).
     pub h2_pending_resets_max: usize,
     /// Requests that a client may give up before their answers begin, beyond those that it lets be
@@ -130,6 +134,9 @@ impl Settings {
             h2_streams_max: 128,
             h2_stream_window: 256 * 1024,
             h2_connection_window: 1024 * 1024,
+            // Four frames: the connection has something to send until the stream's task has fetched
+            // more. Whatever fits here gives its slot back before the client has taken it.
+            h2_send_buffer: 64 * 1024,
             h2_pending_resets_max: 20,
             h2_given_up_max: 256,
             h2_ping_interval: Duration::from_secs(20),

@@ -13,7 +13,7 @@ use portolan_ingress::{
     AccessLog, Cidr, Ingress, Listener, ListenerConfig, ProxyProtocol, Scheme, Settings,
 };
 use portolan_process::{AdminServer, Gate, Metrics, Readiness, Signals, Tasks};
-use portolan_reconcile::{Context, ContextParts, ObjectKey, RunError, connect, system_clock};
+use portolan_reconcile::{ApiServer, Context, ContextParts, ObjectKey, RunError, system_clock};
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 use tokio::time::{Instant, interval, timeout, timeout_at};
@@ -101,11 +101,11 @@ impl GatewayArgs {
         let listeners = self.listeners()?;
         let settings = self.settings();
         let cut_after = settings.cut_after();
-        let client = connect().await?;
+        let api = ApiServer::find().await?;
         let (metrics, readiness) = (Metrics::new("portolan"), Readiness::new());
         let mut tasks = Tasks::new();
         let ctx = Context::new(
-            client,
+            api.client(),
             ContextParts {
                 metrics: metrics.clone(),
                 readiness: readiness.clone(),
@@ -153,7 +153,7 @@ impl GatewayArgs {
         // To the end: who waits here for a sandbox is served by one that gets its address only
         // now, and a switch need not wait for this gateway if it is told of it.
         let to_the_end = ctx.until(tasks.drained());
-        let (feed, watches) = Feed::start(&to_the_end, &ingress, &state, self.feed(&identity));
+        let (feed, watches) = Feed::start(&to_the_end, &ingress, &state, self.feed(&identity, api));
         watches.into_iter().for_each(|(name, watch)| tasks.spawn_last(name, |_| watch));
         let reporter = Reporter::new(&to_the_end, identity, ingress.clone(), state, &feed);
         tasks.spawn_last("report", |_| reporter.run());
@@ -232,7 +232,7 @@ impl GatewayArgs {
         }
     }
 
-    fn feed(&self, identity: &Identity) -> FeedSettings {
+    fn feed(&self, identity: &Identity, api: ApiServer) -> FeedSettings {
         FeedSettings {
             identity: identity.clone(),
             default_certificate: self
@@ -244,6 +244,7 @@ impl GatewayArgs {
                 pod_uid: self.pod_uid.clone(),
                 size_max: self.snapshot_bytes_max,
             }),
+            connections: api.connections(),
         }
     }
 }

@@ -47,7 +47,7 @@ mod writer;
 pub use cache::{Cache, Change};
 pub use compare::APPLIED_HASH;
 pub use conditions::{Conditions, Transition, Verdict};
-pub use connection::{ConnectError, connect};
+pub use connection::{ApiServer, ConnectError, Connections, Place, connect};
 pub use context::{Clock, Context, ContextParts, LeaseSettings, Settings, system_clock};
 pub use controller::{Controller, RunError};
 pub use events::Events;

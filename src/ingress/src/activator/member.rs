@@ -102,12 +102,13 @@ impl Member {
         if self.upstream.is_none() || is_draining || self.is_retired || self.is_usable() {
             return None;
         }
+        // The feed vouches for the program and lasts; only that it takes connections again is to be
+        // found out, whatever its own probe asks for. The feed may never tell: a program that
+        // reopens its listener changes nothing that it can see.
+        if self.is_dead && self.phase == SandboxPhase::Ready {
+            return Some(Probe::Tcp { port: config.port });
+        }
         match &config.probe {
-            // The feed's word came before the connection failed, and it may never repeat it: a
-            // program that reopens its listener changes nothing the feed can see.
-            Probe::Feed if self.is_dead && self.phase == SandboxPhase::Ready => {
-                Some(Probe::Tcp { port: config.port })
-            }
             Probe::Feed => None,
             probe => Some(probe.clone()),
         }

@@ -3,7 +3,7 @@
 //! The kubelet probes once a second at best and its word travels through the API server; a request
 //! that waits for a cold start should not pay for either.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Weak;
 use std::time::Duration;
 
@@ -18,9 +18,13 @@ use crate::model::{Probe, SandboxId};
 const PAUSE_MIN: Duration = Duration::from_millis(5);
 /// Longest pause while the sandbox is new: bounds what the last attempt adds to a slow start.
 const PAUSE_MAX: Duration = Duration::from_millis(100);
-/// Longest wait for one attempt: a packet lost while the address is being set up must not cost a
+/// Longest wait for a connection: a packet lost while the address is being set up must not cost a
 /// TCP retransmission of one second.
-const ATTEMPT_TIMEOUT: Duration = Duration::from_millis(500);
+const CONNECT_TIMEOUT: Duration = Duration::from_millis(500);
+/// Wait for an answer, within which the probe's own limit counts: no program is asked more hastily
+/// than it would be connected to, and one that answers after all is asked again before long.
+const ANSWER_TIMEOUT_MIN: Duration = CONNECT_TIMEOUT;
+const ANSWER_TIMEOUT_MAX: Duration = Duration::from_secs(10);
 /// Bytes of a response read at most; its status line fits.
 const RESPONSE_SIZE_MAX: usize = 512;
 
@@ -60,16 +64,21 @@ impl Task {
 
 /// One attempt; whatever goes wrong means "not yet".
 async fn attempt(address: IpAddr, probe: &Probe) -> bool {
-    let attempt = async {
-        match probe {
-            Probe::Tcp { port } => TcpStream::connect((address, *port)).await.is_ok(),
-            Probe::Http { port, path, host } => {
-                get(address, *port, path, host.as_deref()).await.is_some_and(is_success)
-            }
-            Probe::Feed => false,
+    match probe {
+        Probe::Tcp { port } => connect((address, *port).into()).await.is_some(),
+        Probe::Http { port, path, host, timeout: limit } => {
+            let address = (address, *port).into();
+            let Some(stream) = connect(address).await else { return false };
+            let limit = (*limit).clamp(ANSWER_TIMEOUT_MIN, ANSWER_TIMEOUT_MAX);
+            let status = timeout(limit, get(stream, address, path, host.as_deref())).await;
+            status.ok().flatten().is_some_and(is_success)
         }
-    };
-    timeout(ATTEMPT_TIMEOUT, attempt).await.unwrap_or(false)
+        Probe::Feed => false,
+    }
+}
+
+async fn connect(address: SocketAddr) -> Option<TcpStream> {
+    timeout(CONNECT_TIMEOUT, TcpStream::connect(address)).await.ok()?.ok()
 }
 
 /// The kubelet's rule.
@@ -79,11 +88,15 @@ fn is_success(status: u16) -> bool {
 
 /// The status of a `GET`. Written by hand: a status line is all we want, and the text we send is
 /// built from a path and a host that the feed has validated.
-async fn get(address: IpAddr, port: u16, path: &str, host: Option<&str>) -> Option<u16> {
-    let mut stream = TcpStream::connect((address, port)).await.ok()?;
+async fn get(
+    mut stream: TcpStream,
+    address: SocketAddr,
+    path: &str,
+    host: Option<&str>,
+) -> Option<u16> {
     let authority = match host {
         Some(host) => host.to_owned(),
-        None => std::net::SocketAddr::new(address, port).to_string(),
+        None => address.to_string(),
     };
     if [path, &authority].iter().any(|text| text.bytes().any(|b| b <= b' ' || b == 0x7f)) {
         return None;

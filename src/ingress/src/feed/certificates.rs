@@ -2,17 +2,19 @@
 //!
 //! A Secret that goes or breaks keeps its last good certificate in use, and is reported.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
 
 use futures::StreamExt;
 use k8s_openapi::api::core::v1::Secret;
 use kube::Api;
 use kube::runtime::WatchStreamExt;
 use kube::runtime::watcher::{self, watch_object};
+use parking_lot::Mutex;
 use portolan_api::CertificateReport;
 use portolan_api::conditions::reason;
 use portolan_process::ErrorChain;
-use portolan_reconcile::{Context, ObjectKey, RunError};
+use portolan_reconcile::{Connections, Context, ObjectKey, RunError};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -30,9 +32,10 @@ pub(crate) struct Wanted(pub(crate) BTreeMap<ObjectKey, Vec<HostPattern>>);
 /// Keeps the certificates of the ingress in line with the Secrets.
 pub(crate) struct Certificates {
     ctx: Context,
-    ingress: Ingress,
+    installers: Installers,
     state: State,
     directory: Option<Directory>,
+    connections: Connections,
 }
 
 /// A Secret that is being watched.
@@ -47,8 +50,10 @@ impl Certificates {
         ingress: &Ingress,
         state: &State,
         directory: Option<Directory>,
+        connections: Connections,
     ) -> Self {
-        Self { ctx: ctx.clone(), ingress: ingress.clone(), state: state.clone(), directory }
+        let installers = Installers::new(ingress);
+        Self { ctx: ctx.clone(), installers, state: state.clone(), directory, connections }
     }
 
     /// Follows what is wanted until the context shuts down.
@@ -93,11 +98,15 @@ impl Certificates {
         mut hosts: watch::Receiver<Vec<HostPattern>>,
         stop: CancellationToken,
     ) -> impl Future<Output = ()> + Send + use<> {
-        let api: Api<Secret> = Api::namespaced(self.ctx.client(), &secret.namespace);
+        // Apart from the connection of the process: behind a hundred of these its Lease would wait
+        // for ever.
+        let place = self.connections.place();
+        let api: Api<Secret> = Api::namespaced(place.client(), &secret.namespace);
         let shutdown = self.ctx.shutdown();
         let state = self.state.clone();
-        let mut installed = Installed::new(self.ingress.clone(), self.directory.clone());
+        let mut installed = Installed::new(&self.installers, self.directory.clone());
         async move {
+            let _until_the_watch_ends = place;
             installed.restore(&secret);
             let events = watch_object(api, &secret.name).default_backoff();
             futures::pin_mut!(events);
@@ -127,17 +136,76 @@ impl Certificates {
     }
 }
 
+/// Who has installed a certificate for each host. Clones share it.
+///
+/// While a host moves from one Secret to another, the task of either may hear of it first: the
+/// certificate of who came last is used, and who leaves takes away its own alone.
+#[derive(Clone)]
+struct Installers {
+    ingress: Ingress,
+    table: Arc<Mutex<Table>>,
+}
+
+#[derive(Default)]
+struct Table {
+    /// The number of the latest installer.
+    latest: u64,
+    /// By host the installers' numbers and certificates, in the order in which they came.
+    hosts: HashMap<HostPattern, Vec<(u64, Certificate)>>,
+}
+
+impl Installers {
+    fn new(ingress: &Ingress) -> Self {
+        Self { ingress: ingress.clone(), table: Arc::default() }
+    }
+
+    /// The number of one more installer.
+    fn enter(&self) -> u64 {
+        let mut table = self.table.lock();
+        table.latest += 1;
+        table.latest
+    }
+
+    fn install(&self, host: &HostPattern, installer: u64, certificate: &Certificate) {
+        let mut table = self.table.lock();
+        let held = table.hosts.entry(host.clone()).or_default();
+        match held.iter().position(|(other, _)| *other == installer) {
+            Some(place) => held[place].1 = certificate.clone(),
+            None => held.push((installer, certificate.clone())),
+        }
+        self.show(host, held);
+    }
+
+    fn remove(&self, host: &HostPattern, installer: u64) {
+        let mut table = self.table.lock();
+        let Some(held) = table.hosts.get_mut(host) else { return };
+        held.retain(|(other, _)| *other != installer);
+        self.show(host, held);
+        if held.is_empty() {
+            table.hosts.remove(host);
+        }
+    }
+
+    /// Under the lock, so that the ingress hears of changes in their order.
+    fn show(&self, host: &HostPattern, held: &[(u64, Certificate)]) {
+        let last = held.last().map(|(_, certificate)| certificate.clone());
+        self.ingress.set_certificate(host, last);
+    }
+}
+
 /// The certificate of one Secret, and the hosts it is installed for.
 struct Installed {
-    ingress: Ingress,
+    installers: Installers,
+    number: u64,
     certificate: Option<Certificate>,
     hosts: Vec<HostPattern>,
     directory: Option<Directory>,
 }
 
 impl Installed {
-    fn new(ingress: Ingress, directory: Option<Directory>) -> Self {
-        Self { ingress, certificate: None, hosts: Vec::new(), directory }
+    fn new(installers: &Installers, directory: Option<Directory>) -> Self {
+        let (installers, number) = (installers.clone(), installers.enter());
+        Self { installers, number, certificate: None, hosts: Vec::new(), directory }
     }
 
     /// Begins with what an earlier process kept; the Secret itself takes its place.
@@ -162,7 +230,7 @@ impl Installed {
 
     fn move_to(&mut self, hosts: &[HostPattern]) {
         for gone in self.hosts.iter().filter(|host| !hosts.contains(host)) {
-            self.ingress.set_certificate(gone, None);
+            self.installers.remove(gone, self.number);
         }
         self.hosts = hosts.to_vec();
         self.install();
@@ -171,7 +239,7 @@ impl Installed {
     fn install(&self) {
         let Some(certificate) = &self.certificate else { return };
         for host in &self.hosts {
-            self.ingress.set_certificate(host, Some(certificate.clone()));
+            self.installers.install(host, self.number, certificate);
         }
     }
 
@@ -237,4 +305,48 @@ fn is_forbidden(error: &watcher::Error) -> bool {
         _ => return false,
     };
     matches!(source, kube::Error::Api(status) if status.code == 403)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::{Installed, Installers};
+    use crate::host::HostPattern;
+    use crate::{Certificate, Ingress, Metrics, Settings};
+
+    const HOST: &str = "shop.example";
+
+    fn mk_certificate() -> Certificate {
+        let issued = rcgen::generate_simple_self_signed([HOST.to_owned()]).expect("issued");
+        let (chain, key) = (issued.cert.pem(), issued.signing_key.serialize_pem());
+        Certificate::from_pem(chain.as_bytes(), key.as_bytes()).expect("valid")
+    }
+
+    #[tokio::test]
+    async fn a_secret_takes_away_only_what_it_installed() {
+        let ingress = Ingress::new(Settings::standard(), Arc::new(Metrics::new()));
+        let is_covered = || ingress.shared().certificates.covers(HOST);
+        let installers = Installers::new(&ingress);
+        let [mut before, mut after] = [(), ()].map(|()| {
+            let mut installed = Installed::new(&installers, None);
+            installed.certificate = Some(mk_certificate());
+            installed
+        });
+        let host = [HostPattern::Exact(HOST.into())];
+
+        // The host moves, and the Secret that gets it hears of that first.
+        before.move_to(&host);
+        after.move_to(&host);
+        before.move_to(&[]);
+        assert!(is_covered(), "the other Secret has it");
+
+        // It moves back, and the Secret that loses it is renewed before it hears of that.
+        before.move_to(&host);
+        after.install();
+        after.move_to(&[]);
+        assert!(is_covered(), "the first one has it again");
+        before.move_to(&[]);
+        assert!(!is_covered(), "nobody has it");
+    }
 }

@@ -190,13 +190,13 @@ fn probe(sandbox: &SandboxSpec, port: u16) -> Probe {
 
 fn own_probe(sandbox: &SandboxSpec, probe: &KubeProbe) -> Option<Probe> {
     if let Some(http) = &probe.http_get {
-        return http_probe(sandbox, http);
+        return http_probe(sandbox, http, timeout(probe));
     }
     let tcp = probe.tcp_socket.as_ref()?;
     Some(Probe::Tcp { port: number(sandbox, &tcp.port)? })
 }
 
-fn http_probe(sandbox: &SandboxSpec, http: &HTTPGetAction) -> Option<Probe> {
+fn http_probe(sandbox: &SandboxSpec, http: &HTTPGetAction, timeout: Duration) -> Option<Probe> {
     let is_plain = http.scheme.as_deref().is_none_or(|scheme| scheme == "HTTP");
     let headers = http.http_headers.as_deref().unwrap_or_default();
     let only_host = headers.iter().all(|header| header.name.eq_ignore_ascii_case("host"));
@@ -212,7 +212,14 @@ fn http_probe(sandbox: &SandboxSpec, http: &HTTPGetAction) -> Option<Probe> {
         port: number(sandbox, &http.port)?,
         path: path.into(),
         host: host.map(Into::into),
+        timeout,
     })
+}
+
+/// How long an answer may take: one second where the probe does not say, as for the kubelet.
+fn timeout(probe: &KubeProbe) -> Duration {
+    let seconds = probe.timeout_seconds.and_then(|seconds| u64::try_from(seconds).ok());
+    Duration::from_secs(seconds.filter(|seconds| *seconds > 0).unwrap_or(1))
 }
 
 /// A port by number, or by the name that the sandbox gives it.

@@ -5,7 +5,7 @@
 //!
 //! Entry point: [`Feed::start`]. Invariants: a Route without its Claim is not served; no Secret is
 //! read outside the namespace of the Route that names it; until every cache has been read once,
-//! the ingress is not marked synced, also when a snapshot was loaded.
+//! the ingress is not marked synced, also when a snapshot was loaded: then it is marked restored.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -16,7 +16,7 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
 use parking_lot::Mutex;
 use portolan_api::{App, Claim, Route, SandboxPool, labels};
-use portolan_reconcile::{Cache, Change, Context, ObjectKey, RunError, Watch};
+use portolan_reconcile::{Cache, Change, Connections, Context, ObjectKey, RunError, Watch};
 use prometheus_client::registry::Registry;
 use tokio::sync::{Notify, watch};
 
@@ -57,6 +57,8 @@ pub struct FeedSettings {
     pub default_certificate: Option<ObjectKey>,
     /// Where what is known is kept for the next process of this Pod; `None`: nowhere.
     pub snapshot: Option<SnapshotSettings>,
+    /// For the watches of Secrets, of which there is one for each.
+    pub connections: Connections,
 }
 
 /// The running feed.
@@ -98,7 +100,11 @@ impl Feed {
         let (pools, pool_task) = watch_pools(&on, kept.pools);
         let (pods, pod_task) = watch_pods(&on, settings.identity, &pools, kept.pods);
         let changed = on.changed;
-        let certificates = Certificates::new(ctx, ingress, state, directory.clone());
+        if restored.is_some() {
+            ingress.mark_restored();
+        }
+        let certificates =
+            Certificates::new(ctx, ingress, state, directory.clone(), settings.connections);
         let mut tasks: Vec<(&'static str, FeedTask)> = vec![
             ("routes", Box::pin(route_task)),
             ("claims", Box::pin(claim_task)),

@@ -110,13 +110,13 @@ async fn receive(
     config: &ListenerConfig,
     stream: TcpStream,
     peer: SocketAddr,
-    mut place: Place,
+    place: Place,
 ) {
     // It only fails on a socket that is gone, which the next read says.
     let _ = stream.set_nodelay(true);
     let limit = reception.shared.core.settings.handshake_timeout;
     let closing = reception.closing.child_token();
-    let introduction = timeout(limit, introduce(reception, config, stream, peer, &mut place));
+    let introduction = timeout(limit, introduce(reception, config, stream, peer, place));
     let introduced = tokio::select! {
         introduced = introduction => introduced,
         () = closing.cancelled() => return,
@@ -174,7 +174,7 @@ async fn introduce(
     config: &ListenerConfig,
     mut stream: TcpStream,
     peer: SocketAddr,
-    place: &mut Place,
+    mut place: Place,
 ) -> Result<Introduced, IntroductionError> {
     let is_balancer = reception.is_trusted(peer.ip());
     let mut address = peer.ip();
@@ -205,7 +205,8 @@ async fn introduce(
                 .map(|name| shared.certificates.key_of(&name));
             let is_h2 = session.alpn_protocol() == Some(tls::ALPN_H2);
             let security = Security::Tls { certificate };
-            let client = Client::new(shared, address, is_trusted, Audience::Public, security);
+            let audience = Audience::Public;
+            let client = Client::new(shared, address, is_trusted, audience, security, place);
             if is_h2 {
                 client.pulse.set_h2();
             }
@@ -213,13 +214,13 @@ async fn introduce(
         }
     };
     let security = Security::Plain { https_port };
-    let client = Client::new(shared, address, is_trusted, audience, security);
+    let client = Client::new(shared, address, is_trusted, audience, security, place);
     Ok(Introduced::Plain(stream, client))
 }
 
 /// A connection's place under the limits, given back when dropped.
 #[derive(Debug)]
-struct Place {
+pub(crate) struct Place {
     shared: Arc<Shared>,
     guests: Arc<Mutex<Guests>>,
     client: Option<IpAddr>,

@@ -41,6 +41,7 @@ impl Http {
             .max_pending_accept_reset_streams(settings.h2_pending_resets_max)
             .initial_stream_window_size(settings.h2_stream_window)
             .initial_connection_window_size(settings.h2_connection_window)
+            .max_send_buf_size(settings.h2_send_buffer)
             .max_header_list_size(u32::try_from(settings.header_size_max).unwrap_or(u32::MAX))
             .keep_alive_interval(settings.h2_ping_interval)
             .keep_alive_timeout(settings.h2_ping_interval)

@@ -26,6 +26,8 @@ use tokio_util::sync::CancellationToken;
 use self::accept::Reception;
 use crate::ingress::Shared;
 
+pub(crate) use self::accept::Place;
+
 /// How long a client that is gone without a word keeps its connection, and with it a slot: one whose
 /// network is gone closes nothing, and an event stream or a WebSocket may be silent for an hour. It
 /// is [`Settings::write_stall`](crate::Settings::write_stall) seen from below, where what nobody

@@ -17,12 +17,24 @@ const H2_PREFACE: &[u8] = b"PRI * HTTP/2";
 pub(super) struct Transport<T> {
     io: T,
     client: Arc<Client>,
-    is_fresh: bool,
+    /// What of the preface has not come yet; empty: what is spoken is known.
+    awaited: &'static [u8],
 }
 
 impl<T> Transport<T> {
     pub(super) const fn new(io: T, client: Arc<Client>) -> Self {
-        Self { io, client, is_fresh: true }
+        Self { io, client, awaited: H2_PREFACE }
+    }
+
+    /// Compares what comes first with the preface. It may come byte by byte, and is one for the
+    /// server all the same.
+    fn recognize(&mut self, read: &[u8]) {
+        let (next, later) = self.awaited.split_at(read.len().min(self.awaited.len()));
+        let is_preface = read.starts_with(next);
+        self.awaited = if is_preface { later } else { &[] };
+        if is_preface && later.is_empty() {
+            self.client.pulse.set_h2();
+        }
     }
 
     fn note(&self, result: &Poll<io::Result<usize>>) {
@@ -47,8 +59,8 @@ impl<T: AsyncRead + Unpin> AsyncRead for Transport<T> {
         let result = Pin::new(&mut self.io).poll_read(cx, buf);
         let read = &buf.filled()[filled..];
         if result.is_ready() && !read.is_empty() {
-            if std::mem::take(&mut self.is_fresh) && read.starts_with(H2_PREFACE) {
-                self.client.pulse.set_h2();
+            if !self.awaited.is_empty() {
+                self.recognize(read);
             }
             self.client.pulse.read();
         }

@@ -10,6 +10,7 @@ use tokio::time::Instant;
 
 use super::stall::Streams;
 use crate::ingress::Shared;
+use crate::listener::Place;
 use crate::settings::Settings;
 use crate::tls::CertificateKey;
 
@@ -25,6 +26,8 @@ pub(crate) struct Client {
     pub(crate) security: Security,
     pub(crate) pulse: Pulse,
     pub(crate) streams: Streams,
+    /// Held here and not by the connection's task, which ends when the protocol is switched.
+    _place: Place,
 }
 
 /// From where a client comes, which decides what hosts there are for it.
@@ -57,11 +60,12 @@ impl Client {
         is_trusted: bool,
         audience: Audience,
         security: Security,
+        place: Place,
     ) -> Self {
         let text = address.to_canonical().to_string();
         let address = HeaderValue::from_str(&text).expect("an address is a header value");
         let (pulse, streams) = (Pulse::new(), Streams::new());
-        Self { shared, address, is_trusted, audience, security, pulse, streams }
+        Self { shared, address, is_trusted, audience, security, pulse, streams, _place: place }
     }
 }
 

@@ -28,6 +28,7 @@ use hyper::body::Incoming;
 
 use crate::error::Code;
 use crate::host::service_name;
+use crate::ingress::Known;
 use crate::model::PlainHttp;
 use crate::table::{Found, Route};
 
@@ -93,20 +94,22 @@ fn decide(client: &Client, parts: &Parts, exchange: &mut Exchange) -> Result<Dec
 
 fn find(client: &Client, name: &str) -> Result<Arc<Route>, Code> {
     let shared = &client.shared;
-    let is_synced = shared.is_synced();
+    // First: what is fed meanwhile is no reason to deny.
+    let known = shared.known();
     let found = match client.audience {
         Audience::Public => shared.table.find(name),
         Audience::Internal => {
             shared.names.find(service_name(name, &shared.core.settings.cluster_domain))
         }
     };
-    match found {
-        Found::Exact(route) => Ok(route),
-        // A route of this very host may exist and not have been read.
-        _ if !is_synced => Err(Code::NotSynced),
-        Found::Pattern(route) => Ok(route),
-        Found::UnknownPreview => Err(Code::UnknownPreview),
-        Found::Nothing => Err(Code::NoRoute),
+    match (found, known) {
+        (Found::Exact(route), _) => Ok(route),
+        // A route of this very host may exist and not have been read. A snapshot had it, unless it
+        // is newer; then the pattern answers, as it did before.
+        (Found::Pattern(route), Known::Snapshot | Known::All) => Ok(route),
+        (_, Known::Part | Known::Snapshot) => Err(Code::NotSynced),
+        (Found::UnknownPreview, Known::All) => Err(Code::UnknownPreview),
+        (Found::Nothing, Known::All) => Err(Code::NoRoute),
     }
 }
 

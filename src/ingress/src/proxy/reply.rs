@@ -12,7 +12,7 @@ use super::body::ResponseBody;
 use super::exchange::Exchange;
 use super::headers::X_REQUEST_ID;
 use crate::error::Code;
-use crate::ingress::Shared;
+use crate::ingress::{Known, Shared};
 
 const X_PORTOLAN_ERROR: HeaderName = HeaderName::from_static("x-portolan-error");
 
@@ -118,10 +118,11 @@ pub(super) fn health(
     method: &Method,
     mut exchange: Box<Exchange>,
 ) -> Response<ResponseBody> {
-    let (status, state) = match (shared.is_leaving(), shared.is_synced()) {
+    let (status, state) = match (shared.is_leaving(), shared.known()) {
         (true, _) => (StatusCode::SERVICE_UNAVAILABLE, "leaving"),
-        (false, true) => (StatusCode::OK, "ok"),
-        (false, false) => (StatusCode::SERVICE_UNAVAILABLE, "starting"),
+        // As ready as Kubernetes is told: it serves what it knew.
+        (false, Known::Snapshot | Known::All) => (StatusCode::OK, "ok"),
+        (false, Known::Part) => (StatusCode::SERVICE_UNAVAILABLE, "starting"),
     };
     let synced = if shared.is_synced() { "ok" } else { "no" };
     let text = format!("{{\"status\":\"{state}\",\"checks\":{{\"synced\":\"{synced}\"}}}}\n");

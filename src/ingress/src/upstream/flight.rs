@@ -192,6 +192,9 @@ impl Flight {
     fn land(self, head: Response<()>, source: Source) -> Response<Box<UpstreamBody>> {
         let is_upgrade = head.status() == StatusCode::SWITCHING_PROTOCOLS;
         let gap = Gap::new(self.timeouts.idle);
+        if let Some(upload) = &self.upload {
+            upload.answered();
+        }
         head.map(|()| {
             let (source, flight) = (Some(source), Some(self));
             let mut body = Box::new(UpstreamBody { source, flight, failure: None, gap });
@@ -348,11 +351,15 @@ impl Body for UpstreamBody {
             return Poll::Ready(failure.map(|error| Err(DownloadError::Reset(error))));
         };
         let Poll::Ready(frame) = source.poll_frame(flight, cx) else {
-            ready!(this.gap.poll_expired(cx));
+            let upload = flight.upload.as_deref();
+            ready!(this.gap.poll_expired(cx, || upload.map(Upload::moved)));
             this.flight = None;
             return Poll::Ready(Some(Err(DownloadError::Stalled)));
         };
         this.gap.moved();
+        if let Some(upload) = &flight.upload {
+            upload.answered();
+        }
         Poll::Ready(match frame {
             Some(Ok(frame)) => {
                 if this.is_end_stream() {

@@ -23,11 +23,13 @@ pub(crate) struct Outgoing {
     pub(crate) upload: Option<Arc<Upload>>,
 }
 
-/// How the body of a request fares.
+/// How the body of a request fares, and with it the exchange: silence counts once neither direction
+/// has said anything.
 #[derive(Debug)]
 pub(crate) struct Upload {
     began: Instant,
-    /// Milliseconds from `began` to the last byte that moved.
+    /// Milliseconds from `began` to the last byte that moved, of the response too while there is
+    /// more of the request to come.
     moved: AtomicU64,
     state: AtomicU8,
 }
@@ -66,10 +68,21 @@ impl Upload {
         self.began + Duration::from_millis(self.moved.load(Ordering::Relaxed))
     }
 
+    /// Something of the response has come. Matters, and costs, only while the request is not over.
+    pub(super) fn answered(&self) {
+        if self.state() == UploadState::Flowing {
+            self.note();
+        }
+    }
+
     fn set(&self, state: UploadState) {
+        self.note();
+        self.state.store(state as u8, Ordering::Release);
+    }
+
+    fn note(&self) {
         let elapsed = u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX);
         self.moved.store(elapsed, Ordering::Relaxed);
-        self.state.store(state as u8, Ordering::Release);
     }
 }
 
@@ -106,7 +119,8 @@ impl RequestBody {
         Self { flow: None }
     }
 
-    /// Wraps a body of at most `size_max` bytes that never pauses longer than `idle`.
+    /// Wraps a body of at most `size_max` bytes that never pauses longer than `idle` while there is
+    /// no response that goes on.
     pub(crate) fn new(
         incoming: Incoming,
         size_max: Option<u64>,
@@ -136,7 +150,7 @@ impl Body for RequestBody {
     ) -> Poll<Option<Result<Frame<Bytes>, UploadError>>> {
         let Some(flow) = &mut self.flow else { return Poll::Ready(None) };
         let Poll::Ready(frame) = Pin::new(&mut flow.incoming).poll_frame(cx) else {
-            ready!(flow.gap.poll_expired(cx));
+            ready!(flow.gap.poll_expired(cx, || Some(flow.upload.moved())));
             flow.upload.set(UploadState::Stalled);
             return Poll::Ready(Some(Err(UploadError::Stalled)));
         };

@@ -2,13 +2,23 @@
 
 use std::time::Duration;
 
-use portolan_ingress::{SandboxPhase, Slots};
+use portolan_ingress::{AccessLog, SandboxPhase, Settings, Slots};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 
 use crate::client::{fetch, get, h1, h2, raw, read_until};
+use crate::frames::{
+    END_HEADERS, END_STREAM, HEADERS, PREFACE, SETTINGS, WINDOW_UPDATE, block, frame,
+};
 use crate::gateway::{Gateway, soon, until};
+use crate::log::Lines;
 use crate::program::Program;
+use crate::upgrades;
+
+/// What is read of a sandbox at once, at most.
+const READ_SIZE_MAX: u64 = 128 * 1024;
+/// More than the kernel keeps for both ends of a connection whose reader has little room.
+const KERNEL_SIZE_MAX: u64 = 4 << 20;
 
 #[tokio::test]
 async fn one_address_has_its_share_of_connections() {
@@ -27,6 +37,25 @@ async fn one_address_has_its_share_of_connections() {
     })
     .await;
     assert_eq!(fetch(gateway.http, get("/")).await.status, 404);
+}
+
+#[tokio::test]
+async fn a_connection_that_was_upgraded_is_still_one() {
+    let program = Program::start().await;
+    let gateway = Gateway::start_with(|settings| settings.connections_per_client_max = 2);
+    let app = gateway.app("shop", program.address.port());
+    app.sandbox("one", program.address.ip(), SandboxPhase::Ready, Slots::Unlimited);
+    let mut sockets = vec![upgrades::connect(&gateway).await, upgrades::connect(&gateway).await];
+    app.reaches(0, 2).await;
+    assert_eq!(raw(gateway.http, b"").await, "", "the third is closed");
+    assert!(gateway.metric("connections") == 2.0);
+    drop(sockets.pop());
+    until("one is gone", || {
+        let open = gateway.metric("connections");
+        if open == 1.0 { Ok(()) } else { Err(open) }
+    })
+    .await;
+    assert_eq!(fetch(gateway.http, get("/echo")).await.status, 200);
 }
 
 #[tokio::test]
@@ -198,14 +227,26 @@ async fn a_client_that_reads_nothing_is_cut() {
 
 #[tokio::test]
 async fn a_stream_that_takes_nothing_is_cut() {
+    check_stalled_stream(0).await;
+}
+
+#[tokio::test]
+async fn so_is_one_of_a_connection_that_began_in_pieces() {
+    check_stalled_stream(4).await;
+}
+
+/// `first`: how many bytes of the connection come before a pause.
+async fn check_stalled_stream(first: usize) {
     let program = Program::start().await;
     let gateway = Gateway::start_with(|settings| {
         settings.write_stall = Duration::from_millis(300);
-        settings.header_timeout = Duration::from_millis(300);
+        // Longer than the pause, on a busy machine too.
+        settings.header_timeout = Duration::from_secs(2);
     });
     let app = gateway.app("shop", program.address.port());
     app.sandbox("one", program.address.ip(), SandboxPhase::Ready, Slots::Limited(1));
     let mut stream = TcpStream::connect(gateway.http).await.unwrap();
+    stream.set_nodelay(true).unwrap();
     // Settings with an initial window of nothing, then a GET for more than one frame: the first
     // is fetched before the window is looked at.
     let mut bytes = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();
@@ -216,10 +257,64 @@ async fn a_stream_that_takes_nothing_is_cut() {
     head.extend(b"shop.example");
     bytes.extend([0, 0, u8::try_from(head.len()).unwrap(), 1, 5, 0, 0, 0, 1]);
     bytes.extend(head);
-    stream.write_all(&bytes).await.unwrap();
+    let (first, rest) = bytes.split_at(first);
+    if !first.is_empty() {
+        stream.write_all(first).await.unwrap();
+        until("the connection is taken", || {
+            let open = gateway.metric("connections");
+            if open == 1.0 { Ok(()) } else { Err(open) }
+        })
+        .await;
+        // For the bytes to be read before the others come.
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    stream.write_all(rest).await.unwrap();
     program.begins(1).await;
     app.reaches(0, 1).await;
     app.reaches(0, 0).await;
     let mut answer = Vec::new();
     assert!(stream.read_buf(&mut answer).await.unwrap() > 0, "the connection itself lives on");
+}
+
+#[tokio::test]
+async fn what_a_client_does_not_read_is_not_held_for_it() {
+    const COUNT: u32 = 120;
+    const SIZE: u64 = 500_000;
+    let (lines, _logging) = Lines::collect();
+    let program = Program::start().await;
+    let gateway = Gateway::start_with(|settings| {
+        settings.access_log = AccessLog::On;
+        // The end, which is when requests are logged.
+        settings.write_stall = Duration::from_secs(2);
+    });
+    let app = gateway.app("shop", program.address.port());
+    app.sandbox("one", program.address.ip(), SandboxPhase::Ready, Slots::Unlimited);
+    let socket = TcpSocket::new_v4().unwrap();
+    // What the kernel keeps for us is not what the gateway keeps.
+    socket.set_recv_buffer_size(4096).unwrap();
+    let mut stream = socket.connect(gateway.http).await.unwrap();
+    // The widest window there is, for each stream and for all of them.
+    let widest = 0x7fff_ffff_u32;
+    let of_each = frame(SETTINGS, 0, 0, &[&[0_u8, 4][..], &widest.to_be_bytes()].concat());
+    let of_all = frame(WINDOW_UPDATE, 0, 0, &(widest - 0xffff).to_be_bytes());
+    let mut bytes = [PREFACE, &of_each, &of_all].concat();
+    let head = block(&[
+        (b":method", b"GET"),
+        (b":scheme", b"http"),
+        (b":path", format!("/bytes/{SIZE}").as_bytes()),
+        (b":authority", b"shop.example"),
+    ]);
+    for stream_id in (1..2 * COUNT).step_by(2) {
+        bytes.extend(frame(HEADERS, END_STREAM | END_HEADERS, stream_id, &head));
+    }
+    stream.write_all(&bytes).await.unwrap();
+    let lines = lines.reach(usize::try_from(COUNT).unwrap()).await;
+    assert!(lines.iter().all(|line| line["fields"]["status"] == 200), "{lines:?}");
+    let handed: u64 = lines.iter().map(|line| line["fields"]["bytes"].as_u64().unwrap()).sum();
+    let buffer = u64::try_from(Settings::standard().h2_send_buffer).unwrap();
+    // For each stream what is in its buffer, with the read that filled it, and the next read.
+    let bound = u64::from(COUNT) * (buffer + 2 * READ_SIZE_MAX) + KERNEL_SIZE_MAX;
+    assert!(bound < u64::from(COUNT) * SIZE, "less than all is to be seen");
+    assert!(handed < bound, "{handed} bytes were handed over for a client that reads none");
+    drop(stream);
 }

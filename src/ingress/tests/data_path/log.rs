@@ -6,23 +6,37 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 use portolan_ingress::{AccessLog, SandboxPhase, Slots};
 use serde_json::Value;
+use tracing::subscriber::DefaultGuard;
 use tracing_subscriber::fmt::MakeWriter;
 
 use crate::client::{fetch, get, post, send};
 use crate::gateway::{Gateway, until};
 use crate::program::Program;
 
+/// What was logged of requests.
 #[derive(Clone, Default)]
-struct Lines(Arc<Mutex<Vec<u8>>>);
+pub(crate) struct Lines(Arc<Mutex<Vec<u8>>>);
 
 impl Lines {
+    /// Begins to collect, until the guard is dropped. The runtime of a test has one thread, which
+    /// is the one that calls this.
+    pub(crate) fn collect() -> (Self, DefaultGuard) {
+        let lines = Self::default();
+        let subscriber = tracing_subscriber::fmt()
+            .json()
+            .with_env_filter("access=info")
+            .with_writer(lines.clone())
+            .finish();
+        (lines, tracing::subscriber::set_default(subscriber))
+    }
+
     fn read(&self) -> Vec<Value> {
         let bytes = self.0.lock().clone();
         let text = String::from_utf8(bytes).unwrap();
         text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
     }
 
-    async fn reach(&self, count: usize) -> Vec<Value> {
+    pub(crate) async fn reach(&self, count: usize) -> Vec<Value> {
         until(&format!("{count} lines"), || {
             let lines = self.read();
             if lines.len() == count { Ok(()) } else { Err(lines) }
@@ -53,14 +67,7 @@ impl MakeWriter<'_> for Lines {
 
 #[tokio::test]
 async fn requests_are_logged_without_secrets() {
-    let lines = Lines::default();
-    let subscriber = tracing_subscriber::fmt()
-        .json()
-        .with_env_filter("access=info")
-        .with_writer(lines.clone())
-        .finish();
-    // The runtime of this test has one thread, which is this one.
-    let _logging = tracing::subscriber::set_default(subscriber);
+    let (lines, _logging) = Lines::collect();
     let program = Program::start().await;
     let gateway = Gateway::start_with(|settings| settings.access_log = AccessLog::On);
     let app = gateway.app("shop", program.address.port());

@@ -4,6 +4,7 @@ use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures::channel::mpsc;
@@ -22,6 +23,10 @@ use tokio::task::JoinSet;
 use crate::gateway::until;
 
 type Body = BoxBody<Bytes, hyper::Error>;
+
+/// How long an answer to `/slow` takes: longer than the gateway waits for one of a program that is
+/// not known to be slow.
+const SLOW: Duration = Duration::from_millis(700);
 
 /// A server that does what the path says. Stops, connections and all, when dropped.
 pub(crate) struct Program {
@@ -168,6 +173,10 @@ async fn handle(request: Request<Incoming>, state: &Arc<State>) -> Response<Body
             });
             work.await.unwrap();
             text("done")
+        }
+        "slow" => {
+            tokio::time::sleep(SLOW).await;
+            text("at last")
         }
         "never" => std::future::pending().await,
         "ticks" => ticks(state),

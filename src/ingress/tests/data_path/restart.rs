@@ -7,8 +7,8 @@ use std::time::Duration;
 use kube::Client;
 use portolan_ingress::feed::{Feed, FeedSettings, SnapshotSettings};
 use portolan_ingress::report::{Identity, State};
-use portolan_reconcile::Context;
 use portolan_reconcile::testing::{Answer, Sent, Wire, context, initial_events_end};
+use portolan_reconcile::{Connections, Context};
 use rustls::pki_types::CertificateDer;
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
@@ -56,7 +56,7 @@ struct Process {
 impl Process {
     fn start(client: Client, directory: &Path) -> Self {
         let gateway = Gateway::unsynced();
-        let context = context(client);
+        let context = context(client.clone());
         let settings = FeedSettings {
             identity: Identity::new(
                 "system".into(),
@@ -70,6 +70,7 @@ impl Process {
                 pod_uid: Some(UID.to_owned()),
                 size_max: 1 << 20,
             }),
+            connections: Connections::new(move || client.clone()),
         };
         let (feed, watches) = Feed::start(&context, &gateway.ingress, &State::default(), settings);
         let mut tasks = JoinSet::new();
@@ -88,6 +89,11 @@ impl Process {
         let mut request = get("/");
         request.headers_mut().insert("host", host.parse().unwrap());
         fetch(self.gateway.http, request).await.status.as_u16()
+    }
+
+    async fn health(&self) -> u16 {
+        let health = fetch(self.gateway.http, get("/.well-known/portolan/health")).await;
+        health.status.as_u16()
     }
 
     async fn end(mut self) {
@@ -123,6 +129,17 @@ impl Objects {
                 json!({"metadata": {"name": "host-shop", "uid": "c", "resourceVersion": "7"},
                 "spec": {"kind": "Host", "value": "shop.example", "holder":
                     {"kind": "Route", "namespace": "team", "name": "shop", "uid": "shop"}}}),
+            ),
+            (
+                "routes",
+                json!({"metadata": metadata("wild"),
+                "spec": {"host": "*.wild.example", "app": "shop"}}),
+            ),
+            (
+                "claims",
+                json!({"metadata": {"name": "host-wild", "uid": "w", "resourceVersion": "7"},
+                "spec": {"kind": "Host", "value": "*.wild.example", "holder":
+                    {"kind": "Route", "namespace": "team", "name": "wild", "uid": "wild"}}}),
             ),
             (
                 "apps",
@@ -214,7 +231,11 @@ async fn it_serves_what_it_knew_and_denies_nothing() {
     let second = Process::start(silence(), &place.0);
     assert!(second.feed.is_restored());
     assert_eq!(second.status("shop.example").await, 200);
-    assert_eq!(second.status("other.example").await, 503, "it may be there by now");
+    assert_eq!(second.status("any.wild.example").await, 200, "the snapshot had its wildcard");
+    assert_eq!(second.health().await, 200, "as the readiness that Kubernetes sees");
+    for host in ["other.example", "pr-1.shop.example"] {
+        assert_eq!(second.status(host).await, 503, "{host} may be there by now");
+    }
     until_trusted(&second, &der).await;
     second.end().await;
 }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use portolan_ingress::{Concurrency, SandboxPhase, Slots};
+use portolan_ingress::{Concurrency, Probe, SandboxPhase, Slots};
 
 use crate::client::{fetch, get, h1, post, read_until, send};
 use crate::gateway::{App, Gateway, mk_pool, soon, until};
@@ -245,12 +245,29 @@ async fn a_program_that_listens_again_is_found_again() {
 }
 
 #[tokio::test]
+async fn it_is_found_again_however_slowly_it_answers_its_own_probe() {
+    let gateway = Gateway::start();
+    let address = free_address().await;
+    let app = gateway.app("shop", address.port());
+    app.configure(&app.pool, address.port(), |config| {
+        let (port, timeout) = (config.port, Duration::from_millis(100));
+        config.probe = Probe::Http { port, path: "/slow".into(), host: None, timeout };
+    });
+    app.sandbox("one", address.ip(), SandboxPhase::Ready, Slots::Unlimited);
+    let request = tokio::spawn(fetch(gateway.http, get("/echo")));
+    app.reaches(1, 0).await;
+    let program = Program::start_at("again", address).await;
+    assert_eq!(soon("an answer", request).await.unwrap().status, 200);
+    assert_eq!(*program.state.order.lock(), ["/echo"], "the feed's word on its health holds");
+}
+
+#[tokio::test]
 async fn readiness_taken_back_stops_new_requests() {
     let gateway = Gateway::start();
     let program = Program::start().await;
     let app = gateway.app("shop", program.address.port());
     app.configure(&app.pool, program.address.port(), |config| {
-        config.probe = portolan_ingress::Probe::Feed;
+        config.probe = Probe::Feed;
     });
     let ip = program.address.ip();
     app.sandbox("one", ip, SandboxPhase::Ready, Slots::Unlimited);

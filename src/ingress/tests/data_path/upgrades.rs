@@ -16,7 +16,7 @@ use crate::client::{empty, get, h2, raw, send};
 use crate::gateway::{Gateway, soon};
 use crate::program::Program;
 
-async fn connect(gateway: &Gateway) -> WebSocketStream<TcpStream> {
+pub(crate) async fn connect(gateway: &Gateway) -> WebSocketStream<TcpStream> {
     let stream = TcpStream::connect(gateway.http).await.unwrap();
     let handshake = tokio_tungstenite::client_async("ws://shop.example/websocket", stream);
     let (socket, response) = soon("the handshake", handshake).await.unwrap();

@@ -83,8 +83,9 @@ async fn an_http_probe_waits_for_success() {
     let program = Program::start().await;
     let app = gateway.app("shop", program.address.port());
     app.configure(&app.pool, program.address.port(), |config| {
-        let port = config.port;
-        config.probe = Probe::Http { port, path: "/hold".into(), host: Some("probe".into()) };
+        let (port, timeout) = (config.port, Duration::from_secs(1));
+        let host = Some("probe".into());
+        config.probe = Probe::Http { port, path: "/hold".into(), host, timeout };
     });
     let ip = program.address.ip();
     app.sandbox("one", ip, SandboxPhase::Scheduled, Slots::Unlimited);
@@ -93,6 +94,20 @@ async fn an_http_probe_waits_for_success() {
     program.open_gate(100);
     assert_eq!(soon("the probe succeeds", request).await.unwrap().status, 200);
     assert_eq!(program.state.order.lock().iter().filter(|path| *path == "/echo").count(), 1);
+}
+
+#[tokio::test]
+async fn an_http_probe_waits_as_long_as_it_says() {
+    let gateway = Gateway::start();
+    let program = Program::start().await;
+    let app = gateway.app("shop", program.address.port());
+    app.configure(&app.pool, program.address.port(), |config| {
+        let (port, timeout) = (config.port, Duration::from_secs(5));
+        config.probe = Probe::Http { port, path: "/slow".into(), host: None, timeout };
+    });
+    app.sandbox("one", program.address.ip(), SandboxPhase::Scheduled, Slots::Unlimited);
+    assert_eq!(soon("an answer", fetch(gateway.http, get("/echo"))).await.status, 200);
+    assert_eq!(*program.state.order.lock(), ["/slow", "/echo"]);
 }
 
 #[tokio::test]

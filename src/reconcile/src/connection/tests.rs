@@ -1,9 +1,9 @@
-//! An API server that hangs: its kernel goes on acknowledging, the process says nothing more.
+//! An API server that hangs: its kernel goes on acknowledging, the process says nothing more. And
+//! which watches share a connection.
 
 use std::convert::Infallible;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::pin::pin;
-use std::sync::Arc;
 
 use http::{Request, Response};
 use http_body_util::BodyExt;
@@ -86,7 +86,7 @@ async fn serve(acceptor: TlsAcceptor, stream: TcpStream, hang: CancellationToken
 }
 
 async fn watch(config: Config) -> (String, Body) {
-    let client = super::client(config, SHORT).unwrap();
+    let client = ApiServer::new(config, SHORT).unwrap().client();
     let request = Request::get("/api/v1/pods?watch=true").body(Body::empty()).unwrap();
     let mut body = client.send(request).await.unwrap().into_body();
     let first = body.frame().await.unwrap().unwrap().into_data().unwrap();
@@ -110,4 +110,51 @@ async fn a_watch_on_an_api_server_that_hangs_is_broken_off() {
 async fn an_api_server_without_http2_is_spoken_to_all_the_same() {
     let (_, config) = api_server(&[b"http/1.1"], CancellationToken::new()).await;
     assert_eq!(watch(config).await.0, "HTTP/1.1");
+}
+
+/// Connections that lead nowhere, and for each that was made whether it is open.
+fn connections() -> (Connections, Arc<Mutex<Vec<Weak<()>>>>) {
+    let made = Arc::new(Mutex::new(Vec::new()));
+    let connections = Connections::new({
+        let made = made.clone();
+        move || {
+            let open = Arc::new(());
+            let mut made = made.lock();
+            made.push(Arc::downgrade(&open));
+            let service = tower::service_fn(move |_: Request<Body>| {
+                let _open = &open;
+                std::future::pending::<Result<Response<Body>, BoxError>>()
+            });
+            Client::new(service, made.len().to_string())
+        }
+    });
+    (connections, made)
+}
+
+/// The number of a connection, in the order in which they were made.
+fn number(place: &Place) -> String {
+    place.client().default_namespace().to_owned()
+}
+
+#[tokio::test]
+async fn watches_share_connections_up_to_a_limit() {
+    let (connections, made) = connections();
+    let mut first: Vec<_> = (0..WATCHES_MAX).map(|_| connections.place()).collect();
+    assert!(first.iter().all(|place| number(place) == "1"));
+    let second = connections.place();
+    assert_eq!(number(&second), "2", "a full connection takes no more");
+    first.pop();
+    first.push(connections.place());
+    assert!(first.iter().all(|place| number(place) == "1"), "a place that was left is taken");
+
+    drop(first);
+    let closed = async {
+        while made.lock()[0].strong_count() > 0 {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(LIMIT, closed).await.expect("a connection that nobody uses is closed");
+    assert_eq!(number(&connections.place()), "2", "one that is used has room");
+    drop(second);
+    assert_eq!(number(&connections.place()), "3", "the last one was closed");
 }

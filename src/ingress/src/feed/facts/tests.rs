@@ -34,16 +34,18 @@ fn the_gateway_runs_the_probes_it_can_and_dials_no_other_address() {
     check_probe(&json!({ "tcpSocket": { "port": "http" } }), Probe::Tcp { port: 3000 });
     check_probe(&json!({ "tcpSocket": { "port": "nosuch" } }), Probe::Feed);
     check_probe(&json!({ "tcpSocket": { "port": 70000 } }), Probe::Feed);
-    let http = |host: Option<&str>| Probe::Http {
+    let http = |host: Option<&str>, seconds| Probe::Http {
         port: 3000,
         path: "/health".into(),
         host: host.map(Into::into),
+        timeout: Duration::from_secs(seconds),
     };
     let get = json!({ "port": 3000, "path": "/health" });
-    check_probe(&json!({ "httpGet": get }), http(None));
+    check_probe(&json!({ "httpGet": get }), http(None, 1));
+    check_probe(&json!({ "httpGet": get, "timeoutSeconds": 5 }), http(None, 5));
     let named = json!({ "port": 3000, "path": "/health",
         "httpHeaders": [{ "name": "host", "value": "shop.test" }] });
-    check_probe(&json!({ "httpGet": named }), http(Some("shop.test")));
+    check_probe(&json!({ "httpGet": named }), http(Some("shop.test"), 1));
     for foreign in [
         json!({ "port": 3000, "path": "/health", "host": "169.254.169.254" }),
         json!({ "port": 3000, "path": "/health", "scheme": "HTTPS" }),

@@ -1,7 +1,7 @@
 //! A file that is whole or refused.
 //!
 //! ```text
-//! portolan-snapshot 1
+//! portolan-snapshot 2
 //! one line for each record, as JSON
 //! SHA-256 of everything before this line, in hexadecimal digits
 //! ```
@@ -19,7 +19,7 @@ use serde::Serialize;
 use sha2::{Digest, Sha256};
 
 /// The first line. Another shape of any record is another number.
-const HEAD: &[u8] = b"portolan-snapshot 1\n";
+const HEAD: &[u8] = b"portolan-snapshot 2\n";
 
 /// The last line: the digest and a line feed.
 const TAIL_SIZE: usize = 65;

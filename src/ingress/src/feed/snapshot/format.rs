@@ -101,7 +101,7 @@ pub(super) struct PoolRecord {
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 enum ProbeRecord {
-    Http { port: u16, path: String, host: Option<String> },
+    Http { port: u16, path: String, host: Option<String>, timeout_ms: u64 },
     Tcp { port: u16 },
     Feed,
 }
@@ -222,10 +222,11 @@ impl Record {
         let PoolFacts { id, config, failure, delay } = pool;
         let PoolConfig { port, protocol, probe, concurrency } = config;
         let probe = match probe {
-            Probe::Http { port, path, host } => ProbeRecord::Http {
+            Probe::Http { port, path, host, timeout } => ProbeRecord::Http {
                 port: *port,
                 path: path.to_string(),
                 host: host.as_ref().map(ToString::to_string),
+                timeout_ms: milliseconds(*timeout),
             },
             Probe::Tcp { port } => ProbeRecord::Tcp { port: *port },
             Probe::Feed => ProbeRecord::Feed,
@@ -330,9 +331,12 @@ impl PoolRecord {
             port: self.port,
             protocol: if self.is_h2c { AppProtocol::H2c } else { AppProtocol::Http1 },
             probe: match self.probe {
-                ProbeRecord::Http { port, path, host } => {
-                    Probe::Http { port, path: path.into(), host: host.map(Into::into) }
-                }
+                ProbeRecord::Http { port, path, host, timeout_ms } => Probe::Http {
+                    port,
+                    path: path.into(),
+                    host: host.map(Into::into),
+                    timeout: Duration::from_millis(timeout_ms),
+                },
                 ProbeRecord::Tcp { port } => Probe::Tcp { port },
                 ProbeRecord::Feed => Probe::Feed,
             },

@@ -93,7 +93,8 @@ fn pod(name: &str, pool_uid: &str, phase: SandboxPhase, slots: Slots) -> (Object
 
 /// Every variant of everything.
 fn kept() -> Kept {
-    let http = Probe::Http { port: 1, path: "/up?a=b".into(), host: Some("h".into()) };
+    let timeout = Duration::from_secs(3);
+    let http = Probe::Http { port: 1, path: "/up?a=b".into(), host: Some("h".into()), timeout };
     let claim =
         ClaimFacts { host: "shop.example.com".into(), namespace: "team".into(), uid: "r".into() };
     let app = AppFacts {
@@ -227,7 +228,7 @@ fn a_snapshot_of_something_else_is_refused() {
     };
     file::write(&place.state(), 1 << 20, SystemTime::now(), odd).unwrap();
     assert_eq!(refusal(&directory), "snapshot has a record that is not understood");
-    fs::write(place.state(), "portolan-snapshot 2\n").unwrap();
+    fs::write(place.state(), "portolan-snapshot 1\n").unwrap();
     assert_eq!(refusal(&directory), "snapshot is of another version");
 }
 
