@@ -36,6 +36,17 @@ impl Error {
             | Self::WriteStatus(source) => source,
         }
     }
+
+    /// What the API server refuses of what the App needs, and why, in its words.
+    pub(crate) fn refusal(&self) -> Option<String> {
+        let (Self::CreateVersion(source) | Self::ApplyPolicy(source) | Self::WriteService(source)) =
+            self
+        else {
+            return None;
+        };
+        let answer = source.refusal()?;
+        Some(format!("the API server refuses the {}: {answer}", source.kind))
+    }
 }
 
 impl ReconcileError for Error {

@@ -136,12 +136,16 @@ impl Reconciler for AppReconciler {
 
     async fn reconcile(&self, pass: &Pass) -> Result<Next, Error> {
         let seen = self.observe(pass.key(), pass.now());
-        let Some(plan) = plan::plan(&seen, &self.settings, pass.now()) else {
+        let Some(mut plan) = plan::plan(&seen, &self.settings, pass.now()) else {
             self.progress.done(pass.key());
             return Ok(Next::Settled);
         };
         let outcome = self.apply(pass, &seen, &plan).await;
-        let reported = self.report(pass, &seen, &plan).await?;
+        if let Err(Error::ApplyPolicy(_)) = &outcome {
+            plan.stay(&seen);
+        }
+        let refusal = outcome.as_ref().err().and_then(Error::refusal);
+        let reported = self.report(pass, &seen, &plan, refusal.as_deref()).await?;
         outcome?;
         Ok(plan.look_again.map_or(Next::Settled, Next::At).earliest(reported, pass.now()))
     }
@@ -155,9 +159,10 @@ impl AppReconciler {
         pass: &Pass,
         seen: &observe::Seen,
         plan: &plan::Plan,
+        refusal: Option<&str>,
     ) -> Result<Next, Error> {
         let Some(app) = &seen.app else { return Ok(Next::Settled) };
-        let (desired, transitions) = status::status(app, seen, plan, pass.now());
+        let (desired, transitions) = status::status(app, seen, plan, refusal, pass.now());
         if status::is_progress(app.status.as_ref(), &desired)
             && let Some(due) = self.progress.wait(pass.key(), pass.now())
         {

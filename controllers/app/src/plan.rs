@@ -59,6 +59,18 @@ pub(crate) struct Plan {
     pub(crate) look_again: Option<Timestamp>,
 }
 
+impl Plan {
+    /// Takes back a switch: what would serve is not reachable, or not protected, as it must be.
+    pub(crate) fn stay(&mut self, seen: &Seen) {
+        let status = seen.app.as_ref().and_then(|app| app.status.as_ref());
+        let standing = status.and_then(|status| status.activation.clone());
+        if self.activation != standing {
+            self.activation = standing;
+            self.settled_epoch = status.and_then(|status| status.settled_epoch);
+        }
+    }
+}
+
 /// Decides from what was seen. `None` when there is nothing to do: the App is gone or going, and
 /// Kubernetes collects what it owns.
 pub(crate) fn plan(seen: &Seen, settings: &Settings, now: Timestamp) -> Option<Plan> {

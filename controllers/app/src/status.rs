@@ -17,11 +17,13 @@ use crate::policy::sleepless;
 /// Verdict, reason and message of one condition.
 type Word = (Verdict, &'static str, String);
 
-/// The status of the App after this plan, with the conditions that flipped.
+/// The status of the App after this plan, with the conditions that flipped. `refusal`: what the API
+/// server refused of it, and why.
 pub(crate) fn status(
     app: &App,
     seen: &Seen,
     plan: &Plan,
+    refusal: Option<&str>,
     now: Timestamp,
 ) -> (AppStatus, Vec<Transition>) {
     let observed = app.status.as_ref();
@@ -34,8 +36,9 @@ pub(crate) fn status(
     let mut set = |kind: &str, (verdict, reason, message): Word| {
         conditions.set(kind, verdict, reason, &message);
     };
-    set(READY, ready(app, seen, plan, &services, now));
-    set(PROGRESSING, progressing(app, seen, plan, now));
+    let stuck = stuck(plan, refusal);
+    set(READY, stuck.clone().unwrap_or_else(|| ready(app, seen, plan, &services, now)));
+    set(PROGRESSING, stuck.unwrap_or_else(|| progressing(app, seen, plan, now)));
     set(SERVICES_READY, services);
     set(ROUTES_READY, routes_ready(seen));
     if let Some(word) = active.and_then(sleepable) {
@@ -82,9 +85,6 @@ pub(crate) fn is_progress(observed: Option<&AppStatus>, desired: &AppStatus) -> 
 
 /// Speaks of what the spec asks for: while another version still serves, it is not True.
 fn ready(app: &App, seen: &Seen, plan: &Plan, services: &Word, now: Timestamp) -> Word {
-    if let Some(word) = cannot_start(&plan.wanted) {
-        return word;
-    }
     if is_active(plan.activation.as_ref(), &plan.wanted) {
         if !is_settled(plan) {
             let message = "the new version is active; not all gateways have reported it yet";
@@ -92,10 +92,7 @@ fn ready(app: &App, seen: &Seen, plan: &Plan, services: &Word, now: Timestamp) -
         }
         return services.clone();
     }
-    let serving = match &plan.activation {
-        Some(activation) => format!("version {} keeps serving", activation.version),
-        None => "no version serves yet".into(),
-    };
+    let serving = serving(plan);
     if let Some((reason, message)) = failure(seen, plan) {
         return (Verdict::False, reason, format!("{message}; {serving}"));
     }
@@ -110,10 +107,15 @@ fn ready(app: &App, seen: &Seen, plan: &Plan, services: &Word, now: Timestamp) -
     (Verdict::Unknown, reason::ROLLING_OUT, format!("version {name} is being verified; {serving}"))
 }
 
-fn progressing(app: &App, seen: &Seen, plan: &Plan, now: Timestamp) -> Word {
-    if let Some(word) = cannot_start(&plan.wanted) {
-        return word;
+/// What serves meanwhile.
+fn serving(plan: &Plan) -> String {
+    match &plan.activation {
+        Some(activation) => format!("version {} keeps serving", activation.version),
+        None => "no version serves yet".into(),
     }
+}
+
+fn progressing(app: &App, seen: &Seen, plan: &Plan, now: Timestamp) -> Word {
     if is_active(plan.activation.as_ref(), &plan.wanted) {
         return match (is_settled(plan), &app.spec.version) {
             (false, _) => {
@@ -144,10 +146,12 @@ fn progressing(app: &App, seen: &Seen, plan: &Plan, now: Timestamp) -> Word {
     (Verdict::True, reason::ROLLING_OUT, "the new version is being verified".into())
 }
 
-/// What keeps a rollout from even beginning.
-fn cannot_start(wanted: &Wanted) -> Option<Word> {
-    match wanted {
-        Wanted::Version(_) => None,
+/// What keeps a rollout from even beginning, or from going on.
+fn stuck(plan: &Plan, refusal: Option<&str>) -> Option<Word> {
+    match &plan.wanted {
+        Wanted::Version(_) => refusal.map(|refusal| {
+            (Verdict::False, reason::OBJECT_REFUSED, format!("{refusal}; {}", serving(plan)))
+        }),
         Wanted::Missing(name) => Some((
             Verdict::False,
             reason::VERSION_NOT_FOUND,

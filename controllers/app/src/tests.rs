@@ -53,7 +53,7 @@ impl World {
 
     fn status(&self) -> AppStatus {
         let app = self.seen.app.as_ref().expect("there is an App");
-        status(app, &self.seen, &self.plan(), self.now).0
+        status(app, &self.seen, &self.plan(), None, self.now).0
     }
 
     /// Plans, and stores what the API server and the version controller would.
@@ -259,6 +259,20 @@ fn an_app_is_ready_when_every_live_gateway_follows() {
     world.check("Ready", "True Available");
     world.gateway("c", None);
     world.check("Ready", "True Available");
+}
+
+#[test]
+fn without_its_policy_nothing_is_switched() {
+    let mut world = serving();
+    world.apply(v2());
+    world.pass();
+    world.ready();
+    let mut plan = world.plan();
+    assert_eq!(plan.activation.as_ref().map(|activation| activation.epoch), Some(2));
+    plan.stay(&world.seen);
+    let standing = world.seen.app.as_ref().and_then(|app| app.status.clone()).expect("a status");
+    assert_eq!(plan.activation, standing.activation);
+    assert_eq!(plan.settled_epoch, standing.settled_epoch);
 }
 
 #[test]

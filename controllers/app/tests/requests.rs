@@ -22,7 +22,14 @@ fn app() -> Value {
     })
 }
 
-fn answer(sent: &Sent, status: fn(&Sent) -> Answer) -> Answer {
+/// What some requests are answered in place of what a willing API server answers.
+type Own = fn(&Sent) -> Option<Answer>;
+
+/// As a willing API server answers, but for what `own` answers.
+fn answer(sent: &Sent, own: Own) -> Answer {
+    if let Some(answer) = own(sent) {
+        return answer;
+    }
     let last = sent.path.rsplit('/').next().unwrap_or_default();
     match (sent.method.as_str(), last) {
         ("GET", "apps") => listing("App", Some(app())),
@@ -33,7 +40,7 @@ fn answer(sent: &Sent, status: fn(&Sent) -> Answer) -> Answer {
         ("GET", "appservices") => listing("AppService", None),
         ("GET", "networkpolicies") => listing("NetworkPolicy", None),
         ("GET", "leases") => listing("Lease", None),
-        ("PATCH", "status") => status(sent),
+        ("PATCH", "status") => written(sent),
         ("POST" | "PATCH", name) => {
             let mut made = sent.body.clone();
             made["metadata"]["uid"] = json!(format!("uid-of-{name}"));
@@ -58,8 +65,8 @@ fn written(sent: &Sent) -> Answer {
 }
 
 /// Runs the controller for a minute and returns its writes, in order.
-async fn writes(status: fn(&Sent) -> Answer) -> Vec<Sent> {
-    let (wire, client) = Wire::answering(move |sent| answer(sent, status));
+async fn writes(own: Own) -> Vec<Sent> {
+    let (wire, client) = Wire::answering(move |sent| answer(sent, own));
     let context = context(client);
     let settings = Settings { system_namespace: "portolan-system".into() };
     let running = tokio::spawn(run(&context, settings));
@@ -72,7 +79,7 @@ async fn writes(status: fn(&Sent) -> Answer) -> Vec<Sent> {
 
 #[tokio::test(start_paused = true)]
 async fn a_new_app_gets_a_version_a_policy_and_then_its_status() {
-    let writes = writes(written).await;
+    let writes = writes(|_| None).await;
     let sent: Vec<_> = writes.iter().map(|one| format!("{} {}", one.method, one.path)).collect();
     let policies = "/apis/networking.k8s.io/v1/namespaces/team-a/networkpolicies";
     let expected = [
@@ -90,7 +97,7 @@ async fn a_new_app_gets_a_version_a_policy_and_then_its_status() {
 
 #[tokio::test(start_paused = true)]
 async fn a_status_is_for_the_very_app_that_was_seen() {
-    let writes = writes(written).await;
+    let writes = writes(|_| None).await;
     let metadata = &writes.last().expect("a status is written").body["metadata"];
     // The activation is part of it: decided from an older App, it would go back.
     assert_eq!(metadata["uid"], "uid-of-the-app");
@@ -99,8 +106,45 @@ async fn a_status_is_for_the_very_app_that_was_seen() {
 
 #[tokio::test(start_paused = true)]
 async fn a_status_that_comes_too_late_is_left_to_the_pass_for_what_came_before_it() {
-    let late = |_: &Sent| Answer::failure(409, "Conflict", "the object has been modified");
+    let late: Own = |sent| {
+        let is_late = sent.path.ends_with("/status");
+        is_late.then(|| Answer::failure(409, "Conflict", "the object has been modified"))
+    };
     let writes = writes(late).await;
     let tried = writes.iter().filter(|one| one.path.ends_with("/status")).count();
     assert_eq!(tried, 1, "what made it stale is on its way, and wakes the App");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_the_api_server_refuses_is_told_in_its_words() {
+    let quota: Own = |sent| {
+        let answer = || Answer::failure(403, "Forbidden", "exceeded quota: appversions");
+        is_write(sent, "/appversions").then(answer)
+    };
+    let large: Own = |sent| {
+        let answer = || Answer::failure(500, "InternalError", "etcdserver: request is too large");
+        is_write(sent, "/appversions").then(answer)
+    };
+    let policy: Own = |sent| {
+        let answer = || Answer::failure(400, "BadRequest", "no policies here");
+        is_write(sent, "/portolan-shop").then(answer)
+    };
+    let cases =
+        [(quota, "exceeded quota"), (large, "request is too large"), (policy, "no policies here")];
+    for (own, words) in cases {
+        let writes = writes(own).await;
+        let status = writes.iter().find(|one| one.path.ends_with("/status")).expect("it is told");
+        for condition in status.body["status"]["conditions"].as_array().expect("conditions") {
+            if !["Ready", "Progressing"].contains(&condition["type"].as_str().expect("a type")) {
+                continue;
+            }
+            assert_eq!(condition["status"], "False", "{condition}");
+            assert_eq!(condition["reason"], "ObjectRefused");
+            assert!(condition["message"].as_str().is_some_and(|text| text.contains(words)));
+        }
+    }
+}
+
+fn is_write(sent: &Sent, to: &str) -> bool {
+    sent.method.as_str() != "GET" && sent.path.ends_with(to)
 }

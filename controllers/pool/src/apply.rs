@@ -5,8 +5,9 @@
 //! answer goes into the caches, so that the next pass reads what this one wrote.
 
 use futures::{StreamExt, stream};
+use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
-use portolan_api::{SandboxPool, labels};
+use portolan_api::{SandboxPool, conditions::reason, labels};
 use portolan_reconcile::{
     Created, Deleted, ObjectKey, Observed, Pass, Precondition, Target, WriteError, Writer,
 };
@@ -18,6 +19,7 @@ use crate::{
     plan::{Deletion, Grant, Mark, NewSandbox, Plan},
     pod,
     sandbox::Sandbox,
+    setback::Setback,
     settings::Settings,
 };
 
@@ -183,6 +185,24 @@ impl Applier<'_> {
 }
 
 impl Outcome {
+    /// What stands in the way of new sandboxes after this pass.
+    pub(crate) fn setback(
+        &self,
+        situation: &Situation,
+        plan: &Plan,
+        now: Timestamp,
+    ) -> Option<Setback> {
+        let before = plan.setback.as_ref();
+        if let Some(answer) = &self.refused {
+            let message = format!("the API server refuses new sandboxes: {answer}");
+            let setback = Setback::new(before, reason::POD_REFUSED, message, now);
+            return Some(setback.of_crowd(situation.sandboxes.len() + self.created));
+        }
+        // One that was made is not refused.
+        let is_over = |one: &&Setback| self.created > 0 && one.reason == reason::POD_REFUSED;
+        before.filter(|one| !is_over(one)).cloned()
+    }
+
     fn note(&mut self, result: Result<(i64, bool), Error>) {
         match result {
             Ok((incarnation, ours)) => {
@@ -191,7 +211,7 @@ impl Outcome {
                 self.incarnation = self.incarnation.max(incarnation);
             }
             Err(Error::Create(refusal)) if speaks_of_sandbox(&refusal) => {
-                self.refused = refusal.answer().map(str::to_owned);
+                self.refused = refusal.refusal().map(str::to_owned);
             }
             Err(error) => {
                 self.error.get_or_insert(error);
@@ -200,12 +220,11 @@ impl Outcome {
     }
 }
 
-/// Whether it was refused for what it is: by validation, admission or quota. Being forbidden to
-/// create any Pod at all is a defect of the installation.
+/// Whether it was refused for what it is. Being forbidden to create any Pod at all is a defect of
+/// the installation.
 fn speaks_of_sandbox(refusal: &WriteError) -> bool {
-    let answer = refusal.answer().unwrap_or_default();
-    refusal.is_invalid()
-        || (refusal.is_forbidden() && !answer.contains("cannot create resource \"pods\""))
+    let refusal = refusal.refusal();
+    refusal.is_some_and(|answer| !answer.contains("cannot create resource \"pods\""))
 }
 
 /// Does all of them, some at a time; the first error, after all were tried.

@@ -10,12 +10,13 @@ use proptest::prelude::*;
 
 use crate::{
     apply::Outcome,
-    fixture::{POOL_UID, at, gateway, pool, sandbox, settings},
+    fixture::{self, POOL_UID, at, gateway, pool, sandbox, settings},
     gateway::Gateway,
     observe::Situation,
     plan::{Members, Plan, plan},
     sandbox::Sandbox,
     scale::History,
+    setback::Setback,
     status::status,
 };
 
@@ -29,6 +30,7 @@ struct World {
     gateways: Vec<Gateway>,
     history: Option<History>,
     unwritten: i32,
+    setback: Option<Setback>,
     second: i64,
     names: BTreeSet<String>,
 }
@@ -36,7 +38,16 @@ struct World {
 impl World {
     fn new(pool: SandboxPool, sandboxes: Vec<Sandbox>, gateways: Vec<Gateway>) -> Self {
         let names = sandboxes.iter().map(|sandbox| sandbox.key.name.clone()).collect();
-        Self { pool, sandboxes, gateways, history: None, unwritten: 0, second: 0, names }
+        Self {
+            pool,
+            sandboxes,
+            gateways,
+            history: None,
+            unwritten: 0,
+            setback: None,
+            second: 0,
+            names,
+        }
     }
 
     fn now(&self) -> Timestamp {
@@ -49,9 +60,11 @@ impl World {
             sandboxes: self.sandboxes.iter().cloned().map(Arc::new).collect(),
             gateways: self.gateways.clone(),
             all_seen: at(0),
+            reports_fresh: at(0),
             history: self.history.clone(),
             incarnation: 0,
             unwritten: self.unwritten,
+            setback: self.setback.clone(),
         }
     }
 
@@ -72,12 +85,13 @@ impl World {
         let mut outcome = Outcome::default();
         for step in 0..writes(&plan) {
             if Some(step) == crash_after {
-                (self.history, self.unwritten) = (None, 0);
+                (self.history, self.unwritten, self.setback) = (None, 0, None);
                 return;
             }
             self.write(&plan, step, &mut outcome);
         }
         self.history = plan.decision.history.clone();
+        self.setback = outcome.setback(&situation, &plan, self.now());
         let report = status(&situation, &plan, &outcome, self.now());
         self.pool.status = Some(report.status);
     }
@@ -127,7 +141,7 @@ impl World {
     fn tick(&mut self) {
         self.second += 1;
         self.sandboxes.retain(|sandbox| !sandbox.deleting);
-        for sandbox in self.sandboxes.iter_mut().filter(|sandbox| !sandbox.ended) {
+        for sandbox in self.sandboxes.iter_mut().filter(|sandbox| sandbox.ended.is_none()) {
             sandbox.ready = sandbox.addressed;
             sandbox.addressed = sandbox.scheduled;
             sandbox.scheduled = true;
@@ -198,7 +212,8 @@ prop_compose! {
         incarnation in 1..30_i64,
         owner in prop_oneof![6 => Just(Some(POOL_UID)), 1 => Just(None), 1 => Just(Some("older"))],
         stage in 0..4_u8,
-        (ended, deleting) in (prop::bool::weighted(0.1), prop::bool::weighted(0.1)),
+        (has_ended, has_lived) in (prop::bool::weighted(0.1), any::<bool>()),
+        deleting in prop::bool::weighted(0.1),
         slots in prop_oneof![
             Just(None), Just(Some("gw-a=10")), Just(Some("gw-a=5,gw-b=5")), Just(Some("gw-z=10")),
             Just(Some("")), Just(Some("nonsense")),
@@ -208,17 +223,17 @@ prop_compose! {
             1 => (-60..60_i64).prop_map(|second| Some(at(second).as_millisecond().to_string())),
         ],
     ) -> Sandbox {
-        Sandbox {
+        let sandbox = Sandbox {
             owner: owner.map(str::to_owned),
             scheduled: stage > 0,
             addressed: stage > 1,
-            ready: stage > 2 && !ended,
-            ended,
+            ready: stage > 2,
             deleting,
             slots: slots.map(str::to_owned),
             drain,
             ..sandbox(ordinal, incarnation)
-        }
+        };
+        if has_ended { fixture::ended(sandbox, has_lived) } else { sandbox }
     }
 }
 
@@ -269,7 +284,7 @@ prop_compose! {
         // Names are unique in a namespace, and we never give one ordinal to two that stand.
         let (mut names, mut ordinals) = (BTreeSet::new(), BTreeSet::new());
         let unique = sandboxes.into_iter().filter(|one| {
-            let leaves = one.ended || one.deleting || one.drain.is_some();
+            let leaves = one.ended.is_some() || one.deleting || one.drain.is_some();
             let stands = one.owner.as_deref() == Some(POOL_UID) && !leaves;
             names.insert(one.key.name.clone()) && (!stands || ordinals.insert(ordinal(one)))
         });
@@ -319,7 +334,9 @@ proptest! {
             let after = Members::of(&world.situation()).standing.len();
             let wanted = usize::try_from(plan.decision.wanted).unwrap();
             prop_assert!(after <= wanted.max(before), "{after} stand, {wanted} are wanted");
-            prop_assert!(after >= wanted.min(before), "{after} stand, {wanted} are wanted");
+            // After a setback nothing is made, also in place of what has to go.
+            let waits = plan.setback.is_some_and(|setback| setback.until > world.now());
+            prop_assert!(waits || after >= wanted.min(before), "{after} of {wanted} stand");
             world.tick();
         }
     }

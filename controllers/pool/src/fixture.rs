@@ -11,7 +11,7 @@ use serde::de::DeserializeOwned;
 use crate::{
     gateway::{Demand, Gateway},
     observe::Situation,
-    sandbox::{ContainerView, Hurdle, Sandbox, State},
+    sandbox::{ContainerView, End, Hurdle, Sandbox, State},
     settings::Settings,
 };
 
@@ -68,7 +68,7 @@ pub(crate) fn sandbox(ordinal: i32, incarnation: i64) -> Sandbox {
         pool: ObjectKey::new("team-a", POOL),
         owner: Some(POOL_UID.to_owned()),
         created: at(i64::from(ordinal)),
-        ended: false,
+        ended: None,
         deleting: false,
         scheduled: true,
         addressed: true,
@@ -77,6 +77,12 @@ pub(crate) fn sandbox(ordinal: i32, incarnation: i64) -> Sandbox {
         drain: None,
         hurdle: None,
     }
+}
+
+/// The same, ended by its node, before or after its program had lived.
+pub(crate) fn ended(sandbox: Sandbox, has_lived: bool) -> Sandbox {
+    let words = "Evicted: the node was low on resource: memory".to_owned();
+    Sandbox { ended: Some(Box::new(End { has_lived, words })), ready: false, ..sandbox }
 }
 
 /// A sandbox that was created and that nobody has looked at yet.
@@ -129,9 +135,11 @@ pub(crate) fn situation(
         sandboxes,
         gateways,
         all_seen: at(0),
+        reports_fresh: at(0),
         history: None,
         incarnation: 0,
         unwritten: 0,
+        setback: None,
     }
 }
 

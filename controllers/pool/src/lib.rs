@@ -24,6 +24,7 @@ mod plan;
 mod pod;
 mod sandbox;
 mod scale;
+mod setback;
 mod settings;
 mod slots;
 mod status;
@@ -141,9 +142,13 @@ impl Reconciler for PoolReconciler {
         let outcome = self.applier(pass).apply(&situation, &plan).await;
         let used = situation.incarnation.max(outcome.incarnation);
         let unwritten = if later.is_some() { plan.decision.wanted } else { 0 };
-        let history = plan.decision.history.clone();
-        let remembered =
-            Remembered { history, incarnation: used, unwritten, ..Remembered::default() };
+        let remembered = Remembered {
+            history: plan.decision.history.clone(),
+            incarnation: used,
+            unwritten,
+            setback: outcome.setback(&situation, &plan, pass.now()),
+            ..Remembered::default()
+        };
         self.memory.keep(&situation.pool, remembered.clone());
         let next = self.report(pass, &situation, &plan, &outcome, remembered).await;
         match outcome.error {

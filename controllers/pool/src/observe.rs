@@ -13,6 +13,7 @@ use crate::{
     gateway::{Demand, Gateway, ReportView},
     sandbox::Sandbox,
     scale::History,
+    setback::Setback,
 };
 
 /// Index of Pods: by the pool that their label names, as `namespace/name`.
@@ -20,8 +21,9 @@ pub(crate) const BY_POOL: &str = "pool";
 /// Index of reports: by gateway.
 pub(crate) const BY_GATEWAY: &str = "gateway";
 
-/// How long a gateway without a Lease is not taken for lost by a reader who may not have seen all:
-/// as long as a Lease holds.
+/// How long a gateway without a Lease is not taken for lost by a reader who may not have seen all,
+/// nor a pool for idle: as long as a Lease holds. A gateway that was cut off itself is back within
+/// that time, with a report.
 const GRACE: SignedDuration = SignedDuration::from_secs(15);
 
 /// A pool and everything around it.
@@ -35,12 +37,17 @@ pub(crate) struct Situation {
     /// From when on a gateway that has no Lease is lost. Later than now after an outage or a
     /// start: its Lease may only not have been seen.
     pub(crate) all_seen: Timestamp,
+    /// From when on reports are of now. Later than now after an outage or a start: gateways went
+    /// on meanwhile, and what they have reported since may only not have been seen.
+    pub(crate) reports_fresh: Timestamp,
     /// What was needed before; `None` after a restart, and of a pool that slept.
     pub(crate) history: Option<History>,
     /// The greatest incarnation that is used up and that the status does not say yet; else zero.
     pub(crate) incarnation: i64,
     /// The number of replicas that is decided, and greater than the spec says yet; else zero.
     pub(crate) unwritten: i32,
+    /// What stood in the way of new sandboxes the last time.
+    pub(crate) setback: Option<Setback>,
 }
 
 /// The caches.
@@ -76,15 +83,17 @@ impl Caches {
             pool => pool,
         };
         pool.map(|pool| {
-            let Remembered { history, incarnation, unwritten, .. } =
+            let Remembered { history, incarnation, unwritten, setback, uid: _ } =
                 memory.recall(key, pool.metadata.uid.as_deref()).unwrap_or_default();
             Situation {
                 sandboxes: self.sandboxes.by_index(BY_POOL, &key.to_string()),
                 gateways: self.leases.list().iter().map(gateway).collect(),
-                all_seen: unbroken.unwrap_or(now).saturating_add(GRACE).unwrap_or(now),
+                all_seen: trusted_from(unbroken, now),
+                reports_fresh: trusted_from(self.reports.unbroken_since(), now),
                 history,
                 incarnation,
                 unwritten,
+                setback,
                 pool: Arc::new(pool),
             }
         })
@@ -118,6 +127,11 @@ impl Caches {
     }
 }
 
+/// When a cache that misses nothing since then may be taken at its word.
+fn trusted_from(unbroken: Option<Timestamp>, now: Timestamp) -> Timestamp {
+    unbroken.unwrap_or(now).saturating_add(GRACE).unwrap_or(now)
+}
+
 /// What this process remembers of pools that are awake. Losing it costs nothing but a number of
 /// sandboxes kept a little longer; see [`crate::scale`].
 #[derive(Debug, Default)]
@@ -135,6 +149,8 @@ pub(crate) struct Remembered {
     pub(crate) incarnation: i64,
     /// See [`Situation::unwritten`].
     pub(crate) unwritten: i32,
+    /// See [`Situation::setback`].
+    pub(crate) setback: Option<Setback>,
 }
 
 impl Memory {

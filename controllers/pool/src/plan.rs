@@ -7,7 +7,7 @@
 //! | standing | neither of the below | when it is surplus: marked, or deleted if nobody can use it |
 //! | draining | the annotation of a drain mark | when gateways are done with it, or at the limit |
 //! | terminating | a deletion timestamp, whoever set it | by itself |
-//! | ended | phase Failed or Succeeded | deleted at once |
+//! | ended | phase Failed or Succeeded | deleted at once; another takes its place, after a pause if it came to nothing |
 //!
 //! A mark is final: some gateway may have let go of the sandbox already, so new demand gets a new
 //! sandbox. Whatever is controlled by another UID, or by nobody, is not the pool's: a Pod that a
@@ -16,7 +16,7 @@
 use std::collections::BTreeSet;
 
 use jiff::Timestamp;
-use portolan_api::{PoolRole, SandboxPool, names};
+use portolan_api::{PoolRole, SandboxPool, conditions::reason, names};
 use portolan_reconcile::Target;
 use serde::Serialize;
 
@@ -25,6 +25,7 @@ use crate::{
     observe::Situation,
     sandbox::Sandbox,
     scale::{self, Decision},
+    setback::Setback,
     settings::Settings,
     slots::{self, Grants, Roster},
 };
@@ -45,6 +46,8 @@ pub(crate) struct Plan {
     pub(crate) mark: Vec<Mark>,
     /// Sandboxes to delete.
     pub(crate) delete: Vec<Deletion>,
+    /// What stands in the way of new sandboxes, or did until a short while ago.
+    pub(crate) setback: Option<Setback>,
     /// How many are wanted.
     pub(crate) decision: Decision,
     /// When to look again although nothing changed.
@@ -140,7 +143,7 @@ impl<'a> Members<'a> {
         for sandbox in own {
             let state = if sandbox.deleting {
                 &mut members.terminating
-            } else if sandbox.ended {
+            } else if sandbox.ended.is_some() {
                 &mut members.ended
             } else if sandbox.drain.is_some() {
                 &mut members.draining
@@ -207,6 +210,7 @@ impl<'a> Planner<'a> {
         for sandbox in surplus {
             self.retire(sandbox, MarkReason::Surplus);
         }
+        self.plan.setback = self.setback();
         self.create(&staying, wanted);
         self.divide_slots(&staying);
         self.finish_drains();
@@ -230,6 +234,7 @@ impl<'a> Planner<'a> {
             woken: self.woken(),
             demand: &demand,
             waits: self.gateways.iter().any(|gateway| gateway.demand.queued > 0),
+            is_stale: self.situation.reports_fresh > self.now,
             reported: reported.max(),
             stored: status.and_then(|status| Some(status.last_activity.as_ref()?.0)),
             history: self.situation.history.as_ref(),
@@ -277,8 +282,25 @@ impl<'a> Planner<'a> {
         });
     }
 
+    /// The latest setback. A sandbox that ended before it came to anything is one: so would the
+    /// next. Where one that lived has ended, another is made at once.
+    fn setback(&self) -> Option<Setback> {
+        let before = self.situation.setback.as_ref().filter(|one| !one.is_overcome(self.now));
+        let ends = self.members.ended.iter().filter_map(|one| Some((one, one.ended.as_ref()?)));
+        let Some((sandbox, end)) = ends.into_iter().find(|(_, end)| !end.has_lived) else {
+            return before.cloned();
+        };
+        let (name, words) = (&sandbox.key.name, &end.words);
+        let message = format!("sandbox {name} ended before its program could serve: {words}");
+        Some(Setback::new(before, reason::START_FAILED, message, self.now))
+    }
+
     fn create(&mut self, staying: &[&Sandbox], wanted: i32) {
         let pool = &self.situation.pool;
+        let pods = self.situation.sandboxes.len();
+        if self.plan.setback.as_ref().is_some_and(|setback| setback.holds(pods, self.now)) {
+            return;
+        }
         let count = count(wanted).saturating_sub(staying.len());
         let taken: BTreeSet<i32> =
             staying.iter().filter_map(|sandbox| Some(serial(pool, sandbox)?.0)).collect();
@@ -359,8 +381,11 @@ impl<'a> Planner<'a> {
         let lapses = lapses.map(|gateway| gateway.expires);
         let mut slots = staying.iter().filter_map(|sandbox| sandbox.slots.as_deref());
         let unseen = slots.any(|slots| self.roster.expects(slots));
-        let seen = Some(self.situation.all_seen).filter(|time| unseen && *time > self.now);
-        self.plan.next = ends.chain(lapses).chain(seen).chain(self.plan.decision.next).min();
+        let seen = Some(self.situation.all_seen).filter(|_| unseen);
+        let fresh = Some(self.situation.reports_fresh);
+        let fresh = fresh.filter(|_| self.sleeps() && self.plan.decision.wanted > 0);
+        let trusted = seen.into_iter().chain(fresh).filter(|time| *time > self.now);
+        self.plan.next = ends.chain(lapses).chain(trusted).chain(self.plan.decision.next).min();
     }
 }
 

@@ -26,7 +26,7 @@ pub(crate) struct Sandbox {
     pub(crate) owner: Option<String>,
     pub(crate) created: Timestamp,
     /// Phase `Failed` or `Succeeded`: nothing runs in it any more, and nothing will.
-    pub(crate) ended: bool,
+    pub(crate) ended: Option<Box<End>>,
     /// Deleted by somebody and not gone yet.
     pub(crate) deleting: bool,
     /// A node has been chosen.
@@ -40,6 +40,16 @@ pub(crate) struct Sandbox {
     pub(crate) drain: Option<String>,
     /// What is between it and being ready; `None` when ready, or when nothing is known yet.
     pub(crate) hurdle: Option<Box<Hurdle>>,
+}
+
+/// How a sandbox ended for good.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub(crate) struct End {
+    /// Whether its program had run for [`LIFE_MIN`]: another one may fare as well. If not, its node
+    /// refused it or ended it at once, and would do so again.
+    pub(crate) has_lived: bool,
+    /// The kubelet's reason and words.
+    pub(crate) words: String,
 }
 
 /// What is between a sandbox and being ready.
@@ -103,7 +113,7 @@ impl Sandbox {
             uid: pod.uid().unwrap_or_default(),
             owner: owner.map(|owner| owner.uid.clone()),
             created: pod.creation_timestamp().map_or(Timestamp::UNIX_EPOCH, |time| time.0),
-            ended: matches!(status.phase.as_deref(), Some("Failed" | "Succeeded")),
+            ended: end(&status).map(Box::new),
             deleting: pod.metadata.deletion_timestamp.is_some(),
             scheduled: pod.spec.as_ref().is_some_and(|spec| spec.node_name.is_some()),
             addressed: status.pod_ip.as_ref().is_some_and(|address| !address.is_empty()),
@@ -123,6 +133,22 @@ impl Sandbox {
 
 fn condition<'a>(status: &'a PodStatus, kind: &str) -> Option<&'a PodCondition> {
     status.conditions.iter().flatten().find(|condition| condition.type_ == kind)
+}
+
+fn end(status: &PodStatus) -> Option<End> {
+    if !matches!(status.phase.as_deref(), Some("Failed" | "Succeeded")) {
+        return None;
+    }
+    let mut containers = status.container_statuses.iter().flatten();
+    let state = containers.find(|one| one.name == CONTAINER).and_then(|one| one.state.as_ref());
+    let has_lived = state.is_some_and(|state| match exit(state) {
+        // So the kubelet calls what it finds gone, after it was away itself.
+        Some(exit) => exit.has_lived || exit.reason == "ContainerStatusUnknown",
+        None => state.running.is_some(),
+    });
+    let words = [status.reason.as_deref(), status.message.as_deref()].into_iter().flatten();
+    let words: Vec<_> = words.filter(|words| !words.is_empty()).collect();
+    Some(End { has_lived, words: words.join(": ") })
 }
 
 fn hurdle(status: &PodStatus) -> Option<Hurdle> {

@@ -2,7 +2,7 @@
 //!
 //! Up at once; down only when a whole scale-down delay has passed since the greater number was
 //! last needed; to the least number only when the pool has been without a request for longer than
-//! the delay. The sandboxes that a delay keeps are known from [`History`]. It is lost with the
+//! the delay; and never on the word of reports that may be old. The sandboxes that a delay keeps are known from [`History`]. It is lost with the
 //! process; then the number that was wanted last is taken as needed up to the last activity, which
 //! is reported and stored, so a restart neither stops a sandbox early nor keeps one late.
 
@@ -32,6 +32,8 @@ pub(crate) struct Input<'a> {
     pub(crate) demand: &'a [i64],
     /// Whether any of them is queued.
     pub(crate) waits: bool,
+    /// Reports may be of a time long ago: what they do not speak of may still be needed.
+    pub(crate) is_stale: bool,
     /// The latest activity that live gateways report.
     pub(crate) reported: Option<Timestamp>,
     /// `status.lastActivity`.
@@ -96,7 +98,8 @@ fn active(input: &Input<'_>, now: Timestamp) -> Decision {
     let is_awake = input.replicas > 0 || input.woken > 0 || input.history.is_some();
     let is_recent = now.duration_since(history.last_activity) <= delay;
     let awake = i32::from(is_awake && is_recent);
-    let kept = history.peak().max(needed).max(awake).min(max);
+    let held = if input.is_stale { input.replicas.max(input.woken) } else { 0 };
+    let kept = history.peak().max(needed).max(awake).max(held).min(max);
     Decision {
         wanted: kept.max(least),
         last_activity: Some(history.stored(input.stored, delay, now)),

@@ -10,6 +10,7 @@
 //! | the least number is ready, more are starting | True | `Available` |
 //! | the least number is ready, others fail | True | `Degraded`, with the cause |
 //! | some are ready, fewer than the least number | False | `Degraded`, with the cause |
+//! | the same of a candidate, and nothing fails | Unknown | `Starting` |
 //! | none is ready, and something fails | False | the cause |
 //! | none is ready, nothing fails | Unknown | `Starting` |
 //!
@@ -26,11 +27,11 @@ use crate::{
     observe::Situation,
     plan::{Members, Plan},
     sandbox::Sandbox,
+    setback::Setback,
 };
 
-/// First and longest wait between attempts at what was refused.
-const RETRY_MIN: SignedDuration = SignedDuration::from_secs(1);
-const RETRY_MAX: SignedDuration = SignedDuration::from_secs(60);
+/// When a name that a stranger has is followed by another.
+const RENAME_AFTER: SignedDuration = SignedDuration::from_secs(1);
 
 /// What to report, and when to look again for a better word.
 #[derive(Clone, Debug, PartialEq)]
@@ -61,9 +62,7 @@ pub(crate) fn status(
     let (verdict, reason, message) = view.ready();
     conditions.set(conditions::READY, verdict, reason, message);
     let (conditions, transitions) = conditions.finish();
-    let since = conditions.first().map_or(now, |ready| ready.last_transition_time.0);
-    let retry =
-        retry(outcome, now.duration_since(since)).and_then(|wait| now.checked_add(wait).ok());
+    let renamed = outcome.name_taken.then(|| now.checked_add(RENAME_AFTER).ok()).flatten();
     let name = pool.metadata.name.as_deref().unwrap_or_default();
     let status = SandboxPoolStatus {
         observed_generation: Some(generation),
@@ -77,7 +76,7 @@ pub(crate) fn status(
     };
     // A name that a stranger has is known from the status alone.
     let may_wait = !outcome.name_taken && is_progress(pool.status.as_ref(), &status);
-    let next = [view.next, retry].into_iter().flatten().min();
+    let next = [view.next, renamed].into_iter().flatten().min();
     Report { status, transitions, may_wait, next }
 }
 
@@ -99,18 +98,8 @@ fn is_progress(observed: Option<&SandboxPoolStatus>, desired: &SandboxPoolStatus
     observed != Some(desired) && (starts || grew) && desired.ready_replicas >= was_ready
 }
 
-/// How long to wait before sandboxes that could not be made are tried again: after a refusal as
-/// long as it has lasted, within bounds. A quota is raised, a namespace's Pod Security level
-/// lowered or a webhook repaired without a change that we would see.
-fn retry(outcome: &Outcome, lasted: SignedDuration) -> Option<SignedDuration> {
-    if outcome.refused.is_some() {
-        return Some(lasted.clamp(RETRY_MIN, RETRY_MAX));
-    }
-    outcome.name_taken.then_some(RETRY_MIN)
-}
-
 /// The pool as it is after the plan's writes.
-struct View<'a> {
+struct View {
     role: PoolRole,
     wanted: i32,
     /// As many as must be ready for the pool to count as serving.
@@ -121,8 +110,8 @@ struct View<'a> {
     draining: i32,
     /// Marked or terminating.
     leaving: usize,
-    /// Why the API server refused a new sandbox.
-    refused: Option<&'a str>,
+    /// What stands in the way of new sandboxes.
+    setback: Option<Setback>,
     /// The worst failure among the standing: reason and message.
     failure: Option<(&'static str, String)>,
     /// What one of those that are starting waits for.
@@ -130,8 +119,8 @@ struct View<'a> {
     next: Option<Timestamp>,
 }
 
-impl<'a> View<'a> {
-    fn of(situation: &Situation, plan: &Plan, outcome: &'a Outcome, now: Timestamp) -> Self {
+impl View {
+    fn of(situation: &Situation, plan: &Plan, outcome: &Outcome, now: Timestamp) -> Self {
         let spec = &situation.pool.spec;
         let members = Members::of(situation);
         let stays = |sandbox: &&&Sandbox| {
@@ -160,13 +149,17 @@ impl<'a> View<'a> {
             ready: length(ready),
             draining: length(draining),
             leaving,
-            refused: outcome.refused.as_deref(),
+            setback: outcome.setback(situation, plan, now),
             failure: None,
             note: None,
             next: None,
         };
         for sandbox in staying.iter().filter(|sandbox| !sandbox.ready) {
             view.consider(diagnosis::diagnose(sandbox, &spec.sandbox, now));
+        }
+        if let Some(setback) = view.setback.as_ref().filter(|_| view.ready < view.wanted) {
+            let due = if setback.until > now { setback.until } else { setback.overcome() };
+            view.next = Some(view.next.map_or(due, |next| next.min(due)));
         }
         view
     }
@@ -209,7 +202,14 @@ impl<'a> View<'a> {
                 let message = self.note.clone().unwrap_or(format!("{count}, the rest starting"));
                 (Verdict::Unknown, reason::STARTING, message)
             }
-            (None, _) => (Verdict::False, reason::DEGRADED, format!("{count}, the rest starting")),
+            (None, _) => {
+                // What has yet to show itself does not fail because it is not there yet.
+                let (verdict, reason) = match self.role {
+                    PoolRole::Candidate => (Verdict::Unknown, reason::STARTING),
+                    _ => (Verdict::False, reason::DEGRADED),
+                };
+                (verdict, reason, format!("{count}, the rest starting"))
+            }
             (Some((reason, message)), 0) => (Verdict::False, reason, message),
             (Some((reason, message)), _) => {
                 let message = format!("{count}; {reason}: {message}");
@@ -218,12 +218,10 @@ impl<'a> View<'a> {
         }
     }
 
-    /// A refusal comes first: it says why there is nothing else to diagnose.
+    /// A setback comes first: it says why there is nothing else to diagnose.
     fn cause(&self) -> Option<(&'static str, String)> {
-        let refused = self.refused.map(|answer| {
-            (reason::POD_REFUSED, format!("the API server refuses new sandboxes: {answer}"))
-        });
-        refused.or_else(|| self.failure.clone())
+        let setback = self.setback.as_ref().map(|one| (one.reason, one.message.clone()));
+        setback.or_else(|| self.failure.clone())
     }
 }
 

@@ -15,13 +15,16 @@ const GATEWAY: &str = "gw-a";
 /// By then a pool that grew has said so, however long nobody had to read it.
 const GROWN: Duration = Duration::from_secs(5);
 
+/// How a new Pod is answered.
+type Create = fn(&Sent) -> Answer;
+
 /// What the watches show, and how a new Pod is answered.
 struct Cluster {
     pool: Value,
     pods: Vec<Value>,
     /// Requests queued at a live gateway; `None`: no gateway lives.
     queued: Option<i64>,
-    create: fn(&Sent) -> Answer,
+    create: Create,
 }
 
 impl Cluster {
@@ -264,15 +267,22 @@ async fn a_deletion_reaches_no_later_pod_of_the_name() {
 
 #[tokio::test(start_paused = true)]
 async fn what_is_refused_is_reported_and_asked_for_a_few_times_only() {
-    let refuse = |_: &Sent| Answer::failure(403, "Forbidden", "exceeded quota: pods");
-    let cluster = Cluster { queued: Some(200), create: refuse, ..Cluster::asleep() };
-    let writes = cluster.writes().await;
-    let asked = writes.iter().filter(|one| one.method.as_str() == "POST").count();
-    assert!(asked <= 16, "20 are wanted; {asked} were asked for in two attempts");
-    let status = writes.iter().find(|one| one.path.ends_with("/status"));
-    let ready = &status.expect("it is reported").body["status"]["conditions"][0];
-    assert_eq!(ready["reason"], "PodRefused");
-    assert!(ready["message"].as_str().is_some_and(|text| text.contains("exceeded quota")));
+    let quota = |_: &Sent| Answer::failure(403, "Forbidden", "exceeded quota: pods");
+    let webhook = |_: &Sent| {
+        let words = "Internal error occurred: failed calling webhook \"pods.example\": refused";
+        Answer::failure(500, "InternalError", words)
+    };
+    let refusals: [(Create, _); 2] =
+        [(quota, "exceeded quota"), (webhook, "failed calling webhook")];
+    for (create, words) in refusals {
+        let writes = Cluster { queued: Some(200), create, ..Cluster::asleep() }.writes().await;
+        let asked = writes.iter().filter(|one| one.method.as_str() == "POST").count();
+        assert_eq!(asked, 8, "20 are wanted; so many are asked for in one attempt");
+        let status = writes.iter().find(|one| one.path.ends_with("/status"));
+        let ready = &status.expect("it is reported").body["status"]["conditions"][0];
+        assert_eq!(ready["reason"], "PodRefused");
+        assert!(ready["message"].as_str().is_some_and(|text| text.contains(words)));
+    }
 }
 
 #[tokio::test(start_paused = true)]

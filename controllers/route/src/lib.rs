@@ -59,7 +59,7 @@ use kube::Resource;
 use portolan_api::{App, ClaimKind, Domain, Gateway, GatewayReport, Route};
 use portolan_claims::{Claims, Realm, sweep};
 use portolan_reconcile::{
-    Cache, Context, Controller, Events, Next, ObjectKey, Packed, Pass, Reconciler, RunError,
+    Cache, Context, Controller, Events, Next, ObjectKey, Packed, Pass, Queue, Reconciler, RunError,
     StatusWrite, Target, Watch, Writer,
 };
 
@@ -152,11 +152,12 @@ fn run_routes(
         Watch::<Lease>::new().in_namespace(system).labels(Gateway::SELECTOR).project(Gateway::of),
         move |change| wake::by_lease(change, &known),
     );
-    let (writer, events) = (controller.writer(), controller.events());
+    let (writer, events, queue) = (controller.writer(), controller.events(), controller.queue());
     let claims = Claims::new(REALM, writer.clone(), claims);
     controller.run(RouteReconciler {
         writer,
         events,
+        queue,
         routes,
         claims,
         domains,
@@ -171,6 +172,7 @@ fn run_routes(
 struct RouteReconciler {
     writer: Writer,
     events: Events,
+    queue: Queue,
     routes: Routes,
     claims: Claims,
     domains: Cache<Domain, DomainRule>,
@@ -190,6 +192,10 @@ impl Reconciler for RouteReconciler {
         let situation = self.observe(route.clone(), pass).await;
         let plan = plan::plan(&situation);
         let outcome = self.apply(&plan, pass).await;
+        for host in plan::offered(&situation, &plan) {
+            let asking = self.routes.keys_by_index(BY_HOST, host);
+            asking.into_iter().filter(|key| key != pass.key()).for_each(|key| self.queue.add(key));
+        }
         let report = status::report(&situation, &plan, &outcome, &self.settings, pass.now());
         let target = Target::of(route.as_ref());
         let written = self

@@ -141,6 +141,16 @@ pub(crate) fn plan(situation: &Situation) -> Plan {
     }
 }
 
+/// Hosts that the Route does not ask for any more and keeps until somebody else does. That it does
+/// not ask, no Claim tells those who wait.
+pub(crate) fn offered<'a>(situation: &'a Situation, plan: &Plan) -> Vec<&'a str> {
+    if plan.hold == Hold::Ours {
+        return Vec::new();
+    }
+    let kept = situation.own.iter().filter(|claim| is_left_behind(situation, claim));
+    kept.map(|claim| claim.spec.value.as_str()).collect()
+}
+
 /// The outcome of looking at who else asks for the host.
 enum Contest {
     /// It is this Route's; these steps make it so.

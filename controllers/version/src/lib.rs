@@ -114,8 +114,12 @@ impl Reconciler for VersionReconciler {
         let plan = plan::plan(&seen, &self.settings);
         let outcome = self.apply(pass, &seen, &plan).await;
         self.take_turns(pass.key(), plan.is_waiting);
+        let late_from = observe::late_from(&seen);
+        let is_late = late_from.is_some_and(|from| from <= pass.now());
+        self.wake(self.verifying.mark_late(pass.key(), is_late));
         let reported = self.report(pass, &seen, &plan).await;
-        outcome.and(reported)
+        let due = late_from.filter(|_| !is_late).map_or(Next::Settled, Next::At);
+        outcome.and(reported).map(|next| next.earliest(due, pass.now()))
     }
 }
 
@@ -126,6 +130,10 @@ impl VersionReconciler {
             true => self.verifying.wait(app),
             false => self.verifying.leave(app),
         };
+        self.wake(turns);
+    }
+
+    fn wake(&self, turns: Vec<ObjectKey>) {
         turns.into_iter().for_each(|app| self.queue.add(app));
     }
 

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use jiff::{SignedDuration, Timestamp};
 use portolan_api::{App, AppVersion, PoolRole, SandboxPool};
 use portolan_reconcile::{ObjectKey, Observed};
 
@@ -10,6 +11,9 @@ use crate::VersionReconciler;
 
 /// Index of versions and pools: the key of their App.
 pub(crate) const BY_APP: &str = "app";
+
+/// How long a pool has a place to verify, whatever its App says: others wait for it.
+const PATIENCE_MAX: SignedDuration = SignedDuration::from_mins(30);
 
 /// What this controller needs of an App.
 #[derive(Clone, Debug, PartialEq)]
@@ -26,6 +30,8 @@ pub(crate) struct AppFacts {
     pub(crate) latest: Option<String>,
     /// All live gateways follow the activation.
     pub(crate) is_settled: bool,
+    /// How long a version may take to become ready before it is late.
+    pub(crate) patience: SignedDuration,
 }
 
 impl AppFacts {
@@ -40,6 +46,7 @@ impl AppFacts {
             active: status.activation.map(|activation| activation.version),
             latest: status.latest_version,
             is_settled: status.settled_epoch == epoch,
+            patience: SignedDuration::from_secs(app.spec.progress_deadline_seconds.into()),
         })
     }
 }
@@ -110,6 +117,18 @@ fn is_controlled_by(version: &AppVersion, uid: &str) -> bool {
 /// on, at a slowing pace; it takes no place, so that broken versions do not hold up all others.
 pub(crate) fn is_verifying(pool: &SandboxPool) -> bool {
     pool.spec.role == PoolRole::Candidate && !pool.is_verified() && pool.failure().is_none()
+}
+
+/// When pools of the App that verify give up their places although they neither fail nor become
+/// ready; `None` when none verifies, or none has said since when. They verify on without.
+pub(crate) fn late_from(seen: &Seen) -> Option<Timestamp> {
+    let patience = seen.app.as_ref()?.patience.min(PATIENCE_MAX);
+    let verifying = seen.pools.values().filter(|pool| is_verifying(pool));
+    let word = verifying.filter_map(|pool| pool.ready());
+    // Until the pool has looked at its new role, its word is of another time.
+    let starting = word.filter(|ready| ready.status == "Unknown");
+    let since = starting.map(|ready| ready.last_transition_time.0).min()?;
+    since.checked_add(patience).ok()
 }
 
 /// The owners that a pool has and the versions seen do not account for: each wants a live read

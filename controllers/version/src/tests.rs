@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use portolan_api::conditions::reason;
 use portolan_api::resolve::{pool_name, resolve};
@@ -13,7 +13,7 @@ use portolan_api::{
 };
 use portolan_reconcile::ObjectKey;
 
-use crate::observe::{AppFacts, Seen, is_verifying, owners_in_doubt};
+use crate::observe::{AppFacts, Seen, is_verifying, late_from, owners_in_doubt};
 use crate::plan::{Plan, Settings, plan};
 use crate::status::{is_progress, status};
 
@@ -33,6 +33,7 @@ impl World {
             active: None,
             latest: None,
             is_settled: true,
+            patience: SignedDuration::from_secs(600),
         };
         Self { seen: Seen { app: Some(app), ..Seen::default() } }
     }
@@ -480,6 +481,34 @@ fn a_version_says_what_is_wrong_with_its_pool() {
     });
     assert_eq!(world.reason(&v1), "False ImagePullFailed");
     assert!(!is_verifying(world.pool(&v1, "web")), "it holds up no other version");
+}
+
+#[test]
+fn a_candidate_that_only_starts_is_late_one_day() {
+    let mut world = World::new();
+    let v1 = world.apply(WEB);
+    world.pass();
+    assert_eq!(late_from(&world.seen), None, "nobody has looked at it");
+    let name = world.pool_name(&v1, "web");
+    let mut say = |patience: i64, status: &str| {
+        world.app().patience = SignedDuration::from_secs(patience);
+        let pool = Arc::make_mut(world.seen.pools.get_mut(&name).expect("the pool exists"));
+        pool.status = Some(SandboxPoolStatus {
+            conditions: vec![
+                serde_json::from_value(serde_json::json!({
+                    "type": "Ready", "status": status, "reason": "Starting", "message": "",
+                    "lastTransitionTime": "1970-01-01T00:00:10Z",
+                }))
+                .unwrap(),
+            ],
+            ..SandboxPoolStatus::default()
+        });
+        late_from(&world.seen).map(Timestamp::as_second)
+    };
+    assert_eq!(say(600, "Unknown"), Some(610));
+    assert_eq!(say(86_400, "Unknown"), Some(1810), "whatever its App says");
+    assert_eq!(say(600, "True"), None, "that was in another role");
+    assert_eq!(say(600, "False"), None, "it has no place");
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! How many pools verify in the whole cluster, and which Apps wait for their turn.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use parking_lot::Mutex;
 use portolan_reconcile::ObjectKey;
@@ -17,6 +17,9 @@ pub(crate) struct Verifying {
 #[derive(Debug, Default)]
 struct State {
     counts: BTreeMap<ObjectKey, usize>,
+    /// Apps whose pools verify without a place: they have had theirs for longer than they may.
+    late: BTreeSet<ObjectKey>,
+    /// Pools that have a place: those of Apps that are not late.
     total: usize,
     /// The Apps that wait, by namespace, in the order of their coming; and when each came.
     waiting: BTreeMap<String, BTreeMap<u64, ObjectKey>>,
@@ -33,14 +36,15 @@ impl Verifying {
     /// whose turn it is.
     pub(crate) fn note(&self, app: &ObjectKey, was: bool, is: bool) -> Vec<ObjectKey> {
         let mut state = self.state.lock();
+        let place = usize::from(!state.late.contains(app));
         match (was, is) {
             (false, true) => {
                 *state.counts.entry(app.clone()).or_default() += 1;
-                state.total += 1;
+                state.total += place;
                 Vec::new()
             }
             (true, false) => {
-                state.total = state.total.saturating_sub(1);
+                state.total = state.total.saturating_sub(place);
                 if let Some(count) = state.counts.get_mut(app) {
                     *count = count.saturating_sub(1);
                     if *count == 0 {
@@ -53,10 +57,26 @@ impl Verifying {
         }
     }
 
-    /// How many pools of Apps other than `app` verify.
+    /// Takes the places of an App's pools away, or gives them back. Returns the Apps whose turn it
+    /// is.
+    pub(crate) fn mark_late(&self, app: &ObjectKey, is_late: bool) -> Vec<ObjectKey> {
+        let mut state = self.state.lock();
+        let places = state.counts.get(app).copied().unwrap_or(0);
+        if is_late && state.late.insert(app.clone()) {
+            state.total = state.total.saturating_sub(places);
+            return state.turns(self.limit);
+        }
+        if !is_late && state.late.remove(app) {
+            state.total += places;
+        }
+        Vec::new()
+    }
+
+    /// How many pools of Apps other than `app` have a place.
     pub(crate) fn count_others(&self, app: &ObjectKey) -> usize {
         let state = self.state.lock();
-        state.total - state.counts.get(app).copied().unwrap_or(0)
+        let own = state.counts.get(app).filter(|_| !state.late.contains(app));
+        state.total - own.copied().unwrap_or(0)
     }
 
     /// Has `app` wait for a place, behind those of its namespace that wait already. Returns the
@@ -143,6 +163,22 @@ mod tests {
         assert!(verifying.leave(&c).is_empty());
         assert!(verifying.note(&d, true, false).is_empty(), "nobody waits any more");
         assert_eq!((verifying.count_others(&a), verifying.count_others(&c)), (1, 0));
+    }
+
+    #[test]
+    fn who_is_late_has_no_place_until_it_begins_anew() {
+        let verifying = Verifying::new(2);
+        let [stuck, waits] = ["stuck", "waits"].map(|name| key("team", name));
+        verifying.note(&stuck, false, true);
+        verifying.note(&stuck, false, true);
+        assert!(verifying.wait(&waits).is_empty(), "there is no place");
+        assert_eq!(verifying.mark_late(&stuck, true), from_ref(&waits));
+        assert!(verifying.mark_late(&stuck, true).is_empty(), "it is known");
+        assert_eq!((verifying.count_others(&waits), verifying.count_others(&stuck)), (0, 0));
+        assert_eq!(verifying.note(&stuck, true, false), from_ref(&waits), "it has none to give");
+        assert_eq!(verifying.count_others(&waits), 0);
+        verifying.mark_late(&stuck, false);
+        assert_eq!(verifying.count_others(&waits), 1, "the other pool of it");
     }
 
     #[test]

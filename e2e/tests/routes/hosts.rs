@@ -89,6 +89,25 @@ async fn two_namespaces_can_swap_their_hosts() -> anyhow::Result<()> {
 }
 
 #[tokio::test]
+async fn who_waits_for_a_host_has_it_when_its_holder_asks_in_vain_for_another() -> anyhow::Result<()>
+{
+    with_controller(|stage| async move {
+        let (ours, theirs) = (&stage.ours, &stage.theirs);
+        let (left, taken) = (stage.host("left"), stage.host("taken"));
+        stage.apply(ours, "moves", &left).await;
+        stage.apply(theirs, "stays", &taken).await;
+        stage.until_held(&[(&left, ours, "moves"), (&taken, theirs, "stays")]).await;
+        stage.apply(theirs, "waits", &left).await;
+        stage.until_refused(theirs, "waits", HOST_CONFLICT).await;
+
+        stage.apply(ours, "moves", &taken).await;
+        stage.until_held(&[(&left, theirs, "waits"), (&taken, theirs, "stays")]).await;
+        stage.until_refused(ours, "moves", HOST_CONFLICT).await;
+    })
+    .await
+}
+
+#[tokio::test]
 async fn claims_whose_route_went_while_nobody_looked_are_deleted() -> anyhow::Result<()> {
     alone(|stage| async move {
         let (ours, theirs) = (&stage.ours, &stage.theirs);

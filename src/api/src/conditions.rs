@@ -60,7 +60,7 @@ pub mod reason {
         IMAGE_PULL_FAILED = "ImagePullFailed";
         /// The container cannot be made: a Secret, ConfigMap or key is missing.
         CONFIG_MISSING = "ConfigMissing";
-        /// The container cannot be started: no such command, or no permission.
+        /// The container cannot be started: no such command, no permission, or a node that refuses it.
         START_FAILED = "StartFailed";
         /// The program runs and does not listen on its port.
         NOT_LISTENING = "NotListening";
@@ -70,6 +70,8 @@ pub mod reason {
         UNSCHEDULABLE = "Unschedulable";
         /// The API server refused the Pod: Pod Security, quota, or an invalid template.
         POD_REFUSED = "PodRefused";
+        /// The API server refused what is made for the App: a quota, a policy, or its size.
+        OBJECT_REFUSED = "ObjectRefused";
         /// Nothing has been activated yet.
         NO_ACTIVE_VERSION = "NoActiveVersion";
         /// Serves with fewer sandboxes than wanted.

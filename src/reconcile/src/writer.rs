@@ -179,6 +179,17 @@ impl WriteError {
         self.category() == "api_forbidden"
     }
 
+    /// The API server's own words if it refused the object for what it is, by validation, admission,
+    /// quota or size: it will again until somebody changes something, so a condition says it.
+    pub fn refusal(&self) -> Option<&str> {
+        let answer = self.answer()?;
+        // These come as errors of the server: from etcd, and from a webhook that must be asked.
+        let is_told = answer.contains("request is too large")
+            || answer.contains("failed calling webhook")
+            || self.status().is_some_and(|status| status.code == 413);
+        (self.is_invalid() || self.is_forbidden() || is_told).then_some(answer)
+    }
+
     /// The API server's own words, for a condition's message; `None` when it did not answer.
     pub fn answer(&self) -> Option<&str> {
         self.status().map(|status| status.message.as_str())

@@ -33,6 +33,7 @@ fn what_is_remembered_belongs_to_one_pool() {
         woken: 0,
         demand: &demand,
         waits: true,
+        is_stale: false,
         reported: None,
         stored: None,
         history: None,

@@ -2,7 +2,7 @@ use portolan_api::{Concurrency, GatewayPhase, PoolRole, SandboxPoolStatus};
 
 use super::*;
 use crate::fixture::{
-    POOL_UID, at, gateway, pending, pool, reporting, sandbox, settings, situation, unready,
+    POOL_UID, at, ended, gateway, pending, pool, reporting, sandbox, settings, situation, unready,
 };
 
 /// What a plan does, in words that fit a table: `replicas 2`, `create 0-7 gw-a=10`, `grant 0-1 …`,
@@ -274,18 +274,40 @@ fn a_mark_is_final_and_new_demand_gets_a_new_sandbox() {
 
 #[test]
 fn what_has_ended_is_deleted_and_replaced_at_once() {
-    let evicted = Sandbox { ended: true, ready: false, ..plain(0, 1) };
     check(
-        &situation(fixed(1), vec![evicted], vec![gateway("gw-a", 0, 0)]),
+        &situation(fixed(1), vec![ended(plain(0, 1), true)], vec![gateway("gw-a", 0, 0)]),
         &["create 0-2 unlimited", "delete 0-1 Ended"],
     );
+}
+
+#[test]
+fn what_a_node_refuses_is_deleted_and_tried_again_later() {
+    let refused = situation(fixed(1), vec![ended(plain(0, 1), false)], vec![]);
+    let first = planned(&refused);
+    assert_eq!(steps(&first), ["delete 0-1 Ended"]);
+    let setback = first.setback.expect("it is remembered");
+    assert_eq!((setback.reason, setback.until), ("StartFailed", at(1)));
+    assert!(setback.message.contains("Evicted: the node was low"), "{}", setback.message);
+    let empty = Situation { setback: Some(setback), ..situation(fixed(1), vec![], vec![]) };
+    check(&empty, &[]);
+    assert_eq!(steps(&plan(&empty, &settings(), at(1))), ["create 0-1 unlimited"]);
+}
+
+#[test]
+fn whatever_wakes_a_pool_that_was_refused_asks_no_earlier() {
+    let mut refused = situation(pool(), vec![plain(0, 1)], vec![gateway("gw-a", 30, 10)]);
+    let quota = Setback::new(None, "PodRefused", "exceeded quota".to_owned(), at(0)).of_crowd(1);
+    refused.setback = Some(quota);
+    assert_eq!(planned(&refused).create, []);
+    refused.sandboxes.clear();
+    assert_eq!(planned(&refused).create.len(), 4, "there may be room again");
 }
 
 #[test]
 fn what_somebody_deletes_is_replaced_at_once_and_left_to_end() {
     let deleted = Sandbox { deleting: true, ..plain(0, 1) };
     let also_marked = Sandbox { deleting: true, ..marked(1, 2, -600) };
-    let also_ended = Sandbox { deleting: true, ended: true, ..plain(2, 3) };
+    let also_ended = Sandbox { deleting: true, ..ended(plain(2, 3), true) };
     check(
         &situation(fixed(1), vec![deleted, also_marked, also_ended], vec![]),
         &["create 0-4 unlimited"],
@@ -295,7 +317,7 @@ fn what_somebody_deletes_is_replaced_at_once_and_left_to_end() {
 #[test]
 fn foreign_pods_are_neither_counted_nor_touched() {
     let orphan = Sandbox { owner: Some("uid-of-an-older-pool".to_owned()), ..plain(0, 1) };
-    let ownerless = Sandbox { owner: None, ended: true, ..plain(1, 2) };
+    let ownerless = Sandbox { owner: None, ..ended(plain(1, 2), false) };
     let marked = Sandbox { owner: None, ..marked(2, 3, -600) };
     let foreign = || vec![orphan.clone(), ownerless.clone(), marked.clone()];
     check(&situation(fixed(1), foreign(), vec![]), &["create 0-4 unlimited"]);
@@ -425,4 +447,19 @@ fn a_thousand_sandboxes_are_planned_at_once() {
     assert_eq!((plan.create[999].ordinal, plan.create[999].incarnation), (999, 1000));
     let incarnations: BTreeSet<i64> = plan.create.iter().map(|new| new.incarnation).collect();
     assert_eq!(incarnations.len(), 1000, "no name is used twice");
+}
+
+#[test]
+fn an_idle_pool_is_judged_once_reports_are_fresh() {
+    let idle = |pool: &mut SandboxPool| {
+        let last_activity = k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(at(-5000));
+        let last_activity = Some(last_activity);
+        pool.status = Some(SandboxPoolStatus { last_activity, ..SandboxPoolStatus::default() });
+    };
+    let live = Gateway { expires: at(60), ..gateway("gw-a", 0, 0) };
+    let mut back = situation(pool_with(idle), vec![sandbox(0, 1)], vec![live]);
+    back.reports_fresh = at(15);
+    let held = planned(&back);
+    assert_eq!((held.decision.wanted, held.next), (1, Some(at(15))), "{held:#?}");
+    assert_eq!(plan(&back, &settings(), at(15)).decision.wanted, 0);
 }

@@ -48,7 +48,7 @@ status:
         pool: ObjectKey::new("team-a", POOL),
         owner: Some(POOL_UID.to_owned()),
         created: "2027-01-15T08:00:00Z".parse().unwrap(),
-        ended: false,
+        ended: None,
         deleting: true,
         scheduled: true,
         addressed: true,
@@ -62,12 +62,38 @@ status:
 
 #[test]
 fn a_pod_that_ended_is_told_from_one_that_runs() {
-    for (phase, ended) in [("Pending", false), ("Running", false), ("Unknown", false)] {
-        assert_eq!(viewed(&format!("phase: {phase}")).ended, ended, "{phase}");
+    for phase in ["Pending", "Running", "Unknown"] {
+        assert_eq!(viewed(&format!("phase: {phase}")).ended, None, "{phase}");
     }
     for phase in ["Failed", "Succeeded"] {
-        assert!(viewed(&format!("phase: {phase}\nreason: Evicted")).ended, "{phase}");
+        let ended = viewed(&format!("phase: {phase}\nreason: Evicted")).ended;
+        assert_eq!(ended.expect("it ended").words, "Evicted", "{phase}");
     }
+}
+
+#[test]
+fn what_a_node_refuses_is_told_from_what_it_ends_later() {
+    let rejected = "phase: Failed\nreason: SysctlForbidden\nmessage: 'Pod was rejected: no'";
+    let ended = viewed(rejected).ended.expect("it ended");
+    assert_eq!(ended.words, "SysctlForbidden: Pod was rejected: no");
+    assert!(!ended.has_lived);
+    let of_program = |state: &str| {
+        let status = format!(
+            "phase: Failed\nreason: Evicted\ncontainerStatuses:\n- {{ name: app, image: i, imageID: \
+             i, ready: false, restartCount: 0, state: {{ {state} }} }}"
+        );
+        viewed(&status).ended.expect("it ended").has_lived
+    };
+    let ran = |until: &str| {
+        format!(
+            "terminated: {{ exitCode: 137, startedAt: '2027-01-15T08:00:00Z', finishedAt: \
+             '2027-01-15T08:00:{until}Z' }}"
+        )
+    };
+    assert!(of_program(&ran("10")) && !of_program(&ran("09")));
+    assert!(of_program("running: { startedAt: '2027-01-15T08:00:00Z' }"), "its node is gone");
+    assert!(of_program("terminated: { exitCode: 137, reason: ContainerStatusUnknown }"));
+    assert!(!of_program("waiting: { reason: ContainerCreating }"));
 }
 
 #[test]

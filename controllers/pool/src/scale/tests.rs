@@ -16,6 +16,7 @@ fn input() -> Input<'static> {
         woken: 0,
         demand: IDLE,
         waits: true,
+        is_stale: false,
         reported: None,
         stored: Some(at(-10_000)),
         history: None,
@@ -300,4 +301,13 @@ fn counts_of_a_peak_are_remembered_once() {
     let counts: Vec<i32> =
         history.expect("the pool is awake").peaks.iter().map(|(count, _)| *count).collect();
     assert_eq!(counts, [20, 10, 2]);
+}
+
+#[test]
+fn nothing_is_given_up_on_the_word_of_old_reports() {
+    let idle = Input { replicas: 3, ..input() };
+    check(&idle, 0);
+    check(&Input { is_stale: true, ..idle.clone() }, 3);
+    check(&Input { is_stale: true, replicas: 0, ..idle.clone() }, 0);
+    check(&Input { is_stale: true, demand: &[50], ..idle }, 5);
 }

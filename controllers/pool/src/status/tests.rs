@@ -4,7 +4,7 @@ use portolan_api::SandboxPool;
 use super::*;
 use crate::{
     fixture::{
-        POOL, at, gateway, pending, pool, sandbox, settings, situation, unready, with_state,
+        POOL, at, ended, gateway, pending, pool, sandbox, settings, situation, unready, with_state,
     },
     plan::plan,
     sandbox::State,
@@ -106,7 +106,9 @@ fn a_candidate_needs_its_whole_floor() {
     let mut candidate = with_role(pool(), PoolRole::Candidate);
     candidate.spec.floor = Some(2);
     let starting = vec![sandbox(0, 1), pending(1, 2)];
-    check(&situation(candidate, starting, live()), "False", "Degraded", "1 of 2");
+    check(&situation(candidate.clone(), starting, live()), "Unknown", "Starting", "1 of 2");
+    let failing = vec![sandbox(0, 1), failing(1, 2, "ErrImagePull")];
+    check(&situation(candidate, failing, live()), "False", "Degraded", "ImagePullFailed: ");
 }
 
 #[test]
@@ -146,7 +148,7 @@ fn what_is_on_its_way_out_says_nothing_of_the_program() {
         vec![
             Sandbox { deleting: true, ..failing(1, 2, "CrashLoopBackOff") },
             Sandbox { drain: Some("7".into()), ..failing(2, 3, "CrashLoopBackOff") },
-            Sandbox { ended: true, ..failing(3, 4, "CrashLoopBackOff") },
+            ended(failing(3, 4, "CrashLoopBackOff"), true),
         ]
     };
     let beside = |standing| [vec![standing], leaving()].concat();
@@ -157,9 +159,12 @@ fn what_is_on_its_way_out_says_nothing_of_the_program() {
 
 /// The report when the API server refuses new sandboxes.
 fn refused(situation: &Situation, now: Timestamp) -> Report {
-    let plan = plan(situation, &settings(), now);
+    status(situation, &plan(situation, &settings(), now), &refusal(), now)
+}
+
+fn refusal() -> Outcome {
     let refused = Some("violates PodSecurity \"restricted\"".to_owned());
-    status(situation, &plan, &Outcome { refused, ..Outcome::default() }, now)
+    Outcome { refused, ..Outcome::default() }
 }
 
 #[test]
@@ -178,15 +183,35 @@ fn a_refused_sandbox_is_reported_in_the_servers_words() {
 #[test]
 fn what_was_refused_is_tried_again_ever_more_rarely() {
     let mut situation = situation(fixed(1), vec![], live());
-    let first = refused(&situation, at(0));
-    assert_eq!(first.next, Some(at(1)));
-    let mut pool = situation.pool.as_ref().clone();
-    pool.status = Some(first.status);
-    situation.pool = pool.into();
-    for (second, wait) in [(1, 1), (2, 2), (4, 4), (40, 40), (3600, 60)] {
-        let next = refused(&situation, at(second)).next;
-        assert_eq!(next, Some(at(second + wait)), "after {second} s");
+    for (now, wait) in [(0, 1), (1, 1), (2, 2), (4, 4), (8, 8), (16, 16)] {
+        let report = refused(&situation, at(now));
+        assert_eq!(report.next, Some(at(now + wait)), "after {now} s");
+        let (plan, outcome) = (plan(&situation, &settings(), at(now)), refusal());
+        situation.setback = outcome.setback(&situation, &plan, at(now));
     }
+}
+
+#[test]
+fn what_a_node_refuses_is_reported_in_its_words_until_it_is_overcome() {
+    let mut refused = situation(fixed(1), vec![ended(sandbox(0, 1), false)], live());
+    check(&refused, "False", "StartFailed", "the node was low on resource: memory");
+    refused.setback = plan(&refused, &settings(), at(0)).setback;
+    refused.sandboxes = vec![pending(0, 2).into()];
+    check(&refused, "False", "StartFailed", "the node was low on resource: memory");
+    let overcome = refused.setback.as_ref().expect("it is remembered").overcome();
+    assert_eq!(reported(&refused, at(1)).next, Some(overcome));
+    assert_eq!(reported(&refused, overcome).status.conditions[0].reason, "Starting");
+    refused.sandboxes = vec![sandbox(0, 2).into()];
+    check(&refused, "True", "Available", "1 of 1");
+}
+
+#[test]
+fn what_is_made_is_refused_no_more() {
+    let mut situation = situation(fixed(1), vec![], live());
+    let plan_before = plan(&situation, &settings(), at(0));
+    situation.setback = refusal().setback(&situation, &plan_before, at(0));
+    let report = reported(&situation, at(1));
+    assert_eq!(report.status.conditions[0].reason, "Starting");
 }
 
 #[test]
@@ -205,7 +230,7 @@ fn the_counts_are_of_sandboxes_that_stay() {
         sandbox(0, 1),
         unready(1, 2, 0),
         Sandbox { deleting: true, ..sandbox(2, 3) },
-        Sandbox { ended: true, ..sandbox(3, 4) },
+        ended(sandbox(3, 4), true),
         leaving,
         Sandbox { owner: None, ..sandbox(5, 6) },
     ];
