@@ -263,6 +263,43 @@ fn only_pods_reach_the_port_for_callers_inside() {
 }
 
 #[test]
+fn an_admin_port_without_peers_is_open_to_nobody() {
+    let rendered = render_with(&["--set-json", "networkPolicy.adminFrom=[]"]);
+    let policies = rendered.iter().filter(|object| object["kind"] == "NetworkPolicy");
+    let policies: Vec<_> = policies.collect();
+    assert_eq!(policies.len(), 2);
+    for policy in policies {
+        assert_eq!(policy["spec"]["policyTypes"], json!(["Ingress"]), "{policy}");
+        for rule in policy["spec"]["ingress"].as_array().expect("rules, or none") {
+            assert_ne!(rule["from"], json!([]), "no peers are all peers: {policy}");
+            let ports = rule["ports"].as_array().expect("a rule without ports opens all of them");
+            assert!(ports.iter().all(|port| port["port"] != "admin"), "{policy}");
+        }
+    }
+}
+
+#[test]
+fn node_ports_are_asked_for_only_where_a_service_has_some() {
+    #[track_caller]
+    fn check(kind: &str, expected: &Value) {
+        let kind = format!("gateway.service.type={kind}");
+        let ports = "gateway.service.httpNodePort=30080,gateway.service.httpsNodePort=30443";
+        let rendered = render_with(&["--set", &kind, "--set", ports]);
+        let is_it = |object: &&Value| {
+            object["kind"] == "Service" && object["metadata"]["name"] == "portolan-gateway"
+        };
+        let service = rendered.iter().find(is_it).expect("visitors have a Service");
+        let ports = service["spec"]["ports"].as_array().expect("it has ports");
+        let found: Vec<_> = ports.iter().map(|port| port["nodePort"].clone()).collect();
+        assert_eq!(json!(found), *expected, "{kind}");
+    }
+    // The API server refuses one there.
+    check("ClusterIP", &json!([null, null]));
+    check("NodePort", &json!([30080, 30443]));
+    check("LoadBalancer", &json!([30080, 30443]));
+}
+
+#[test]
 fn roles_hold_the_table_of_permissions_and_nothing_else() {
     for values in value_files() {
         let rendered = render(&values);
@@ -458,8 +495,16 @@ fn text(output: &Output) -> String {
 }
 
 fn render(values: &Path) -> Vec<Value> {
-    let output = helm(&["template", "portolan", &chart(), "-f", values.to_str().unwrap()]);
-    assert!(output.status.success(), "{}: {}", values.display(), text(&output));
+    render_with(&["-f", values.to_str().unwrap()])
+}
+
+/// What is rendered with the chart's own values and these options.
+fn render_with(options: &[&str]) -> Vec<Value> {
+    let chart = chart();
+    let mut arguments = vec!["template", "portolan", chart.as_str()];
+    arguments.extend_from_slice(options);
+    let output = helm(&arguments);
+    assert!(output.status.success(), "{options:?}: {}", text(&output));
     let objects: Vec<Value> =
         serde_saphyr::from_multiple(std::str::from_utf8(&output.stdout).unwrap()).unwrap();
     objects.into_iter().filter(|object| !object.is_null()).collect()

@@ -10,7 +10,7 @@ use std::time::Instant;
 use parking_lot::{Condvar, Mutex};
 use portolan_nft::Range;
 
-use crate::index::{Changes, Index};
+use crate::index::{Changes, Index, Sizes};
 
 /// What the rules need to know of the machine itself.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -61,8 +61,8 @@ pub(crate) struct Work {
     pub(crate) verify: bool,
     /// When the oldest change came in.
     pub(crate) since: Option<Instant>,
-    /// How many services and sandboxes there are.
-    pub(crate) sizes: (usize, usize),
+    /// How much there is, with the changes.
+    pub(crate) sizes: Sizes,
 }
 
 impl Inbox {
@@ -155,12 +155,13 @@ impl State {
     }
 
     fn take(&mut self) -> Work {
+        let changes = self.index.take_changes();
         Work {
-            changes: self.index.take_changes(),
+            changes,
             ground: self.ground.take(),
             verify: std::mem::take(&mut self.verify),
             since: self.since.take(),
-            sizes: (self.index.services_count(), self.index.sandboxes_count()),
+            sizes: self.index.sizes(),
         }
     }
 }

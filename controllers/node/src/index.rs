@@ -11,6 +11,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use portolan_api::AppService;
 use portolan_nft::{
     Affinity, Backends, Endpoint, Endpoints, Family, NodePort, Protocol, ServicePort,
 };
@@ -50,6 +51,19 @@ pub(crate) struct Index {
     sandboxes: BTreeMap<Sandbox, u32>,
     gone: BTreeSet<Sandbox>,
     reused: BTreeSet<IpAddr>,
+    /// Ports that have more endpoints than they can lead to.
+    crowded: BTreeSet<Port>,
+}
+
+/// How many of each there are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Sizes {
+    /// AppServices and internal names.
+    pub(crate) services: usize,
+    /// Addresses of sandboxes.
+    pub(crate) sandboxes: usize,
+    /// Ports that have more endpoints than they can lead to.
+    pub(crate) crowded: usize,
 }
 
 /// A sandbox by its address, and by which Pod of those that have had the address it is.
@@ -60,6 +74,9 @@ const INTERNAL_PORT: &str = "internal";
 
 /// As many endpoints as a slice can have. What is not in one that is full may exist.
 const ENDPOINTS_MAX: usize = 1000;
+
+// AppServices tell users the limit that the kernel's rules set; this crate alone knows both.
+const _: () = assert!(portolan_nft::ENDPOINTS_MAX == AppService::ENDPOINTS_LED_MAX);
 
 /// An AppService with its slices, either of which may come first.
 #[derive(Debug, Default)]
@@ -158,15 +175,14 @@ impl Index {
         !(self.touched.is_empty() && self.gone.is_empty() && self.reused.is_empty())
     }
 
-    /// How many AppServices and internal names there are.
-    pub(crate) fn services_count(&self) -> usize {
+    /// How many there are of what is counted. Ports are as of the last look at the changes.
+    pub(crate) fn sizes(&self) -> Sizes {
         let known = self.services.values().filter(|front| front.facts.is_some()).count();
-        known + self.internal.len()
-    }
-
-    /// How many sandboxes there are.
-    pub(crate) fn sandboxes_count(&self) -> usize {
-        self.sandboxes.len()
+        Sizes {
+            services: known + self.internal.len(),
+            sandboxes: self.sandboxes.len(),
+            crowded: self.crowded.len(),
+        }
     }
 
     /// Whether some slice has a sandbox of this address.
@@ -200,6 +216,10 @@ impl Index {
         }
         for port in unsettled {
             let backends = self.holder(port).map(|source| self.backends(source, port));
+            match backends.as_ref().is_some_and(is_crowded) {
+                true => self.crowded.insert(port),
+                false => self.crowded.remove(&port),
+            };
             match port {
                 Port::Service(port) => drop(changes.services.insert(port, backends)),
                 Port::Node(port) => drop(changes.node_ports.insert(port, backends)),
@@ -361,6 +381,15 @@ impl Front {
         let endpoints = chosen(slices, (&named.name, named.protocol), families);
         Backends { affinity: facts.affinity, endpoints }
     }
+}
+
+/// Whether some of the endpoints are left out, in a family.
+fn is_crowded(backends: &Backends) -> bool {
+    let count = |family: Family| {
+        let endpoints = backends.endpoints.iter();
+        endpoints.filter(|end| Family::of(end.address) == family).count()
+    };
+    Family::ALL.into_iter().any(|family| count(family) > portolan_nft::ENDPOINTS_MAX)
 }
 
 /// Endpoints of a port: those that are ready, and in a family where none is, those that go but

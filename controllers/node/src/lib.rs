@@ -97,6 +97,7 @@ pub fn start(
         ctx: ctx.clone(),
         inbox: inbox.clone(),
         node_name: settings.node_name,
+        proc: "/proc".into(),
         node: watches.node(),
         machine: seen.clone(),
         opened: opens.clone(),

@@ -10,6 +10,8 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
 
+use crate::index::Sizes;
+
 /// The agent's metrics. Cheap to clone; all clones are the same.
 #[derive(Clone, Debug)]
 pub struct Metrics {
@@ -22,6 +24,7 @@ pub struct Metrics {
     pub(crate) unended: Counter,
     services: Gauge,
     sandboxes: Gauge,
+    crowded: Gauge,
     pub(crate) verified: Counter,
     pub(crate) elements: Gauge,
     pub(crate) latency: Histogram,
@@ -51,6 +54,7 @@ impl Metrics {
             unended: Counter::default(),
             services: Gauge::default(),
             sandboxes: Gauge::default(),
+            crowded: Gauge::default(),
             verified: Counter::default(),
             elements: Gauge::default(),
             latency: Histogram::new(LATENCY_BUCKETS),
@@ -76,6 +80,8 @@ impl Metrics {
         registry.register("services", help, metrics.services.clone());
         let help = "Addresses of sandboxes in EndpointSlices";
         registry.register("sandboxes", help, metrics.sandboxes.clone());
+        let help = "Ports with more sandboxes of one family than a node can lead to";
+        registry.register("crowded_ports", help, metrics.crowded.clone());
         let help = "From the first change of a round as the watch gave it to its commit";
         let latency = metrics.latency.clone();
         registry.register_with_unit("event_to_kernel", help, Unit::Seconds, latency);
@@ -98,9 +104,13 @@ impl Metrics {
         self.resyncs.inc_by(resyncs as u64);
     }
 
-    pub(crate) fn size(&self, (services, sandboxes): (usize, usize)) {
+    /// Takes in how much there is, and returns whether more ports are crowded than before.
+    pub(crate) fn size(&self, sizes: Sizes) -> bool {
+        let Sizes { services, sandboxes, crowded } = sizes;
+        let crowded = i64::try_from(crowded).unwrap_or(i64::MAX);
         self.services.set(i64::try_from(services).unwrap_or(i64::MAX));
         self.sandboxes.set(i64::try_from(sandboxes).unwrap_or(i64::MAX));
+        self.crowded.set(crowded) < crowded
     }
 
     pub(crate) fn fail(&self, error: &ForwardError) {

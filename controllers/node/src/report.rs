@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use portolan_nft::Family;
 use portolan_process::ErrorChain;
 use portolan_reconcile::{Conditions, Context, ObjectKey, Observed, RunError, Writer as ApiWriter};
 use tokio::sync::watch;
-use tokio::time::{MissedTickBehavior, interval, sleep};
+use tokio::time::{Instant, MissedTickBehavior, interval, interval_at, sleep};
 
 use crate::COMPONENT;
 use crate::facts::NodeFacts;
@@ -28,6 +28,8 @@ pub(crate) struct Reporter {
     pub(crate) ctx: Context,
     pub(crate) inbox: Arc<Inbox>,
     pub(crate) node_name: String,
+    /// Where the kernel tells of itself and of its ports: `/proc`.
+    pub(crate) proc: PathBuf,
     pub(crate) node: watch::Receiver<Option<NodeFacts>>,
     pub(crate) machine: watch::Receiver<Option<Machine>>,
     pub(crate) opened: watch::Receiver<Option<Opened>>,
@@ -36,6 +38,9 @@ pub(crate) struct Reporter {
 
 /// How often the ports of the host are looked at: /proc tells of no change.
 const LOOK_EVERY: Duration = Duration::from_secs(10);
+/// How often the report itself is looked at: whoever deletes it tells nobody, and the garbage
+/// collector does when a Node comes back as another.
+const CHECK_EVERY: Duration = Duration::from_secs(180);
 /// What changes together is written together, and what flaps is not written each time.
 const SETTLE: Duration = Duration::from_millis(200);
 /// Pause after a report that could not be written.
@@ -49,6 +54,24 @@ struct Facts {
     opened: Option<Opened>,
     listening: BTreeSet<ListeningPort>,
     state: State,
+}
+
+/// What was said last.
+struct Said {
+    spec: NodeReportSpec,
+    /// UID of the Node that owns it; `None`: it is not there any more. The spec stays, because it
+    /// tells since when conditions hold.
+    owner: Option<String>,
+}
+
+/// Why a round of the reporter begins.
+enum Woken {
+    /// The ports of the host are due.
+    Look,
+    /// The report itself is.
+    Check,
+    /// Something else is to be said.
+    Change,
 }
 
 impl Reporter {
@@ -69,23 +92,27 @@ impl Reporter {
     async fn report(&mut self) {
         let writer = self.ctx.writer(COMPONENT);
         // An agent that starts anew goes on with what the one before said, and since when.
-        let mut written = self.read(&writer).await;
-        let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+        let mut said = self.read(&writer).await;
+        let kernel = fs::read_to_string(self.proc.join("sys/kernel/osrelease")).unwrap_or_default();
         let kernel = kernel.trim().to_owned();
         let mut looks = interval(LOOK_EVERY);
         looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut checks = interval_at(Instant::now() + CHECK_EVERY, CHECK_EVERY);
+        checks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut found = BTreeSet::new();
         loop {
-            let is_time = tokio::select! {
-                _ = looks.tick() => true,
-                Ok(()) = self.node.changed() => false,
-                Ok(()) = self.machine.changed() => false,
-                Ok(()) = self.opened.changed() => false,
-                Ok(()) = self.state.changed() => false,
+            let woken = tokio::select! {
+                _ = looks.tick() => Woken::Look,
+                _ = checks.tick() => Woken::Check,
+                Ok(()) = self.node.changed() => Woken::Change,
+                Ok(()) = self.machine.changed() => Woken::Change,
+                Ok(()) = self.opened.changed() => Woken::Change,
+                Ok(()) = self.state.changed() => Woken::Change,
             };
-            match is_time {
-                true => found = look(&self.inbox.asked_over_udp(), found),
-                false => sleep(SETTLE).await,
+            match woken {
+                Woken::Look => found = look(&self.proc, &self.inbox.asked_over_udp(), found),
+                Woken::Check => said = self.check(&writer, said).await,
+                Woken::Change => sleep(SETTLE).await,
             }
             let node = self.node.borrow_and_update().clone();
             let machine = self.machine.borrow_and_update().clone();
@@ -98,9 +125,9 @@ impl Reporter {
                 listening: found.clone(),
                 state: self.state.borrow_and_update().clone(),
             };
-            let observed = written.as_ref().map(|spec| spec.conditions.as_slice());
+            let observed = said.as_ref().map(|said| said.spec.conditions.as_slice());
             let spec = spec(facts, observed.unwrap_or_default(), self.ctx.now());
-            if written.as_ref() == Some(&spec) {
+            if said.as_ref().is_some_and(|said| said.says(&spec, &node)) {
                 continue;
             }
             let report = NodeReport { metadata: self.metadata(&node), spec: spec.clone() };
@@ -108,18 +135,30 @@ impl Reporter {
                 tracing::warn!(error = %ErrorChain(&error), "Report not written");
                 sleep(PAUSE).await;
             }
-            written = Some(spec);
+            said = Some(Said { spec, owner: Some(node.uid) });
         }
     }
 
-    async fn read(&self, writer: &ApiWriter) -> Option<NodeReportSpec> {
+    async fn read(&self, writer: &ApiWriter) -> Option<Said> {
         loop {
             match writer.get::<NodeReport>(&ObjectKey::cluster(&*self.node_name)).await {
-                Observed::Present(report) => return Some(report.spec),
+                Observed::Present(report) => return Some(Said::by(report)),
                 Observed::Absent => return None,
                 Observed::Unknown(why) => tracing::warn!(why, "Report not read"),
             }
             sleep(PAUSE).await;
+        }
+    }
+
+    /// What the report says now, if it can be read.
+    async fn check(&self, writer: &ApiWriter, said: Option<Said>) -> Option<Said> {
+        match writer.get::<NodeReport>(&ObjectKey::cluster(&*self.node_name)).await {
+            Observed::Present(report) => Some(Said::by(report)),
+            Observed::Absent => said.map(|said| Said { owner: None, ..said }),
+            Observed::Unknown(why) => {
+                tracing::warn!(why, "Report not read");
+                said
+            }
         }
     }
 
@@ -141,9 +180,25 @@ impl Reporter {
     }
 }
 
+impl Said {
+    fn by(report: NodeReport) -> Self {
+        let mut owners = report.metadata.owner_references.into_iter().flatten();
+        let owner = owners.find(|owner| owner.kind == "Node").map(|owner| owner.uid);
+        Self { spec: report.spec, owner }
+    }
+
+    fn says(&self, spec: &NodeReportSpec, node: &NodeFacts) -> bool {
+        self.spec == *spec && self.owner.as_ref() == Some(&node.uid)
+    }
+}
+
 /// What listens now, or what did if that cannot be told.
-fn look(asked: &BTreeSet<u16>, before: BTreeSet<ListeningPort>) -> BTreeSet<ListeningPort> {
-    listening(Path::new("/proc"), asked).unwrap_or_else(|error| {
+fn look(
+    proc: &Path,
+    asked: &BTreeSet<u16>,
+    before: BTreeSet<ListeningPort>,
+) -> BTreeSet<ListeningPort> {
+    listening(proc, asked).unwrap_or_else(|error| {
         tracing::warn!(%error, "Ports of the host not read");
         before
     })

@@ -10,14 +10,14 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use portolan_nft::{
-    Change, Conntrack, ConntrackError, Error, Features, Flows, ForwardError, Forwarder, Kernel,
-    Ruleset, Unended,
+    Change, Conntrack, ConntrackError, ENDPOINTS_MAX, Error, Features, Flows, ForwardError,
+    Forwarder, Kernel, Ruleset, Unended,
 };
 use portolan_process::ErrorChain;
 use tokio::sync::watch;
 
 use crate::inbox::{Inbox, Wake, Work};
-use crate::index::Changes;
+use crate::index::{Changes, Sizes};
 use crate::metrics::Metrics;
 
 #[cfg(test)]
@@ -166,7 +166,7 @@ impl Writer {
     /// All that is desired, from what a new index or one that repeats itself says.
     fn first(&self, work: Work) -> Ruleset {
         let Work { changes, ground, verify: _, since: _, sizes } = work;
-        self.metrics.size(sizes);
+        self.size(sizes);
         let Changes { services, node_ports, gone: _, reused: _ } = changes;
         let ground = ground.unwrap_or_default();
         let services = services.into_iter();
@@ -215,7 +215,7 @@ impl Writer {
         if let Some(since) = since {
             self.metrics.latency.observe(since.elapsed().as_secs_f64());
         }
-        self.metrics.size(sizes);
+        self.size(sizes);
         if let Some(conntrack) = &mut running.conntrack {
             forwarder.end_at_once(conntrack);
         }
@@ -251,6 +251,15 @@ impl Writer {
         let flows = reused.into_iter().map(Flows::Sandbox).collect();
         if let Err(Unended { first, .. }) = conntrack.end(&flows) {
             self.fail_to_end(&first);
+        }
+    }
+
+    /// Says once of a port that not all of its sandboxes get connections: not each time, for it may
+    /// stay so.
+    fn size(&self, sizes: Sizes) {
+        if self.metrics.size(sizes) {
+            let (ports, limit) = (sizes.crowded, ENDPOINTS_MAX);
+            tracing::warn!(ports, limit, "Ports have more sandboxes than are led to");
         }
     }
 

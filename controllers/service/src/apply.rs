@@ -28,9 +28,19 @@ pub(crate) struct Outcome {
     pub(crate) taken: Option<Taken>,
     /// What failed first; the other steps were still taken.
     pub(crate) failure: Option<Error>,
+    /// A slice is not known to say what it should. Apart from the failure, which may be another
+    /// step's.
+    pub(crate) slices_lag: bool,
 }
 
 impl Outcome {
+    /// Takes in what became of a slice.
+    fn add_slice(&mut self, done: Result<Done, Error>) {
+        // One that turned out to be ours says what it did before until the next look.
+        self.slices_lag |= matches!(done, Ok(Done::Changed) | Err(_));
+        self.add(done);
+    }
+
     fn add(&mut self, done: Result<Done, Error>) {
         match done {
             Ok(Done::Changed) => self.changed = true,
@@ -55,7 +65,15 @@ impl Sources {
         let Plan { steps, take, ports: _, taken: _ } = plan;
         let mut outcome = Outcome::default();
         for step in steps {
-            outcome.add(self.take_step(step, of, pass).await);
+            let done = self.take_step(step, of, pass).await;
+            match step {
+                Step::CreateSlice(_) | Step::ReplaceSlice(_) | Step::DeleteSlice(_) => {
+                    outcome.add_slice(done);
+                }
+                Step::CreateService(_) | Step::ReplaceService(_) | Step::Release(..) => {
+                    outcome.add(done);
+                }
+            }
         }
         let ports = take.iter().copied().map(|port| self.take_port(port, of, pass));
         let mut ports = stream::iter(ports).buffer_unordered(TAKEN_AT_ONCE);

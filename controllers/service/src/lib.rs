@@ -26,6 +26,8 @@
 //! - A node port is reported as held only while its Claim names this AppService.
 //! - Endpoints are Pods that the pool controls by UID, of the service's own pool, never of a
 //!   preview. What cannot be seen at the moment leaves the slices as they are.
+//! - `observedGeneration` advances only when the slices say what it asks for, whatever else is wrong:
+//!   sandboxes of the former pool are deleted then.
 //! - A Pod that was an endpoint is listed until it is gone, and takes nothing new if it is not of
 //!   the pool any more.
 

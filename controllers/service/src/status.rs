@@ -2,7 +2,7 @@
 
 use jiff::Timestamp;
 use portolan_api::conditions::{NODE_PORTS_EXCLUSIVE, READY, reason};
-use portolan_api::{AppServiceStatus, HeldNodePort, Holder};
+use portolan_api::{AppService, AppServiceStatus, HeldNodePort, Holder};
 use portolan_reconcile::{Conditions, Observed, Transition, Verdict, WriteError};
 
 use crate::address;
@@ -50,16 +50,18 @@ pub(crate) fn report(
     let mut conditions = Conditions::new(&before.conditions, generation, now);
     let finding = finding(situation, plan, outcome);
     let observed_generation = match &finding {
+        Some(_) if is_told(situation, outcome) => Some(generation),
+        // A pass that could not find out, or tell nodes, does not speak of this generation.
+        _ => before.observed_generation,
+    };
+    match &finding {
         Some(Finding { verdict, reason, message }) => {
             conditions.set(READY, *verdict, reason, message.as_str());
-            Some(generation)
         }
-        // A pass that could not find out does not speak of this generation.
         None => {
             conditions.keep(READY);
-            before.observed_generation
         }
-    };
+    }
     let was_disputed = before.conditions.iter().any(|one| one.type_ == NODE_PORTS_EXCLUSIVE);
     match dispute(plan) {
         Dispute::With(message) => {
@@ -89,6 +91,18 @@ pub(crate) fn report(
         conditions,
     };
     Report { status, transitions }
+}
+
+/// Whether the slices say where the address leads now. An epoch waits for this and for nothing else
+/// here: sandboxes of the former pool are deleted then, and nodes lead to what the slices list.
+fn is_told(situation: &Situation, outcome: &Outcome) -> bool {
+    let are_seen = !matches!(situation.sandboxes, Some(Observed::Unknown(_)));
+    // Of an address that is not known, slices are not planned. Where there is none, nothing leads
+    // anywhere.
+    let has_known_address = !matches!(situation.address, Slot::Unknown(_));
+    let mut slices = situation.slices.values();
+    let are_left = slices.any(|slot| matches!(slot, Slot::Leaving | Slot::Unknown(_)));
+    are_seen && has_known_address && !are_left && !outcome.slices_lag
 }
 
 /// Who else is on a node port that is held.
@@ -177,12 +191,20 @@ fn serving(situation: &Situation) -> Option<Finding> {
         count => Finding {
             verdict: Verdict::True,
             reason: reason::AVAILABLE,
-            message: match count {
-                1 => format!("1 sandbox behind {addresses}"),
-                many => format!("{many} sandboxes behind {addresses}"),
-            },
+            message: available(count, &addresses),
         },
     })
+}
+
+fn available(count: i32, addresses: &str) -> String {
+    let led = AppService::ENDPOINTS_LED_MAX;
+    match count {
+        1 => format!("1 sandbox behind {addresses}"),
+        many if usize::try_from(many).is_ok_and(|many| many > led) => {
+            format!("{many} sandboxes behind {addresses}, of which each node leads to {led}")
+        }
+        many => format!("{many} sandboxes behind {addresses}"),
+    }
 }
 
 fn name_conflict(taken: &Taken) -> Finding {

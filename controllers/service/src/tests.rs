@@ -325,15 +325,19 @@ fn an_internal_name_of_the_same_app_is_handed_over() {
     check_belongs(owner("chat-x", "uid-of-chat-x"), Belongs::Elsewhere);
 }
 
-fn refused(code: u16, message: &str) -> Outcome {
+fn refusal(code: u16, message: &str) -> WriteError {
     let status = json!({ "status": "Failure", "code": code, "message": message, "reason": "" });
-    let error = WriteError {
+    WriteError {
         verb: "create",
         kind: "Service".into(),
         key: ObjectKey::new("team-a", "chat-irc"),
         source: kube::Error::Api(from_value(status).unwrap()).into(),
-    };
-    Outcome { failure: Some(Error::Service(error)), ..Outcome::default() }
+    }
+}
+
+fn refused(code: u16, message: &str) -> Outcome {
+    let failure = Some(Error::Service(refusal(code, message)));
+    Outcome { failure, ..Outcome::default() }
 }
 
 #[test]
@@ -360,6 +364,54 @@ fn a_pass_that_found_nothing_out_says_nothing_new() {
     check_steps(&situation, &[]);
     assert_eq!(report_on(&situation, &Outcome::default()).status, before);
     assert!(situation.unknown().is_some(), "it is tried again");
+}
+
+/// The same at its next generation, the former one having been acted on.
+fn changed(situation: Situation) -> Situation {
+    let status = report_on(&situation, &Outcome::default()).status;
+    assert_eq!(status.observed_generation, Some(3), "it begins as acted on");
+    let mut service = situation.service.as_ref().clone();
+    service.metadata.generation = Some(4);
+    service.status = Some(status);
+    Situation { service: Arc::new(service), ..situation }
+}
+
+#[track_caller]
+fn check_observed(situation: &Situation, outcome: &Outcome, reason: &str, expected: i64) {
+    let status = report_on(situation, outcome).status;
+    let ready = status.conditions.iter().find(|one| one.type_ == "Ready").expect("it is set");
+    assert_eq!(ready.reason, reason, "what is wrong is told: {}", ready.message);
+    assert_eq!(status.observed_generation, Some(expected), "{reason}");
+}
+
+/// Sandboxes of the former pool are deleted once a generation is acted on.
+#[test]
+fn a_generation_is_acted_on_only_when_its_slices_say_so() {
+    let unwritten =
+        |failure| Outcome { failure: Some(failure), slices_lag: true, ..Outcome::default() };
+    let situation = changed(settled(app_service(None)));
+    for code in [500, 429, 403] {
+        let outcome = unwritten(Error::Slice(refusal(code, "not now")));
+        check_observed(&situation, &outcome, "ServiceRefused", 3);
+    }
+    let disputed = || changed(contended(other(), HolderState::Asks));
+    check_observed(&disputed(), &Outcome::default(), "NodePortConflict", 4);
+    let outcome = unwritten(Error::Stale("the endpoints"));
+    check_observed(&disputed(), &outcome, "NodePortConflict", 3);
+    let mut unseen = disputed();
+    unseen.sandboxes = Some(Observed::Unknown("the watch of Pods is interrupted".into()));
+    check_observed(&unseen, &Outcome::default(), "NodePortConflict", 3);
+    for slot in [Slot::Unknown("malformed".into()), Slot::Leaving] {
+        let mut unseen = disputed();
+        unseen.slices.insert(Family::V6, slot);
+        check_observed(&unseen, &Outcome::default(), "NodePortConflict", 3);
+    }
+    let mut unseen = disputed();
+    unseen.address = Slot::Unknown("malformed".into());
+    check_observed(&unseen, &Outcome::default(), "NodePortConflict", 3);
+    // Nothing leads to a former pool where there is no address.
+    let without = changed(fresh(app_service(None)));
+    check_observed(&without, &refused(403, "exceeded quota: services"), "ServiceRefused", 4);
 }
 
 // === node ports ===
@@ -674,6 +726,23 @@ fn of_more_sandboxes_than_a_slice_holds_the_draining_are_left_out() {
     assert_eq!(endpoints.len(), 1000);
     let first = endpoints[0].target_ref.clone().unwrap();
     assert_eq!(first.name.as_deref(), Some("s0000"));
+}
+
+#[test]
+fn more_sandboxes_than_nodes_lead_to_are_told() {
+    let outcome = Outcome::default();
+    let many = |count: usize| {
+        let mut situation = settled(app_service(None));
+        let sandboxes = (0..count).map(|n| sandbox(&format!("s{n:03}"), true, false)).collect();
+        situation.sandboxes = Some(Observed::Present(sandboxes));
+        situation
+    };
+    let addresses = "10.96.0.7 and fd00::7";
+    let all = format!("256 sandboxes behind {addresses}");
+    let ready = report_on(&many(256), &outcome).status.conditions;
+    assert_eq!(ready[0].message, all, "nothing is missing");
+    let some = format!("300 sandboxes behind {addresses}, of which each node leads to 256");
+    check_ready(&many(300), &outcome, "Available", &some);
 }
 
 #[test]

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use k8s_openapi::api::core::v1::{Pod, Service};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::Resource;
 use portolan_api::{App, AppService, NodeReport, SandboxPool, Transport, labels};
 use portolan_reconcile::{ObjectKey, Packed};
@@ -53,7 +54,8 @@ pub(crate) struct ServiceView {
     pub(crate) key: ObjectKey,
     /// The ports that it has on every node.
     pub(crate) node_ports: BTreeSet<NodePort>,
-    /// All of it, if Portolan's proxy serves it; others are not ours whatever is in them.
+    /// All of it, if Portolan's proxy serves it or an App or AppService controls it; others are not
+    /// ours whatever is in them. By the label alone, one that lost it could not get it back.
     pub(crate) ours: Option<Packed<Service>>,
 }
 
@@ -61,10 +63,24 @@ impl ServiceView {
     pub(crate) fn of(service: Service) -> Option<Self> {
         let key = ObjectKey::of(&service);
         let node_ports = node_ports(&service);
-        let proxy = service.metadata.labels.as_ref().and_then(|all| all.get(labels::SERVICE_PROXY));
-        let is_ours = proxy.is_some_and(|proxy| proxy == labels::MANAGER);
+        let is_ours = is_ours(&service);
         Some(Self { key, node_ports, ours: is_ours.then(|| Packed::of(service)).flatten() })
     }
+}
+
+/// Whether a Service may be one that Portolan made: whose it is, the UID of its controller says.
+pub(crate) fn is_ours(service: &Service) -> bool {
+    let proxy = service.metadata.labels.as_ref().and_then(|all| all.get(labels::SERVICE_PROXY));
+    let mut owners = service.metadata.owner_references.iter().flatten();
+    let owner = owners.find(|owner| owner.controller == Some(true));
+    let is_controlled = |owner: &OwnerReference| is_a::<AppService>(owner) || is_a::<App>(owner);
+    proxy.is_some_and(|proxy| proxy == labels::MANAGER) || owner.is_some_and(is_controlled)
+}
+
+/// Whether an owner is of this kind of Portolan's, in whatever version.
+pub(crate) fn is_a<K: Resource<DynamicType = ()>>(owner: &OwnerReference) -> bool {
+    let group = owner.api_version.split_once('/').map(|(group, _)| group);
+    group.is_some_and(|group| group == K::group(&())) && owner.kind == K::kind(&())
 }
 
 fn node_ports(service: &Service) -> BTreeSet<NodePort> {
@@ -204,6 +220,22 @@ mod tests {
         let udp = NodePort { number: 30053, transport: Transport::Udp };
         assert_eq!(view.node_ports, [udp, tcp(30080), tcp(31000)].into());
         assert_eq!(view.ours, None);
+    }
+
+    #[test]
+    fn a_service_is_kept_for_its_label_or_for_its_controller() {
+        let is_kept = |label: &str, version: &str, kind: &str| {
+            let owner = json!({ "apiVersion": version, "kind": kind, "name": "chat-irc",
+                "uid": "1", "controller": true });
+            let service = from_value(json!({ "metadata": { "name": "chat-irc",
+                "labels": { labels::SERVICE_PROXY: label }, "ownerReferences": [owner] } }));
+            ServiceView::of(service.unwrap()).unwrap().ours.is_some()
+        };
+        assert!(is_kept("portolan", "v1", "ConfigMap"));
+        assert!(is_kept("theirs", "portolan.dev/v1alpha1", "AppService"));
+        assert!(is_kept("theirs", "portolan.dev/v1", "App"), "whatever the version");
+        assert!(!is_kept("theirs", "portolan.dev/v1alpha1", "Route"));
+        assert!(!is_kept("theirs", "example.dev/v1alpha1", "App"));
     }
 
     #[track_caller]

@@ -172,6 +172,20 @@ async fn a_change_replaces_exactly_what_was_seen() {
     assert_eq!(body["spec"].get("selector"), None);
 }
 
+/// Whose a Service is, the UID of its controller says; what it is, the labels.
+#[tokio::test(start_paused = true)]
+async fn a_label_that_somebody_took_away_is_put_back() {
+    for label in [labels::SERVICE_PROXY, labels::INTERNAL] {
+        let mut service = made().await;
+        let complete = service["metadata"]["labels"].clone();
+        let ours = service["metadata"]["labels"].as_object_mut().expect("it has labels");
+        ours.remove(label).expect("it had the label");
+        let writes = Cluster { services: vec![service], ..Cluster::fresh() }.writes(SECOND).await;
+        assert_eq!(lines(&writes), [format!("PUT {SERVICES}/shop-web")], "without {label}");
+        assert_eq!(writes[0].body["metadata"]["labels"], complete);
+    }
+}
+
 /// The service has a port now that is not http: the name becomes its AppService's.
 #[tokio::test(start_paused = true)]
 async fn a_name_that_is_not_needed_any_more_is_deleted_as_it_was_seen() {

@@ -14,13 +14,17 @@ const SLICES: &str = "/apis/discovery.k8s.io/v1/namespaces/team-a/endpointslices
 const CLAIMS: &str = "/apis/portolan.dev/v1alpha1/claims";
 const STATUS: &str = "/apis/portolan.dev/v1alpha1/namespaces/team-a/appservices/chat-irc/status";
 
-/// What the watches show, and how the creation of a Service is answered.
+/// How a creation is answered.
+type OnCreate = fn(&Sent) -> Answer;
+
+/// What the watches show, and how creations of Services and slices are answered.
 struct Cluster {
     app_service: Value,
     services: Vec<Value>,
     slices: Vec<Value>,
     claims: Vec<Value>,
-    create: fn(&Sent) -> Answer,
+    create: OnCreate,
+    create_slice: OnCreate,
 }
 
 impl Cluster {
@@ -37,7 +41,7 @@ impl Cluster {
             }] },
         });
         let (services, slices, claims) = (vec![], vec![], vec![]);
-        Self { app_service, services, slices, claims, create: allocated }
+        Self { app_service, services, slices, claims, create: allocated, create_slice: stored }
     }
 
     /// Runs the controller for a second and returns its writes, in order.
@@ -71,6 +75,7 @@ impl Cluster {
             }
             ("GET", path) if path.ends_with("/nodereports") => listing("NodeReport", vec![]),
             ("POST", SERVICES) => (self.create)(sent),
+            ("POST", SLICES) => (self.create_slice)(sent),
             ("POST", _) => stored(sent),
             ("PUT", _) => {
                 let mut object = sent.body.clone();
@@ -229,6 +234,21 @@ async fn what_is_as_it_should_be_is_not_written_to() {
     assert_eq!(cluster.writes().await, vec![]);
 }
 
+/// Whose a Service is, the UID of its controller says; what serves it, the label.
+#[tokio::test(start_paused = true)]
+async fn a_label_that_somebody_took_away_is_put_back() {
+    let mut cluster = settled(&Cluster::fresh().writes().await);
+    let ours = cluster.services[0]["metadata"]["labels"].as_object_mut().expect("it has labels");
+    ours.remove(labels::SERVICE_PROXY).expect("it had the label");
+    let writes = cluster.writes().await;
+    assert_eq!(writes.len(), 1, "{writes:#?}");
+    let service = only(&writes, "PUT", &format!("{SERVICES}/chat-irc"));
+    let metadata = &service.body["metadata"];
+    assert_eq!(metadata["labels"][labels::SERVICE_PROXY], "portolan");
+    assert_eq!(metadata["uid"], "uid-of-the-new-one");
+    assert_eq!(service.body["spec"]["clusterIPs"], json!(["10.96.0.7"]), "the address stays");
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_change_replaces_exactly_what_was_seen() {
     let mut cluster = settled(&Cluster::fresh().writes().await);
@@ -262,4 +282,17 @@ async fn without_an_address_left_the_rest_is_done_and_the_reason_told() {
         (&ready["status"], &ready["reason"]),
         (&json!("False"), &json!("AddressesExhausted"))
     );
+}
+
+/// The App would delete the sandboxes of its former pool.
+#[tokio::test(start_paused = true)]
+async fn a_generation_whose_slices_are_refused_is_not_acted_on() {
+    let busy = |_: &Sent| Answer::failure(500, "InternalError", "etcdserver: request timed out");
+    let mut cluster = Cluster { create_slice: busy, ..Cluster::fresh() };
+    cluster.app_service["status"] = json!({ "observedGeneration": 3 });
+    let writes = cluster.writes().await;
+    let status = writes.iter().rfind(|one| one.path == STATUS).expect("it is told");
+    let status = &status.body["status"];
+    assert_eq!(status["conditions"][0]["reason"], "ServiceRefused");
+    assert_eq!(status["observedGeneration"], 3);
 }

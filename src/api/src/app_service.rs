@@ -65,6 +65,10 @@ pub struct AppServiceSpec {
 }
 
 impl AppService {
+    /// How many sandboxes, of each family of addresses, a node leads to behind one port. What an
+    /// agent can program; one that could do another number would not compile.
+    pub const ENDPOINTS_LED_MAX: usize = 256;
+
     /// The condition `Ready`, once the service controller has set it.
     pub fn ready(&self) -> Option<&Condition> {
         let conditions = &self.status.as_ref()?.conditions;

@@ -153,7 +153,7 @@ fn a_port_that_goes_is_nobodys() {
     index.service(&key("chat"), None);
     let changes = index.take_changes();
     assert_eq!(changes.services[&vip("10.96.0.1", Protocol::Tcp, 6697)], None);
-    assert_eq!(index.services_count(), 0);
+    assert_eq!(index.sizes().services, 0);
 }
 
 /// What leaves a slice is gone, whatever was said of it last: the service controller keeps there
@@ -171,7 +171,22 @@ fn a_sandbox_is_gone_when_its_slice_lists_it_no_more() {
     let Changes { gone, reused, .. } = index.take_changes();
     assert_eq!(gone, ["10.8.0.1", "10.8.0.2", "10.8.0.3", "10.8.0.4"].map(ip).into());
     assert_eq!(reused, [].into());
-    assert_eq!(index.sandboxes_count(), 2);
+    assert_eq!(index.sizes().sandboxes, 2);
+}
+
+#[test]
+fn a_port_with_more_endpoints_than_it_leads_to_is_counted_while_it_is_so() {
+    let mut index = Index::default();
+    put_service(&mut index, "chat", service(&["10.96.0.1"], &[("irc", Protocol::Tcp, 6667, None)]));
+    let ends: Vec<String> = (0..300).map(|n| format!("10.8.{}.{}", n / 100, n % 100 + 1)).collect();
+    let ends: Vec<&str> = ends.iter().map(String::as_str).collect();
+    let (many, few) = (slice("chat", &[IRC], &ends), slice("chat", &[IRC], &ends[..256]));
+    put_slice(&mut index, "v4", None, Some(many.clone()));
+    drop(index.take_changes());
+    assert_eq!(index.sizes(), Sizes { services: 1, sandboxes: 300, crowded: 1 });
+    put_slice(&mut index, "v4", Some(many), Some(few));
+    drop(index.take_changes());
+    assert_eq!(index.sizes(), Sizes { services: 1, sandboxes: 256, crowded: 0 });
 }
 
 #[test]
@@ -411,7 +426,7 @@ proptest! {
         gather(&mut expected.0, changes.services);
         gather(&mut expected.1, changes.node_ports);
         prop_assert_eq!(&held, &expected);
-        prop_assert_eq!(index.sandboxes_count(), new.sandboxes_count());
+        prop_assert_eq!(index.sizes(), new.sizes());
         for (port, backends) in &held.0 {
             let family = Family::of(port.address);
             prop_assert!(backends.endpoints.iter().all(|end| Family::of(end.address) == family));

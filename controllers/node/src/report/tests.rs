@@ -1,6 +1,8 @@
 use portolan_api::Transport;
 use portolan_api::conditions::reason;
 use portolan_nft::Features;
+use portolan_reconcile::testing::{Answer, Sent, Wire, context};
+use serde_json::Value;
 
 use super::*;
 use crate::inbox::Ground;
@@ -77,4 +79,76 @@ fn the_same_state_is_the_same_report_later() {
     assert_eq!(again, first);
     let failed = spec(facts(State::Failed("x".into())), &first.conditions, later);
     assert_ne!(failed.conditions[0].last_transition_time, first.conditions[0].last_transition_time);
+}
+
+fn node(uid: &str) -> Option<NodeFacts> {
+    Some(NodeFacts { uid: uid.into(), addresses: BTreeSet::new() })
+}
+
+/// Runs the reporter of `node-1` in a cluster that keeps its reports, or loses each at once, and
+/// returns what is sent and how to tell it of its Node.
+fn start(is_kept: bool) -> (Wire, watch::Sender<Option<NodeFacts>>) {
+    let stored = parking_lot::Mutex::new(None::<Value>);
+    let (wire, client) = Wire::answering(move |sent| {
+        if sent.method.as_str() == "PATCH" {
+            *stored.lock() = is_kept.then(|| sent.body.clone());
+            return Answer::Json(200, sent.body.clone());
+        }
+        let live = stored.lock().clone();
+        let absent = || Answer::failure(404, "NotFound", "not found");
+        live.map_or_else(absent, |report| Answer::Json(200, report))
+    });
+    let (told, node) = watch::channel(node("uid-a"));
+    let reporter = Reporter {
+        ctx: context(client),
+        inbox: Arc::default(),
+        node_name: "node-1".into(),
+        // What listens on the machine of the tests changes while they run.
+        proc: "/nowhere".into(),
+        node,
+        machine: watch::channel(Some(Machine::default())).1,
+        opened: watch::channel(None).1,
+        state: watch::channel(State::Programmed).1,
+    };
+    tokio::spawn(reporter.run());
+    (wire, told)
+}
+
+/// The reports that were written, in order.
+fn written(wire: &Wire) -> Vec<Value> {
+    let sent = wire.sent().into_iter().filter(|one| one.method.as_str() == "PATCH");
+    let report = |one: Sent| {
+        assert_eq!(one.path, "/apis/portolan.dev/v1alpha1/nodereports/node-1");
+        one.body
+    };
+    sent.map(report).collect()
+}
+
+/// UID of the owner of each.
+fn owners(wire: &Wire) -> Vec<Value> {
+    let owner = |report: &Value| report["metadata"]["ownerReferences"][0]["uid"].clone();
+    written(wire).iter().map(owner).collect()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_node_that_comes_back_as_another_owns_its_report() {
+    let (wire, told) = start(true);
+    sleep(Duration::from_secs(1)).await;
+    assert_eq!(owners(&wire), ["uid-a"]);
+    told.send_replace(node("uid-b"));
+    sleep(Duration::from_secs(1)).await;
+    assert_eq!(owners(&wire), ["uid-a", "uid-b"]);
+    sleep(CHECK_EVERY * 3).await;
+    assert_eq!(written(&wire).len(), 2, "what is there and as it should be is not written again");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_report_that_somebody_deleted_comes_back_as_it_was() {
+    let (wire, _told) = start(false);
+    sleep(CHECK_EVERY - Duration::from_secs(1)).await;
+    assert_eq!(owners(&wire), ["uid-a"]);
+    sleep(Duration::from_secs(2)).await;
+    let written = written(&wire);
+    let [first, second] = &written[..] else { panic!("two reports: {written:#?}") };
+    assert_eq!(first, second, "and says since when conditions hold");
 }

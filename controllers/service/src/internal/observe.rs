@@ -9,6 +9,8 @@ use kube::Resource;
 use portolan_api::{App, AppService, AppVersion, PortType, labels, names};
 use portolan_reconcile::{Cache, ObjectKey, Observed, Packed, Writer};
 
+use crate::view::{is_a, is_ours};
+
 /// Versions by `namespace/name` of the internal names of their services.
 pub(crate) const BY_NAME: &str = "name";
 /// Services by the UID of their controller.
@@ -66,7 +68,8 @@ pub(crate) struct Named {
     pub(crate) of: Option<(String, String)>,
     /// It was deleted and will go.
     pub(crate) leaving: bool,
-    /// All of it, if it says that it is an internal name.
+    /// All of it, if it says that it is an internal name or an App controls it: one that lost the
+    /// label is an internal name still.
     pub(crate) internal: Option<Packed<Service>>,
 }
 
@@ -128,15 +131,17 @@ impl Names {
 impl Named {
     pub(crate) fn of(service: Service) -> Self {
         let label = |key: &str| service.metadata.labels.as_ref()?.get(key).cloned();
-        let is_ours = label(labels::SERVICE_PROXY).is_some_and(|proxy| proxy == labels::MANAGER);
+        let is_ours = is_ours(&service);
         let of = label(labels::APP).zip(label(labels::SERVICE)).filter(|_| is_ours);
-        let internal = label(labels::INTERNAL).is_some_and(|kind| kind == labels::INTERNAL_HTTP);
+        let says_so = label(labels::INTERNAL).is_some_and(|kind| kind == labels::INTERNAL_HTTP);
+        let owner = controller(&service);
+        let is_internal = (is_ours && says_so) || owner.as_ref().is_some_and(is_a::<App>);
         Self {
             key: ObjectKey::of(&service),
-            owner: controller(&service),
+            owner,
             of,
             leaving: service.metadata.deletion_timestamp.is_some(),
-            internal: (is_ours && internal).then(|| Packed::of(service)).flatten(),
+            internal: is_internal.then(|| Packed::of(service)).flatten(),
         }
     }
 
@@ -151,7 +156,8 @@ impl Named {
     pub(crate) fn is_passing(&self, app: &App, service: &str) -> bool {
         let Some(owner) = &self.owner else { return self.leaving };
         let name = app.metadata.name.as_deref().unwrap_or_default();
-        let is_former = owner.kind == App::kind(&()) && owner.name == name;
+        let is_another = app.metadata.uid.as_ref() != Some(&owner.uid);
+        let is_former = owner.kind == App::kind(&()) && owner.name == name && is_another;
         let (of_app, of_service) = (names::label_value(name), names::label_value(service));
         let is_address = owner.kind == AppService::kind(&())
             && self.of.as_ref().is_some_and(|(app, service)| {

@@ -128,10 +128,12 @@ fn what_is_somebody_elses_is_told_and_what_passes_is_waited_for() {
         json!({ labels::SERVICE_PROXY: "portolan", labels::APP: "shop",
             labels::SERVICE: service })
     };
+    let bare = json!({ labels::APP: "shop", labels::SERVICE: "web" });
     let cases = [
         ("nobody's", named(json!([]), json!({})), true),
         ("another App's", named(owned_by("App", "shop-x"), of("web")), true),
         ("an earlier App's", named(owned_by("App", "shop"), of("web")), false),
+        ("its address without the label", named(owned_by("AppService", "shop-web"), bare), false),
         ("the same service's address", named(owned_by("AppService", "shop-web"), of("web")), false),
         ("another's address", named(owned_by("AppService", "shop-web"), of("x-web")), true),
     ];
