@@ -10,7 +10,7 @@ use kube::api::PostParams;
 use kube::{Api, Client};
 use serde_json::json;
 use tokio::sync::watch;
-use tokio::time::{Instant, interval, sleep};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 use tokio::try_join;
 
 use super::counts::Writes;
@@ -28,6 +28,8 @@ const RAW_TIME: Duration = Duration::from_secs(5);
 const AWAKE: usize = 500;
 /// How long until another App is Ready or sleeps.
 const PATIENCE: Duration = Duration::from_secs(300);
+/// How long the busy Apps stay awake: longer than it takes to wake all of them one after the other.
+const BUSY_SLEEP_AFTER: u32 = 120;
 /// How long the busy Apps are watched.
 const BUSY_TIME: Duration = Duration::from_secs(60);
 const MEBIBYTE: f64 = 1_048_576.0;
@@ -110,22 +112,30 @@ impl AppsArgs {
                 sleeping.wait_for(|sleeping| number < sleeping + AWAKE).await?;
                 Ok(())
             };
-            let (done, ()) = try_join!(
-                falling_asleep(&client, self.apps, PATIENCE, &sleeping),
-                make_in_turn(&client, 0..self.apps, self.routes, SLEEPS_AT_ONCE, turn)
-            )?;
+            let (routes, busy) = (self.routes, self.busy.min(self.apps));
+            let making = async {
+                make_in_turn(&client, 0..busy, routes, BUSY_SLEEP_AFTER, &turn).await?;
+                make_in_turn(&client, busy..self.apps, routes, SLEEPS_AT_ONCE, &turn).await
+            };
+            let sleepers = falling_asleep(&client, self.apps, PATIENCE, &sleeping);
+            let (done, ()) = try_join!(sleepers, making)?;
             let time = done - began;
             let writes = Writes::read(&client).await?.since(&before);
             Ok((raw, time, first, ours(writes, self.apps, self.routes)))
         })?;
         println!("==> {} Apps are Ready after {time:?}", self.apps);
         let idle = stub.inside(async || self.idle(stub).await)?;
-        println!("==> {} writes in {} idle seconds", idle.total(), self.idle_seconds);
+        println!("==> In {} idle seconds: {}", self.idle_seconds, idle.text(1.0));
         let (controller, gateway) = (stub.memory("controller")?.now, stub.memory("gateway0")?.now);
+        let mebibytes = |bytes: f64| bytes / MEBIBYTE;
+        println!(
+            "==> {:.1} MiB in the controllers, {:.1} MiB in a gateway",
+            mebibytes(controller),
+            mebibytes(gateway)
+        );
         let busy = stub.inside(async || self.busy(stub).await)?;
         println!("==> {} writes in {BUSY_TIME:?} of load", busy.total());
         let gateway_peak = relist_peak(stub).await?;
-        let mebibytes = |bytes: f64| bytes / MEBIBYTE;
         Ok(Measured {
             raw,
             time,
@@ -154,6 +164,7 @@ impl AppsArgs {
         let client = stub.client().await?;
         let mut before = None;
         let mut second = interval(Duration::from_secs(1));
+        second.set_missed_tick_behavior(MissedTickBehavior::Delay);
         // They have to be awake before it counts.
         for round in 0..BUSY_TIME.as_secs() + 20 {
             second.tick().await;
