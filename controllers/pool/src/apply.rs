@@ -210,21 +210,19 @@ impl Outcome {
                 self.name_taken |= !ours;
                 self.incarnation = self.incarnation.max(incarnation);
             }
-            Err(Error::Create(refusal)) if speaks_of_sandbox(&refusal) => {
-                self.refused = refusal.refusal().map(str::to_owned);
-            }
-            Err(error) => {
-                self.error.get_or_insert(error);
-            }
+            Err(error) => match refusal(&error) {
+                Some(answer) => self.refused = Some(answer.to_owned()),
+                None => _ = self.error.get_or_insert(error),
+            },
         }
     }
 }
 
-/// Whether it was refused for what it is. Being forbidden to create any Pod at all is a defect of
-/// the installation.
-fn speaks_of_sandbox(refusal: &WriteError) -> bool {
-    let refusal = refusal.refusal();
-    refusal.is_some_and(|answer| !answer.contains("cannot create resource \"pods\""))
+/// The API server's words if it refused the sandbox for what it is. Being forbidden to create any
+/// Pod at all is a defect of the installation.
+fn refusal(error: &Error) -> Option<&str> {
+    let Error::Create(source) = error else { return None };
+    source.refusal().filter(|answer| !answer.contains("cannot create resource \"pods\""))
 }
 
 /// Does all of them, some at a time; the first error, after all were tried.

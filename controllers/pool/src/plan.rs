@@ -285,10 +285,10 @@ impl<'a> Planner<'a> {
     /// The latest setback. A sandbox that ended before it came to anything is one: so would the
     /// next. Where one that lived has ended, another is made at once.
     fn setback(&self) -> Option<Setback> {
-        let before = self.situation.setback.as_ref().filter(|one| !one.is_overcome(self.now));
-        let ends = self.members.ended.iter().filter_map(|one| Some((one, one.ended.as_ref()?)));
-        let Some((sandbox, end)) = ends.into_iter().find(|(_, end)| !end.has_lived) else {
-            return before.cloned();
+        let before = self.situation.setback.as_ref();
+        let mut ends = self.members.ended.iter().filter_map(|one| Some((one, one.ended.as_ref()?)));
+        let Some((sandbox, end)) = ends.find(|(_, end)| !end.has_lived) else {
+            return before.filter(|before| !before.is_overcome(self.now)).cloned();
         };
         let (name, words) = (&sandbox.key.name, &end.words);
         let message = format!("sandbox {name} ended before its program could serve: {words}");

@@ -2,9 +2,10 @@
 //!
 //! Up at once; down only when a whole scale-down delay has passed since the greater number was
 //! last needed; to the least number only when the pool has been without a request for longer than
-//! the delay; and never on the word of reports that may be old. The sandboxes that a delay keeps are known from [`History`]. It is lost with the
-//! process; then the number that was wanted last is taken as needed up to the last activity, which
-//! is reported and stored, so a restart neither stops a sandbox early nor keeps one late.
+//! the delay; and never on the word of reports that may be old. The sandboxes that a delay keeps
+//! are known from [`History`]. It is lost with the process; then the number that was wanted last is
+//! taken as needed up to the last activity, which is reported and stored, so a restart neither
+//! stops a sandbox early nor keeps one late.
 
 use std::collections::VecDeque;
 

@@ -49,18 +49,14 @@ pub(crate) fn report(
     let before = service.status.clone().unwrap_or_default();
     let mut conditions = Conditions::new(&before.conditions, generation, now);
     let finding = finding(situation, plan, outcome);
-    let observed_generation = match &finding {
-        Some(_) if is_told(situation, outcome) => Some(generation),
-        // A pass that could not find out, or tell nodes, does not speak of this generation.
-        _ => before.observed_generation,
-    };
-    match &finding {
+    // A pass that could not find out, or tell nodes, does not speak of this generation.
+    let is_told = finding.is_some() && is_told(situation, outcome);
+    let observed_generation = if is_told { Some(generation) } else { before.observed_generation };
+    match finding {
         Some(Finding { verdict, reason, message }) => {
-            conditions.set(READY, *verdict, reason, message.as_str());
+            conditions.set(READY, verdict, reason, message);
         }
-        None => {
-            conditions.keep(READY);
-        }
+        None => _ = conditions.keep(READY),
     }
     let was_disputed = before.conditions.iter().any(|one| one.type_ == NODE_PORTS_EXCLUSIVE);
     match dispute(plan) {

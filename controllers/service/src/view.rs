@@ -29,10 +29,7 @@ impl Belongs {
     /// Ownership is by UID; the kind and name of the owner only tell what will go by itself.
     pub(crate) fn of(object: &impl Resource, to: &AppService) -> Self {
         let meta = object.meta();
-        let mut owners = meta.owner_references.iter().flatten();
-        let Some(owner) = owners.find(|owner| owner.controller == Some(true)) else {
-            return Self::Elsewhere;
-        };
+        let Some(owner) = controller(object) else { return Self::Elsewhere };
         let is_here = to.metadata.uid.as_ref() == Some(&owner.uid);
         let is_namesake = owner.kind == AppService::kind(&())
             && to.metadata.name.as_deref() == Some(owner.name.as_str());
@@ -71,10 +68,15 @@ impl ServiceView {
 /// Whether a Service may be one that Portolan made: whose it is, the UID of its controller says.
 pub(crate) fn is_ours(service: &Service) -> bool {
     let proxy = service.metadata.labels.as_ref().and_then(|all| all.get(labels::SERVICE_PROXY));
-    let mut owners = service.metadata.owner_references.iter().flatten();
-    let owner = owners.find(|owner| owner.controller == Some(true));
     let is_controlled = |owner: &OwnerReference| is_a::<AppService>(owner) || is_a::<App>(owner);
-    proxy.is_some_and(|proxy| proxy == labels::MANAGER) || owner.is_some_and(is_controlled)
+    proxy.is_some_and(|proxy| proxy == labels::MANAGER)
+        || controller(service).is_some_and(is_controlled)
+}
+
+/// The owner that controls an object.
+pub(crate) fn controller(object: &impl Resource) -> Option<&OwnerReference> {
+    let mut owners = object.meta().owner_references.iter().flatten();
+    owners.find(|owner| owner.controller == Some(true))
 }
 
 /// Whether an owner is of this kind of Portolan's, in whatever version.
@@ -124,14 +126,13 @@ impl Sandbox {
     /// `None` for a Pod without the label, and for one in which nothing runs any more.
     pub(crate) fn of(pod: Pod) -> Option<Self> {
         let key = ObjectKey::of(&pod);
+        let owner = controller(&pod).map(|owner| owner.uid.clone());
         let meta = pod.metadata;
         let pool = meta.labels.as_ref()?.get(labels::POOL)?;
         let status = pod.status.unwrap_or_default();
         if matches!(status.phase.as_deref(), Some("Failed" | "Succeeded")) {
             return None;
         }
-        let mut owners = meta.owner_references.iter().flatten();
-        let owner = owners.find(|owner| owner.controller == Some(true));
         let is_marked = meta.annotations.is_some_and(|all| all.contains_key(labels::DRAIN));
         let mut conditions = status.conditions.iter().flatten();
         // Older kubelets say only `podIP`.
@@ -141,7 +142,7 @@ impl Sandbox {
         Some(Self {
             pool: ObjectKey::new(key.namespace.clone(), pool.clone()),
             uid: meta.uid.unwrap_or_default(),
-            owner: owner.map(|owner| owner.uid.clone()),
+            owner,
             addresses: addresses.collect(),
             node: pod.spec.and_then(|spec| spec.node_name),
             serving: conditions.any(|one| one.type_ == "Ready" && one.status == "True"),

@@ -9,7 +9,7 @@ use kube::Resource;
 use portolan_api::{App, AppService, AppVersion, PortType, labels, names};
 use portolan_reconcile::{Cache, ObjectKey, Observed, Packed, Writer};
 
-use crate::view::{is_a, is_ours};
+use crate::view::{controller, is_a, is_ours};
 
 /// Versions by `namespace/name` of the internal names of their services.
 pub(crate) const BY_NAME: &str = "name";
@@ -113,7 +113,7 @@ impl Names {
         });
         Self {
             services: services.collect(),
-            owner: controller(version).map(|owner| owner.uid),
+            owner: controller(version).map(|owner| owner.uid.clone()),
             app: ObjectKey::new(namespace, app.clone()),
         }
     }
@@ -134,7 +134,7 @@ impl Named {
         let is_ours = is_ours(&service);
         let of = label(labels::APP).zip(label(labels::SERVICE)).filter(|_| is_ours);
         let says_so = label(labels::INTERNAL).is_some_and(|kind| kind == labels::INTERNAL_HTTP);
-        let owner = controller(&service);
+        let owner = controller(&service).cloned();
         let is_internal = (is_ours && says_so) || owner.as_ref().is_some_and(is_a::<App>);
         Self {
             key: ObjectKey::of(&service),
@@ -165,9 +165,4 @@ impl Named {
             });
         self.leaving || is_former || is_address
     }
-}
-
-fn controller(object: &impl Resource) -> Option<OwnerReference> {
-    let mut owners = object.meta().owner_references.iter().flatten();
-    owners.find(|owner| owner.controller == Some(true)).cloned()
 }

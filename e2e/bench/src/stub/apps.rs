@@ -126,13 +126,9 @@ impl AppsArgs {
         println!("==> {} Apps are Ready after {time:?}", self.apps);
         let idle = stub.inside(async || self.idle(stub).await)?;
         println!("==> In {} idle seconds: {}", self.idle_seconds, idle.text(1.0));
-        let (controller, gateway) = (stub.memory("controller")?.now, stub.memory("gateway0")?.now);
-        let mebibytes = |bytes: f64| bytes / MEBIBYTE;
-        println!(
-            "==> {:.1} MiB in the controllers, {:.1} MiB in a gateway",
-            mebibytes(controller),
-            mebibytes(gateway)
-        );
+        let controller = stub.memory("controller")?.now / MEBIBYTE;
+        let gateway = stub.memory("gateway0")?.now / MEBIBYTE;
+        println!("==> {controller:.1} MiB in the controllers, {gateway:.1} MiB in a gateway");
         let busy = stub.inside(async || self.busy(stub).await)?;
         println!("==> {} writes in {BUSY_TIME:?} of load", busy.total());
         let gateway_peak = relist_peak(stub).await?;
@@ -143,9 +139,9 @@ impl AppsArgs {
             writes,
             idle,
             busy,
-            controller: mebibytes(controller),
-            gateway: mebibytes(gateway),
-            gateway_peak: mebibytes(gateway_peak),
+            controller,
+            gateway,
+            gateway_peak: gateway_peak / MEBIBYTE,
         })
     }
 
