@@ -129,11 +129,11 @@ fn pods(labels: BTreeMap<String, String>) -> NetworkPolicyPeer {
     }
 }
 
-/// Distinct names of the services that never sleep because of their ports.
+/// Distinct names of the services that never sleep, although they would by their scale.
 pub(crate) fn sleepless(version: &AppVersion) -> BTreeSet<&str> {
     let services = version.spec.services.iter();
     services
-        .filter(|s| s.has_l4() && s.scale.min == 0)
+        .filter(|s| !s.can_sleep() && s.scale.min == 0)
         .map(|service| service.name.as_str())
         .collect()
 }

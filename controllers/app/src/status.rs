@@ -6,7 +6,7 @@ use portolan_api::conditions::{
     PROGRESSING, READY, ROUTES_READY, SERVICES_READY, SLEEPABLE, reason,
 };
 use portolan_api::resolve::pool_name;
-use portolan_api::{App, AppStatus, AppVersion, SandboxPool, ServiceStatus};
+use portolan_api::{App, AppStatus, AppVersion, SandboxPool, ServiceStatus, VersionService};
 use portolan_reconcile::{Conditions, Transition, Verdict};
 
 use crate::l4;
@@ -295,10 +295,13 @@ fn sleepable(version: &AppVersion) -> Option<Word> {
         return None;
     }
     let message = format!(
-        "services with a tcp or udp port or a nodePort keep one sandbox, because only http wakes: {}",
+        "services without an http port, or with a tcp or udp port or a nodePort, keep one sandbox, \
+         because only http wakes: {}",
         services.join(", ")
     );
-    Some((Verdict::False, reason::L4_PORTS, message))
+    let has_l4 = version.spec.services.iter().any(VersionService::has_l4);
+    let reason = if has_l4 { reason::L4_PORTS } else { reason::NO_HTTP_PORT };
+    Some((Verdict::False, reason, message))
 }
 
 /// Where the oldest ready Route answers.

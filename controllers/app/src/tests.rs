@@ -607,6 +607,12 @@ fn a_service_that_cannot_sleep_says_so() {
     world.ready();
     world.settle();
     world.check("Sleepable", "False L4Ports");
+    let auto = json!({ "mode": "Auto", "max": 3 });
+    let mut worker = World::new(json!([{ "name": "worker", "scale": auto }]));
+    worker.pass();
+    worker.ready();
+    worker.settle();
+    worker.check("Sleepable", "False NoHttpPort");
     assert!(condition(&serving().status().conditions, "Sleepable").is_none());
 }
 

@@ -99,6 +99,11 @@ impl Inbox {
         }
     }
 
+    /// Whether a sandbox or a gateway may have this address.
+    pub(crate) fn may_have(&self, address: IpAddr) -> bool {
+        self.state.lock().index.may_have(address)
+    }
+
     /// The node ports over UDP that AppServices ask for.
     pub(crate) fn asked_over_udp(&self) -> BTreeSet<u16> {
         self.state.lock().index.asked_over_udp()

@@ -190,6 +190,16 @@ impl Index {
         self.sandboxes.range((address, 0)..=(address, u32::MAX)).next().is_some()
     }
 
+    /// Whether a sandbox or a gateway may have this address: some slice lists it, or one is full
+    /// and so may have left out who drains.
+    pub(crate) fn may_have(&self, address: IpAddr) -> bool {
+        let mut gateways = self.gateways.values().flat_map(|slice| &slice.endpoints);
+        let mut slices = self.services.values().flat_map(|front| &front.slices);
+        self.lists(address)
+            || gateways.any(|endpoint| endpoint.address == address)
+            || slices.any(|(_, slice)| slice.endpoints.len() >= ENDPOINTS_MAX)
+    }
+
     /// The node ports over UDP that AppServices ask for.
     pub(crate) fn asked_over_udp(&self) -> BTreeSet<u16> {
         let known = self.services.values().filter_map(|front| front.facts.as_ref());

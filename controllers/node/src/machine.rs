@@ -158,7 +158,8 @@ impl Surveyor {
 /// that is translated on its way is not among them, and needs not be.
 ///
 /// What Pods on one bridge say to each other passes the rules by, unless bridge netfilter is on.
-/// Every bridge with a network counts: what is no Pods' has no endpoints, so nothing follows.
+/// Every bridge with a network counts, since which are Pods' is not known: what is led from one to
+/// another gets the node's address as its source although it need not.
 fn machine(node: &NodeFacts, seen: &Seen) -> Machine {
     let own = node.addresses.iter().copied();
     let addresses = own.filter(|address| seen.addresses.contains(address)).collect();

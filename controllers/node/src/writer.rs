@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use portolan_nft::{
-    Change, Conntrack, ConntrackError, ENDPOINTS_MAX, Error, Features, Flows, ForwardError,
+    Change, Conntrack, ConntrackError, ENDPOINTS_MAX, Error, Features, Flows, Former, ForwardError,
     Forwarder, Kernel, Ruleset, Unended,
 };
 use portolan_process::ErrorChain;
@@ -133,22 +133,25 @@ impl Writer {
     /// The first programming, tried until it succeeds; `None` if it is to end before.
     fn begin(&self) -> Option<Running> {
         let (mut earliest, mut rest) = (Instant::now(), Duration::ZERO);
+        let mut gone = BTreeSet::new();
         loop {
             let desired = match self.inbox.wait(earliest, earliest) {
                 Wake::Stop => return None,
-                Wake::Work(work) => self.first(work),
+                Wake::Work(work) => self.first(work, &mut gone),
                 Wake::Deadline => Ruleset::default(),
             };
             let begun = Instant::now();
             match (self.open)()
                 .map_err(ForwardError::from)
-                .and_then(|kernel| start(kernel, desired))
+                .and_then(|kernel| start(kernel, desired, &self.inbox))
             {
-                Ok((running, opened, change)) => {
+                Ok((mut running, opened, change)) => {
                     self.metrics.first.set(begun.elapsed().as_secs_f64());
                     self.metrics.count(&change);
                     self.opened.send_replace(Some(opened));
                     tracing::info!(?change, elapsed = ?begun.elapsed(), "Programmed");
+                    running.gone = gone;
+                    self.end_connections(&mut running);
                     return Some(running);
                 }
                 Err(error) => {
@@ -163,11 +166,15 @@ impl Writer {
         }
     }
 
-    /// All that is desired, from what a new index or one that repeats itself says.
-    fn first(&self, work: Work) -> Ruleset {
+    /// All that is desired, from what a new index or one that repeats itself says; who is gone is
+    /// told once only, and so is added to those of earlier tries.
+    fn first(&self, work: Work, gone_before: &mut BTreeSet<IpAddr>) -> Ruleset {
         let Work { changes, ground, verify: _, since: _, sizes } = work;
         self.size(sizes);
-        let Changes { services, node_ports, gone: _, reused: _ } = changes;
+        // Of two with one address in the first list, the next may have been led to for long by an
+        // earlier process: what it has open stays.
+        let Changes { services, node_ports, gone, reused: _ } = changes;
+        gone_before.extend(gone);
         let ground = ground.unwrap_or_default();
         let services = services.into_iter();
         let node_ports = node_ports.into_iter();
@@ -305,24 +312,33 @@ impl Writer {
 }
 
 /// Programs a kernel for the first time.
-fn start(kernel: Kernel, desired: Ruleset) -> Result<(Running, Opened, Change), ForwardError> {
+fn start(
+    kernel: Kernel,
+    desired: Ruleset,
+    inbox: &Inbox,
+) -> Result<(Running, Opened, Change), ForwardError> {
     let (port, features) = (kernel.port(), kernel.features());
     let (mut forwarder, change) = Forwarder::start(kernel, desired)?;
-    let conntrack = open_conntrack(forwarder.table().desired());
+    if change.commits > 0 {
+        // A packet under way that the table of before led would bring back what is ended here.
+        forwarder.kernel().await_packets();
+    }
+    let former = forwarder.take_former();
+    let conntrack = open_conntrack(forwarder.table().desired(), &former, inbox);
     let filters = conntrack.as_ref().map(Conntrack::filters);
     let (gone, rest) = (BTreeSet::new(), Duration::ZERO);
     let running = Running { forwarder, conntrack, gone, rest, unended: None };
     Ok((running, Opened { port, features, filters }, change))
 }
 
-/// Connection tracking, swept of what ended while no agent ran.
-fn open_conntrack(desired: &Ruleset) -> Option<Conntrack> {
+/// Connection tracking, swept of what ended while no agent ran. All slices have been listed by now.
+fn open_conntrack(desired: &Ruleset, former: &Former, inbox: &Inbox) -> Option<Conntrack> {
     let mut conntrack = Conntrack::open()
         .inspect_err(|error| {
             tracing::error!(error = %ErrorChain(error), "No connection tracking");
         })
         .ok()?;
-    match conntrack.sweep(desired) {
+    match conntrack.sweep(desired, former, |address| inbox.may_have(address)) {
         Ok(ended) => tracing::info!(ended, "Swept connections"),
         Err(error) => tracing::warn!(error = %ErrorChain(&error), "Connections not swept"),
     }

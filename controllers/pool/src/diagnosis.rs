@@ -8,6 +8,8 @@ use crate::sandbox::{CONTAINER, ContainerView, Exit, Hurdle, Sandbox, State};
 
 /// How long a container may take to be created before the message says where to look.
 const CREATION_PATIENCE: SignedDuration = SignedDuration::from_secs(60);
+/// How long a cluster may take to have a node for a sandbox.
+const SCHEDULING_PATIENCE: SignedDuration = SignedDuration::from_secs(60);
 /// How long a Secret or ConfigMap that exists may take to be mounted; it takes a second.
 const MOUNT_PATIENCE: SignedDuration = SignedDuration::from_secs(20);
 /// Bytes of a program's last words that a message quotes.
@@ -35,9 +37,7 @@ pub(crate) fn diagnose(sandbox: &Sandbox, spec: &SandboxSpec, now: Timestamp) ->
     let name = &sandbox.key.name;
     match sandbox.hurdle.as_deref() {
         None => starting(None),
-        Some(Hurdle::Unschedulable(why)) => {
-            failing(reason::UNSCHEDULABLE, format!("sandbox {name} fits no node: {why}"))
-        }
+        Some(Hurdle::Unschedulable(why)) => unschedulable(sandbox, why, now),
         Some(Hurdle::NodeSilent) => {
             starting(Some(format!("the node of sandbox {name} does not report")))
         }
@@ -122,10 +122,24 @@ fn waiting(
     }
 }
 
+/// A cluster that grows on demand makes a node for it, which takes about as long as visitors wait.
+fn unschedulable(sandbox: &Sandbox, why: &str, now: Timestamp) -> Diagnosis {
+    let message = format!("sandbox {} fits no node: {why}", sandbox.key.name);
+    let patience_ends = sandbox.created.saturating_add(SCHEDULING_PATIENCE).unwrap_or(now);
+    if now < patience_ends {
+        return Diagnosis::Starting { note: Some(message), until: Some(patience_ends) };
+    }
+    failing(reason::UNSCHEDULABLE, message)
+}
+
 /// Volumes come before the network, and the network before images. Why one cannot be mounted the
 /// kubelet says in Events only; a Secret or ConfigMap that is not there is the usual cause.
 fn not_set_up(name: &str, since: Timestamp, spec: &SandboxSpec, now: Timestamp) -> Diagnosis {
-    let sources = mounted_sources(spec);
+    let mut sources = mounted_sources(spec);
+    // A disk that is attached slowly, or is another node's still, tells nothing of them.
+    if has_disk(spec) {
+        sources.clear();
+    }
     let patience = if sources.is_empty() { CREATION_PATIENCE } else { MOUNT_PATIENCE };
     let patience_ends = since.saturating_add(patience).unwrap_or(now);
     if now < patience_ends {
@@ -143,6 +157,15 @@ fn not_set_up(name: &str, since: Timestamp, spec: &SandboxSpec, now: Timestamp) 
         patience.as_secs()
     );
     failing(reason::CONFIG_MISSING, message)
+}
+
+fn has_disk(spec: &SandboxSpec) -> bool {
+    let mut volumes = spec.template.iter().flat_map(|template| &template.volumes);
+    volumes.any(|volume| {
+        volume.persistent_volume_claim.is_some()
+            || volume.ephemeral.is_some()
+            || volume.csi.is_some()
+    })
 }
 
 /// The Secrets and ConfigMaps that must exist for the volumes, in the template's order.
@@ -223,12 +246,13 @@ fn running(
         return starting(None);
     };
     let head_start = i64::from(probe.initial_delay_seconds.unwrap_or_default().max(0));
-    let allowed = SignedDuration::from_secs(spec.listen_timeout_seconds.saturating_add(head_start));
+    let given = spec.startup.as_ref().map_or(0, given);
+    let seconds = spec.listen_timeout_seconds.max(given);
+    let allowed = SignedDuration::from_secs(seconds.saturating_add(head_start));
     let due = since.saturating_add(allowed).unwrap_or(now);
     if now <= due {
         return Diagnosis::Starting { note: None, until: due.checked_add(TICK).ok() };
     }
-    let seconds = spec.listen_timeout_seconds;
     let probed = probed(probe);
     match &probe.tcp_socket {
         Some(_) => failing(
@@ -246,6 +270,13 @@ fn running(
             ),
         ),
     }
+}
+
+/// Seconds for which a startup probe may fail before the kubelet ends the program, with its
+/// defaults.
+fn given(startup: &Probe) -> i64 {
+    let count = |field: Option<i32>, default| i64::from(field.unwrap_or(default).max(1));
+    count(startup.period_seconds, 10).saturating_mul(count(startup.failure_threshold, 3))
 }
 
 /// "More than": the least step of the clock that timers resolve.

@@ -47,6 +47,7 @@ mod wake;
 mod tests;
 
 use std::future::Future;
+use std::net::IpAddr;
 use std::time::Duration;
 
 use futures::try_join;
@@ -60,7 +61,7 @@ use portolan_reconcile::{
 };
 
 pub use crate::error::Error;
-use crate::observe::{BY_NODE_PORT, BY_POD, BY_POOL, Sources};
+use crate::observe::{BY_ADDRESS, BY_NODE_PORT, BY_POD, BY_POOL, Sources};
 pub use crate::ports::{NodePort, ParsePortsError, PortPolicy, PortRanges};
 use crate::view::{Listeners, PoolView, Sandbox, ServiceView};
 
@@ -115,9 +116,13 @@ fn watch(controller: &mut Controller) -> Sources {
     let claims = controller.watch(REALM.watch(), move |change| wake::by_claim(change, &known));
     let known = app_services.clone();
     let services = controller.watch(
-        Watch::<Service>::new().project(ServiceView::of).distinct().index(BY_NODE_PORT, |view| {
-            view.node_ports.iter().map(|port| port.value()).collect::<Vec<_>>()
-        }),
+        Watch::<Service>::new()
+            .project(ServiceView::of)
+            .distinct()
+            .index(BY_NODE_PORT, |view| view.ports().map(NodePort::value).collect::<Vec<_>>())
+            .index(BY_ADDRESS, |view| {
+                view.outside.iter().map(|(address, _)| address.to_string()).collect::<Vec<_>>()
+            }),
         move |change| wake::by_service(change, &known),
     );
     let ours = format!("{}={}", labels::SLICE_MANAGED_BY, labels::SLICE_MANAGER);
@@ -145,12 +150,18 @@ fn watch(controller: &mut Controller) -> Sources {
         .watch(Watch::<SandboxPool>::new().project(PoolView::of).distinct(), move |change| {
             wake::by_pools([change.key.clone()], &known)
         });
-    let known = app_services.clone();
+    let (known, others) = (app_services.clone(), services.clone());
     let reports = controller.watch(
-        Watch::<NodeReport>::new().project(Listeners::of).distinct().index(BY_NODE_PORT, |view| {
-            view.ports.iter().map(|port| port.value()).collect::<Vec<_>>()
-        }),
-        move |change| wake::by_report(change, &known),
+        Watch::<NodeReport>::new()
+            .project(Listeners::of)
+            .distinct()
+            .index(BY_NODE_PORT, |view| {
+                view.ports.iter().map(|port| port.value()).collect::<Vec<_>>()
+            })
+            .index(BY_ADDRESS, |view| {
+                view.addresses.iter().map(IpAddr::to_string).collect::<Vec<_>>()
+            }),
+        move |change| wake::by_report(change, &known, &others),
     );
     let writer = controller.writer();
     let claims = Claims::new(REALM, writer.clone(), claims);

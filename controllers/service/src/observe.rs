@@ -2,6 +2,7 @@
 //! the caches do not confirm, and about a pool that they do not have.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{Pod, Service};
@@ -20,8 +21,10 @@ use crate::view::{Belongs, Listeners, PoolView, Sandbox, ServiceView};
 pub(crate) const BY_POOL: &str = "pool";
 /// EndpointSlices by `namespace/name` of the Pods that they list.
 pub(crate) const BY_POD: &str = "pod";
-/// AppServices, Services and reports by the node ports that they ask for, have, or see in use.
+/// AppServices, Services and reports by the node ports that they ask for, may have, or see in use.
 pub(crate) const BY_NODE_PORT: &str = "node-port";
+/// Services by their addresses from outside the cluster, and reports by those of the node.
+pub(crate) const BY_ADDRESS: &str = "address";
 
 /// Everything that a pass over one AppService may know.
 #[derive(Clone, Debug)]
@@ -201,13 +204,17 @@ impl Sources {
             None => None,
         };
         let own = ObjectKey::of(of);
+        let is_nodes = |address: IpAddr| {
+            !self.reports.keys_by_index(BY_ADDRESS, &address.to_string()).is_empty()
+        };
         let services = self.services.by_index(BY_NODE_PORT, &value).into_iter();
+        let services = services.filter(|one| one.key != own && one.has(port, is_nodes));
         let nodes = self.reports.by_index(BY_NODE_PORT, &value).into_iter();
         Asked {
             name,
             port,
             claim,
-            services: services.map(|one| one.key.clone()).filter(|key| *key != own).collect(),
+            services: services.map(|one| one.key.clone()).collect(),
             nodes: nodes.map(|one| one.node.clone()).collect(),
         }
     }

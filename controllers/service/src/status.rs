@@ -31,10 +31,10 @@ impl Report {
 
 /// The condition `Ready`, before it is dated.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Finding {
+pub(crate) struct Finding {
     verdict: Verdict,
-    reason: &'static str,
-    message: String,
+    pub(crate) reason: &'static str,
+    pub(crate) message: String,
 }
 
 /// Says how the AppService is after this pass.
@@ -215,7 +215,7 @@ fn name_conflict(taken: &Taken) -> Finding {
 }
 
 /// What the API server did not accept; `None` if it did not answer.
-fn refusal(source: &WriteError) -> Option<Finding> {
+pub(crate) fn refusal(source: &WriteError) -> Option<Finding> {
     let answer = source.answer()?;
     // The API server has no reason of its own for this.
     let is_full = answer.contains("failed to allocate a serviceIP");

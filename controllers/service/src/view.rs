@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
-use k8s_openapi::api::core::v1::{Pod, Service};
+use k8s_openapi::api::core::v1::{LoadBalancerIngress, Pod, Service, ServicePort};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::Resource;
 use portolan_api::{App, AppService, NodeReport, SandboxPool, Transport, labels};
@@ -51,6 +51,8 @@ pub(crate) struct ServiceView {
     pub(crate) key: ObjectKey,
     /// The ports that it has on every node.
     pub(crate) node_ports: BTreeSet<NodePort>,
+    /// The ports that it has at addresses from outside the cluster, which may be those of nodes.
+    pub(crate) outside: BTreeSet<(IpAddr, NodePort)>,
     /// All of it, if Portolan's proxy serves it or an App or AppService controls it; others are not
     /// ours whatever is in them. By the label alone, one that lost it could not get it back.
     pub(crate) ours: Option<Packed<Service>>,
@@ -59,9 +61,21 @@ pub(crate) struct ServiceView {
 impl ServiceView {
     pub(crate) fn of(service: Service) -> Option<Self> {
         let key = ObjectKey::of(&service);
-        let node_ports = node_ports(&service);
+        let (node_ports, outside) = (node_ports(&service), outside(&service));
         let is_ours = is_ours(&service);
-        Some(Self { key, node_ports, ours: is_ours.then(|| Packed::of(service)).flatten() })
+        let ours = is_ours.then(|| Packed::of(service)).flatten();
+        Some(Self { key, node_ports, outside, ours })
+    }
+
+    /// All ports that it may have on nodes.
+    pub(crate) fn ports(&self) -> impl Iterator<Item = NodePort> {
+        self.node_ports.iter().copied().chain(self.outside.iter().map(|(_, port)| *port))
+    }
+
+    /// Whether it has this port on some node; `is_nodes` says which addresses are a node's.
+    pub(crate) fn has(&self, port: NodePort, is_nodes: impl Fn(IpAddr) -> bool) -> bool {
+        let mut outside = self.outside.iter().filter(|(_, other)| *other == port);
+        self.node_ports.contains(&port) || outside.any(|(address, _)| is_nodes(*address))
     }
 }
 
@@ -87,18 +101,41 @@ pub(crate) fn is_a<K: Resource<DynamicType = ()>>(owner: &OwnerReference) -> boo
 
 fn node_ports(service: &Service) -> BTreeSet<NodePort> {
     let Some(spec) = &service.spec else { return BTreeSet::new() };
-    let ports = spec.ports.iter().flatten().filter_map(|port| {
-        let transport = match port.protocol.as_deref() {
-            None | Some("TCP") => Transport::Tcp,
-            Some("UDP") => Transport::Udp,
-            // No App can ask for another transport.
-            Some(_) => return None,
-        };
-        Some(NodePort { number: port.node_port?, transport })
-    });
+    let ports =
+        spec.ports.iter().flatten().filter_map(|port| {
+            Some(NodePort { number: port.node_port?, transport: transport(port)? })
+        });
     let health = spec.health_check_node_port.into_iter();
     let health = health.map(|number| NodePort { number, transport: Transport::Tcp });
     ports.chain(health).filter(|port| port.number > 0).collect()
+}
+
+/// The node's kernel leads these too, and what the agent leads comes first.
+fn outside(service: &Service) -> BTreeSet<(IpAddr, NodePort)> {
+    let Some(spec) = &service.spec else { return BTreeSet::new() };
+    let status = service.status.as_ref().and_then(|status| status.load_balancer.as_ref());
+    let ingress = status.and_then(|status| status.ingress.as_deref()).unwrap_or_default();
+    // One in the mode `Proxy` is the load balancer's own: nodes do not know it.
+    let is_led = |one: &&LoadBalancerIngress| matches!(one.ip_mode.as_deref(), None | Some("VIP"));
+    let balanced = ingress.iter().filter(is_led).filter_map(|one| one.ip.as_ref());
+    let addresses = spec.external_ips.iter().flatten().chain(balanced);
+    let addresses: BTreeSet<IpAddr> = addresses.filter_map(|text| text.parse().ok()).collect();
+    let ports = spec
+        .ports
+        .iter()
+        .flatten()
+        .filter_map(|port| Some(NodePort { number: port.port, transport: transport(port)? }));
+    let at = |port| addresses.iter().map(move |address| (*address, port));
+    ports.flat_map(at).collect()
+}
+
+/// `None` for a transport that no App can ask for.
+fn transport(port: &ServicePort) -> Option<Transport> {
+    match port.protocol.as_deref() {
+        None | Some("TCP") => Some(Transport::Tcp),
+        Some("UDP") => Some(Transport::Udp),
+        Some(_) => None,
+    }
 }
 
 /// A Pod with the pool label, whoever made it.
@@ -180,19 +217,22 @@ impl PoolView {
     }
 }
 
-/// What processes of one node listen on.
+/// What processes of one node listen on, and where node ports answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Listeners {
     /// The node.
     pub(crate) node: String,
     /// The ports.
     pub(crate) ports: BTreeSet<NodePort>,
+    /// The node's addresses.
+    pub(crate) addresses: BTreeSet<IpAddr>,
 }
 
 impl Listeners {
     pub(crate) fn of(report: NodeReport) -> Option<Self> {
         let ports = report.spec.listening.into_iter().map(NodePort::from).collect();
-        Some(Self { node: report.metadata.name?, ports })
+        let addresses = report.spec.addresses.iter().filter_map(|text| text.parse().ok()).collect();
+        Some(Self { node: report.metadata.name?, ports, addresses })
     }
 }
 
@@ -221,6 +261,31 @@ mod tests {
         let udp = NodePort { number: 30053, transport: Transport::Udp };
         assert_eq!(view.node_ports, [udp, tcp(30080), tcp(31000)].into());
         assert_eq!(view.ours, None);
+    }
+
+    #[test]
+    fn a_service_has_its_ports_at_addresses_of_nodes_too() {
+        let service = from_value(json!({
+            "metadata": { "name": "lb", "namespace": "team-a" },
+            "spec": { "externalIPs": ["192.0.2.10", "no address"], "ports": [
+                { "port": 6697 }, { "port": 53, "protocol": "UDP" },
+                { "port": 99, "protocol": "SCTP" },
+            ] },
+            "status": { "loadBalancer": { "ingress": [
+                { "ip": "2001:DB8::10", "ipMode": "VIP" }, { "ip": "192.0.2.20" },
+                { "ip": "192.0.2.30", "ipMode": "Proxy" }, { "hostname": "lb.example" },
+            ] } },
+        }));
+        let view = ServiceView::of(service.unwrap()).unwrap();
+        let ip = |text: &str| -> IpAddr { text.parse().unwrap() };
+        let udp = NodePort { number: 53, transport: Transport::Udp };
+        let expected = ["192.0.2.10", "192.0.2.20", "2001:db8::10"].map(ip);
+        let expected = expected.into_iter().flat_map(|at| [(at, tcp(6697)), (at, udp)]);
+        assert_eq!(view.outside, expected.collect());
+        assert_eq!(view.ports().collect::<BTreeSet<_>>(), [tcp(6697), udp].into());
+        assert!(view.has(udp, |at| at == ip("192.0.2.20")));
+        assert!(!view.has(tcp(6697), |at| at == ip("192.0.2.30")), "another machine's");
+        assert!(!view.has(tcp(53), |_| true), "the other transport");
     }
 
     #[test]

@@ -2,14 +2,16 @@
 //! says nothing new wakes nobody.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
+use k8s_openapi::api::core::v1::Service;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use portolan_api::{AppService, Claim, labels};
 use portolan_claims::holder_key;
 use portolan_reconcile::{Cache, Change, ObjectKey, Packed};
 
 use crate::REALM;
-use crate::observe::{BY_NODE_PORT, BY_POD, BY_POOL};
+use crate::observe::{BY_ADDRESS, BY_NODE_PORT, BY_POD, BY_POOL};
 use crate::ports::NodePort;
 use crate::view::{Listeners, ServiceView};
 
@@ -29,27 +31,45 @@ pub(crate) fn by_claim(
 }
 
 /// A Service concerns the AppService of its name, and whoever asks for a node port that it took
-/// or gave up.
+/// or gave up, be it at one address only.
 pub(crate) fn by_service(
     change: &Change<'_, ServiceView>,
     known: &Cache<AppService>,
 ) -> BTreeSet<ObjectKey> {
-    let ports = |side: Option<&ServiceView>| side.map(|one| one.node_ports.clone());
-    let (old, new) = (ports(change.old.map(AsRef::as_ref)), ports(change.new.map(AsRef::as_ref)));
-    let mut woken = by_ports(&old.unwrap_or_default(), &new.unwrap_or_default(), known);
+    let taken = |side: Option<&Arc<ServiceView>>| {
+        let taken = side.map(|one| (one.node_ports.clone(), one.outside.clone()));
+        taken.unwrap_or_default()
+    };
+    let (old, new) = (taken(change.old), taken(change.new));
+    let moved = old.1.symmetric_difference(&new.1).map(|(_, port)| *port).collect();
+    let mut woken = by_ports(&old.0, &new.0, known);
+    woken.extend(by_ports(&BTreeSet::new(), &moved, known));
     // Most Services of a cluster are nobody's here.
     woken.extend(known.get(change.key).map(|_| change.key.clone()));
     woken
 }
 
-/// A node's report concerns whoever asks for a port that a process opened or closed there.
+/// A node's report concerns whoever asks for a port that a process opened or closed there, or that
+/// a Service has at an address which the node got or lost.
 pub(crate) fn by_report(
     change: &Change<'_, Listeners>,
     known: &Cache<AppService>,
+    services: &Cache<Service, ServiceView>,
 ) -> BTreeSet<ObjectKey> {
-    let ports = |side: Option<&Listeners>| side.map(|one| one.ports.clone());
-    let (old, new) = (ports(change.old.map(AsRef::as_ref)), ports(change.new.map(AsRef::as_ref)));
-    by_ports(&old.unwrap_or_default(), &new.unwrap_or_default(), known)
+    let said = |side: Option<&Arc<Listeners>>| {
+        let said = side.map(|one| (one.ports.clone(), one.addresses.clone()));
+        said.unwrap_or_default()
+    };
+    let (old, new) = (said(change.old), said(change.new));
+    let mut woken = by_ports(&old.0, &new.0, known);
+    for address in old.1.symmetric_difference(&new.1) {
+        for service in services.by_index(BY_ADDRESS, &address.to_string()) {
+            let there = service.outside.iter().filter(|(other, _)| other == address);
+            let ports = there.map(|(_, port)| *port).collect();
+            woken.extend(by_ports(&BTreeSet::new(), &ports, known));
+        }
+    }
+    woken
 }
 
 /// A slice concerns the AppService that it says it is of.

@@ -225,6 +225,18 @@ async fn a_name_that_somebody_else_has_is_told_once_and_left_alone() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_name_that_the_api_server_refuses_is_told_once() {
+    let refuse: OnCreate = |_| Answer::failure(403, "Forbidden", "exceeded quota: services");
+    let cluster = Cluster { on_create: refuse, ..Cluster::fresh() };
+    let writes = cluster.writes(Duration::from_secs(60)).await;
+    let events = writes.iter().filter(|one| one.path.contains("events.k8s.io"));
+    let events: Vec<_> = events.map(|one| &one.body).collect();
+    let [event] = events[..] else { panic!("one event: {events:#?}") };
+    assert_eq!(event["reason"], "ServiceRefused");
+    assert!(event["note"].as_str().is_some_and(|note| note.contains("exceeded quota")), "{event}");
+}
+
+#[tokio::test(start_paused = true)]
 async fn nothing_is_deleted_in_a_pass_in_which_something_failed_and_it_is_tried_again() {
     let mut unneeded = made().await;
     unneeded["metadata"]["name"] = json!("shop-old");

@@ -23,6 +23,7 @@ struct Cluster {
     services: Vec<Value>,
     slices: Vec<Value>,
     claims: Vec<Value>,
+    reports: Vec<Value>,
     create: OnCreate,
     create_slice: OnCreate,
 }
@@ -40,8 +41,15 @@ impl Cluster {
                 "name": "irc", "port": 6667, "type": "tcp", "targetPort": 6667, "nodePort": 6697,
             }] },
         });
-        let (services, slices, claims) = (vec![], vec![], vec![]);
-        Self { app_service, services, slices, claims, create: allocated, create_slice: stored }
+        Self {
+            app_service,
+            services: vec![],
+            slices: vec![],
+            claims: vec![],
+            reports: vec![],
+            create: allocated,
+            create_slice: stored,
+        }
     }
 
     /// Runs the controller for a second and returns its writes, in order.
@@ -73,7 +81,9 @@ impl Cluster {
             ("GET", path) if path.ends_with("/sandboxpools") => {
                 listing("SandboxPool", vec![pool()])
             }
-            ("GET", path) if path.ends_with("/nodereports") => listing("NodeReport", vec![]),
+            ("GET", path) if path.ends_with("/nodereports") => {
+                listing("NodeReport", self.reports.clone())
+            }
             ("POST", SERVICES) => (self.create)(sent),
             ("POST", SLICES) => (self.create_slice)(sent),
             ("POST", _) => stored(sent),
@@ -232,6 +242,31 @@ fn settled(writes: &[Sent]) -> Cluster {
 async fn what_is_as_it_should_be_is_not_written_to() {
     let cluster = settled(&Cluster::fresh().writes().await);
     assert_eq!(cluster.writes().await, vec![]);
+}
+
+/// What the node's agent leads comes before what kube-proxy does.
+#[tokio::test(start_paused = true)]
+async fn a_port_that_a_service_has_at_an_address_of_a_node_is_not_taken() {
+    let outside = json!({
+        "apiVersion": "v1", "kind": "Service",
+        "metadata": { "name": "outside", "namespace": "team-b", "uid": "uid-of-outside",
+            "resourceVersion": "6" },
+        "spec": { "externalIPs": ["192.0.2.10"], "ports": [{ "port": 6697, "protocol": "TCP" }] },
+    });
+    for (address, expected) in [("192.0.2.10", "NodePortTaken"), ("192.0.2.20", "Available")] {
+        let report = json!({
+            "apiVersion": "portolan.dev/v1alpha1", "kind": "NodeReport",
+            "metadata": { "name": "node-1", "uid": "uid-of-the-report", "resourceVersion": "7" },
+            "spec": { "kernel": "6.1.0", "addresses": [address] },
+        });
+        let services = vec![outside.clone()];
+        let writes = Cluster { services, reports: vec![report], ..Cluster::fresh() }.writes().await;
+        let claims = writes.iter().filter(|one| one.path == CLAIMS).count();
+        assert_eq!(claims, usize::from(expected == "Available"), "{address}: {writes:#?}");
+        let status = writes.iter().rfind(|one| one.path == STATUS).expect("it is told");
+        let ready = &status.body["status"]["conditions"][0];
+        assert_eq!(ready["reason"], expected, "{ready}");
+    }
 }
 
 /// Whose a Service is, the UID of its controller says; what serves it, the label.

@@ -133,11 +133,11 @@ fn desired_pool(
     })
 }
 
-/// The service's scale; one that is reached other than through routes never sleeps, because
-/// nothing would wake it.
+/// The service's scale; one that something else than a request for it may need never sleeps,
+/// because nothing would wake it.
 fn scale(service: &VersionService) -> PoolScale {
     let mut scale = service.scale.clone();
-    if service.has_l4() {
+    if !service.can_sleep() {
         scale.min = scale.min.max(1);
         scale.max = scale.max.max(scale.min);
     }

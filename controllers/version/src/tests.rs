@@ -440,6 +440,22 @@ fn as_many_versions_verify_at_once_as_may() {
 }
 
 #[test]
+fn what_nothing_wakes_keeps_a_sandbox() {
+    let scale = r#""scale":{"mode":"Auto","max":3}"#;
+    for (service, least) in [
+        (r#""name":"web""#, 0),
+        (r#""name":"worker""#, 1),
+        (r#""name":"mail","port":25,"portType":"tcp""#, 1),
+    ] {
+        let mut world = World::new();
+        let v1 = world.apply(&format!("[{{{service},{scale}}}]"));
+        world.pass();
+        let pool = world.seen.pools.values().next().expect("its pool");
+        assert_eq!((pool.spec.scale.min, pool.spec.scale.max), (least, 3), "{v1}: {service}");
+    }
+}
+
+#[test]
 fn an_app_that_goes_is_left_to_the_collector() {
     let mut world = World::new();
     world.apply(WEB);

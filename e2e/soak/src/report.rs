@@ -14,6 +14,8 @@ const OPENING_MAX: Duration = Duration::from_secs(10);
 /// What visitors and streams noticed of one thing that was done.
 #[derive(Debug)]
 pub struct Outcome {
+    /// Since when they were there.
+    pub begun: Instant,
     /// How long they were there.
     pub took: Duration,
     /// What the visitors got.
@@ -49,6 +51,14 @@ pub struct Report {
     pub faults: Vec<String>,
 }
 
+impl Outcome {
+    /// A moment in words, to be compared with others of the same line.
+    #[must_use]
+    pub fn when(&self, moment: Instant) -> String {
+        format!("{:.1} s in", moment.saturating_duration_since(self.begun).as_secs_f64())
+    }
+}
+
 impl Report {
     /// A line from what was noticed. Failures that are excused had to happen.
     pub fn judged(what: String, outcome: &Outcome, is_excused: impl Fn(&Failure) -> bool) -> Self {
@@ -57,8 +67,9 @@ impl Report {
             tally.failures.iter().filter(|failure| !is_excused(failure)).collect();
         let mut faults = Vec::new();
         for failure in unexcused.iter().take(TOLD_MAX) {
-            let took = failure.ended.saturating_duration_since(failure.begun);
-            faults.push(format!("{:?}, after {took:.1?}: {}", failure.way, failure.what));
+            let Failure { begun, ended, way, what } = failure;
+            let (took, when) = (ended.saturating_duration_since(*begun), outcome.when(*begun));
+            faults.push(format!("{way:?}, sent {when}, after {took:.1?}: {what}"));
         }
         if unexcused.len() > TOLD_MAX {
             faults.push(format!("and {} more requests", unexcused.len() - TOLD_MAX));
@@ -176,7 +187,8 @@ mod tests {
             failures: vec![failure(now, now)],
             crossed: 0,
         };
-        let outcome = Outcome { took: Duration::ZERO, tally, cuts: 0, early: Vec::new(), never: 0 };
+        let (begun, took) = (Instant::now(), Duration::ZERO);
+        let outcome = Outcome { begun, took, tally, cuts: 0, early: Vec::new(), never: 0 };
         let bad = Report::judged("three rollouts".into(), &outcome, |_| false);
         let good = Report::judged("a kill".into(), &outcome, |_| true);
         assert!(!bad.is_good() && good.is_good());

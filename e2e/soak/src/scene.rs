@@ -261,7 +261,8 @@ impl Trial {
         let departures = self.pods.departures();
         let is_early = |cut: &&Cut| departures.is_early(cut, NOTICE_MAX);
         let early = cuts.iter().filter(is_early).cloned().collect();
-        Ok(Outcome { took: self.begun.elapsed(), tally, cuts: cuts.len(), early, never })
+        let (begun, took) = (self.begun, self.begun.elapsed());
+        Ok(Outcome { begun, took, tally, cuts: cuts.len(), early, never })
     }
 }
 

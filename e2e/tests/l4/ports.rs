@@ -105,6 +105,43 @@ async fn a_port_of_a_kubernetes_service_is_refused_while_it_has_it() -> anyhow::
     .await
 }
 
+#[tokio::test]
+async fn a_port_that_a_load_balancer_has_at_a_node_is_refused() -> anyhow::Result<()> {
+    with_controller(async |stage: Stage| {
+        let (port, node) = (free_port(), format!("node-of-{}", stage.ours));
+        // Of a range for documentation; others of this run have other ports.
+        let address = "198.51.100.7";
+        let report: NodeReport = from_value(json!({
+            "apiVersion": "portolan.dev/v1alpha1", "kind": "NodeReport",
+            "metadata": { "name": node },
+            "spec": { "kernel": "6.1.0", "addresses": [address] },
+        }))
+        .unwrap();
+        stage.reports().create(&PostParams::default(), &report).await.unwrap();
+        let service: Service = from_value(json!({
+            "metadata": { "name": "balanced" },
+            "spec": { "type": "LoadBalancer", "allocateLoadBalancerNodePorts": false,
+                "ports": [{ "port": port }] },
+        }))
+        .unwrap();
+        stage.services().create(&PostParams::default(), &service).await.unwrap();
+        let led = json!({ "status": { "loadBalancer": { "ingress": [{ "ip": address }] } } });
+        let params = PatchParams::default();
+        stage.services().patch_status("balanced", &params, &Patch::Merge(led)).await.unwrap();
+        // Not before the controller can know: what is free is taken at once.
+        stage.apply_port(&stage.ours, "first", free_port()).await;
+        stage.until_idle(&stage.ours, "first").await;
+        stage.apply_port(&stage.ours, "irc", port).await;
+        let message = stage.until_says(&stage.ours, "irc", reason::NODE_PORT_TAKEN).await;
+        assert!(message.contains(&format!("Service {}/balanced", stage.ours)), "{message}");
+        // The node goes, and with it who would have come first.
+        stage.reports().delete(&node, &DeleteParams::default()).await.unwrap();
+        stage.until_idle(&stage.ours, "irc").await;
+        stage.services().delete("balanced", &DeleteParams::default()).await.unwrap();
+    })
+    .await
+}
+
 /// The port stays where it leads, but its owner is told, until the other goes.
 #[tokio::test]
 async fn a_service_that_comes_to_a_held_port_is_told_until_it_goes() -> anyhow::Result<()> {

@@ -20,7 +20,7 @@ const ROWS: &[(&str, &str)] = &[
     ("{image: a, version: shop-0a1b2c3d, revisionHistoryLimit: 3, services: [{name: web}]}", ""),
     (
         "{image: a, services: [{name: web, port: 25, portType: tcp}]}",
-        "services web have a port that is not http, or a nodePort, and only http wakes",
+        "services web have a port that is not http, or a nodePort, or no port, and only http wakes",
     ),
     (
         "{image: a, services: [{name: b, scale: {mode: Auto}, \

@@ -179,8 +179,9 @@ pub struct ServiceSpec {
     /// Probes. Absent: ready when the first http or tcp port accepts a connection.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub health: Option<Health>,
-    /// Seconds after its start within which the program must listen before the condition says
-    /// `NotListening`. Default 15.
+    /// Seconds after its start within which the program must listen, or pass its readiness or
+    /// startup probe, before the condition says `NotListening` or `ProbeFailing` and visitors who
+    /// wait for it get 503. A startup probe has as long as it may fail. Default 15.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 3600))]
     pub listen_timeout_seconds: Option<i32>,

@@ -82,8 +82,10 @@ pub mod reason {
         VERIFIED = "Verified";
         /// A version whose sandboxes are being verified.
         VERIFYING = "Verifying";
-        /// A version that another has replaced; a rollback can take it up again.
+        /// A version that served until another replaced it; a rollback can take it up again.
         REPLACED = "Replaced";
+        /// A version that another took the place of before it had served.
+        SUPERSEDED = "Superseded";
         /// A pool that drains or has drained.
         RETIRED = "Retired";
         /// The Route holds its host.

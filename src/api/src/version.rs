@@ -25,6 +25,7 @@ use crate::sandbox::{Port, PortType, SandboxSpec};
     printcolumn(name = "App", type_ = "string", json_path = ".spec.app"),
     printcolumn(name = "Ready", type_ = "string", json_path = ".status.conditions[?(@.type=='Ready')].status"),
     printcolumn(name = "Status", type_ = "string", json_path = ".status.conditions[?(@.type=='Ready')].reason"),
+    printcolumn(name = "Image", type_ = "string", json_path = ".spec.services[0].sandbox.image"),
     printcolumn(name = "Message", type_ = "string", json_path = ".status.conditions[?(@.type=='Ready')].message", priority = 1),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
 )]
@@ -69,9 +70,15 @@ pub struct VersionService {
 
 impl VersionService {
     /// Whether traffic may reach the service other than through routes: it has a port that is not
-    /// http, or a node port. Such a service does not sleep, because nothing would wake it.
+    /// http, or a node port.
     pub fn has_l4(&self) -> bool {
         self.ports.iter().any(|port| port.r#type != PortType::Http || port.node_port.is_some())
+    }
+
+    /// Whether the service may sleep: all that may reach it wakes it, and something may. A worker
+    /// without ports would sleep for ever.
+    pub fn can_sleep(&self) -> bool {
+        !self.has_l4() && self.ports.iter().any(|port| port.r#type == PortType::Http)
     }
 }
 
@@ -82,7 +89,8 @@ pub struct AppVersionStatus {
     /// Generation of the spec that this status speaks of.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
-    /// `Ready`, with reason `Active`, `Verified`, `Verifying`, `Waiting`, `Replaced` or why not.
+    /// `Ready`, with reason `Active`, `Verified`, `Verifying`, `Waiting`, `Replaced`, `Superseded` or
+    /// why not.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
     pub conditions: Vec<Condition>,

@@ -299,15 +299,16 @@ fn defaults_are_frozen_into_the_sandbox() {
 #[test]
 fn a_service_reached_other_than_through_routes_is_told_apart() {
     let rows = [
-        ("{name: web}", false),
-        ("{name: worker}", false),
-        ("{name: mail, port: 25, portType: tcp}", true),
-        ("{name: web, ports: [{name: a, port: 80}]}", false),
-        ("{name: web, ports: [{name: a, port: 80, nodePort: 80}]}", true),
-        ("{name: web, ports: [{name: a, port: 80}, {name: b, port: 53, type: udp}]}", true),
+        ("{name: web}", false, true),
+        ("{name: worker}", false, false),
+        ("{name: mail, port: 25, portType: tcp}", true, false),
+        ("{name: web, ports: [{name: a, port: 80}]}", false, true),
+        ("{name: web, ports: [{name: a, port: 80, nodePort: 80}]}", true, false),
+        ("{name: web, ports: [{name: a, port: 80}, {name: b, port: 53, type: udp}]}", true, false),
     ];
-    for (service, expected) in rows {
-        assert_eq!(resolved(service).has_l4(), expected, "{service}");
+    for (service, has_l4, can_sleep) in rows {
+        let resolved = resolved(service);
+        assert_eq!((resolved.has_l4(), resolved.can_sleep()), (has_l4, can_sleep), "{service}");
     }
 }
 

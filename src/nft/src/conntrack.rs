@@ -17,7 +17,7 @@ use nix::errno::Errno;
 
 use crate::layout::number;
 use crate::socket::{DATAGRAM, Link, Request};
-use crate::value::{Family, Flows, NodePort, Protocol, Ruleset, ServicePort};
+use crate::value::{Family, Flows, Former, NodePort, Protocol, Ruleset, ServicePort};
 use crate::wire;
 
 /// The kernel's connection tracking, in the network namespace of the thread that opened it.
@@ -156,14 +156,24 @@ impl Conntrack {
         first.map_or(Ok(()), |first| Err(Unended { left, first }))
     }
 
-    /// Ends UDP connections through ports of this ruleset that lead to none of its endpoints:
-    /// what [`Self::end`] would have ended, had this process lived. Gives how many.
+    /// Ends what [`Self::end`] would have ended, had this process lived. Gives how many.
+    ///
+    /// These are connections over UDP through ports of `desired` that lead to none of its
+    /// endpoints, or through ports of `former` that are not desired any more; and over any
+    /// transport those through either that lead to an address where nobody is, as `is_there` says.
+    /// What others lead somewhere is left alone.
     ///
     /// # Errors
     /// Any of [`ConntrackError`]; some may have been ended.
-    pub fn sweep(&mut self, ruleset: &Ruleset) -> Result<usize, ConntrackError> {
-        let families =
-            Family::ALL.map(|family| self.end_each(family, |entry| entry.is_stale(ruleset)));
+    pub fn sweep(
+        &mut self,
+        desired: &Ruleset,
+        former: &Former,
+        is_there: impl Fn(IpAddr) -> bool,
+    ) -> Result<usize, ConntrackError> {
+        let families = Family::ALL.map(|family| {
+            self.end_each(family, |entry| entry.is_stale(desired, former, &is_there))
+        });
         families.into_iter().sum()
     }
 
@@ -286,24 +296,33 @@ impl Entry {
         })
     }
 
-    /// Whether it is UDP through a port of the ruleset, and leads to none of its endpoints.
-    fn is_stale(&self, ruleset: &Ruleset) -> bool {
-        let Some(Flows::Led { front, protocol: protocol @ Protocol::Udp, endpoint: end }) =
-            self.led()
-        else {
-            return false;
-        };
+    /// Whether [`Conntrack::sweep`] ends it.
+    fn is_stale(
+        &self,
+        desired: &Ruleset,
+        former: &Former,
+        is_there: &impl Fn(IpAddr) -> bool,
+    ) -> bool {
+        let Some(Flows::Led { front, protocol, endpoint: end }) = self.led() else { return false };
         let (address, port) = (front.ip(), front.port());
-        let service = ruleset.services.get(&ServicePort { address, protocol, port });
+        let service = desired.services.get(&ServicePort { address, protocol, port });
         let node_port = || {
-            let ours = ruleset.node_addresses.contains(&address);
+            let ours = desired.node_addresses.contains(&address);
             let port = NodePort { protocol, port };
-            ruleset.node_ports.get(&port).filter(|_| ours)
+            desired.node_ports.get(&port).filter(|_| ours)
         };
-        service.or_else(node_port).is_some_and(|backends| {
+        let backends = service.or_else(node_port);
+        if let (Protocol::Udp, Some(backends)) = (protocol, backends) {
             let mut ends = backends.endpoints.iter();
-            !ends.any(|known| (known.address, known.port) == (end.ip(), end.port()))
-        })
+            return !ends.any(|known| (known.address, known.port) == (end.ip(), end.port()));
+        }
+        // Nobody else leads what comes to a virtual address that is a service's. A port of a node,
+        // or an address that went, may have been led by others before or after: there, only what
+        // leads where the table did is known to be ours.
+        let is_virtual = service.is_some() && end.ip() != address;
+        let is_front = backends.is_some() || former.led(front, protocol);
+        let is_ours = is_virtual || is_front && former.endpoints.contains(&end.ip());
+        is_ours && (protocol == Protocol::Udp || !is_there(end.ip()))
     }
 }
 

@@ -8,7 +8,7 @@ use crate::element::Owner;
 use crate::kernel::{Error, Found, Kernel};
 use crate::table::{self, Table};
 use crate::transaction::{Batch, Transaction};
-use crate::value::{Flows, Ruleset};
+use crate::value::{Flows, Former, Ruleset};
 
 /// Keeps the kernel's table as desired. It owns both; there is one for a network namespace.
 pub struct Forwarder {
@@ -17,6 +17,8 @@ pub struct Forwarder {
     /// Whether no packet is under way any more that was led by what the kernel had before the last
     /// commit that leads any elsewhere.
     awaited: bool,
+    /// Where the table led that was found at the start, until somebody takes it.
+    former: Former,
 }
 
 /// What was done to the kernel.
@@ -66,9 +68,12 @@ impl Forwarder {
     /// # Errors
     /// [`ForwardError::Foreign`], or what the kernel says.
     pub fn start(kernel: Kernel, desired: Ruleset) -> Result<(Self, Change), ForwardError> {
-        let mut forwarder = Self { kernel, table: Table::new(desired), awaited: false };
+        let (table, former) = (Table::new(desired), Former::default());
+        let mut forwarder = Self { kernel, table, awaited: false, former };
         let mut change = Change::default();
         forwarder.resync(&mut change)?;
+        // Before the flush: nobody else remembers what goes with it.
+        forwarder.former = forwarder.table.led();
         // That was the first reading, not a repair.
         change.resyncs = 0;
         forwarder.flush_into(&mut change, Until::Settled)?;
@@ -79,6 +84,12 @@ impl Forwarder {
     /// The desired state, to be changed; [`Self::flush`] brings changes to the kernel.
     pub fn table(&mut self) -> &mut Table {
         &mut self.table
+    }
+
+    /// Where the table led connections that was found at the start, once; for
+    /// [`Conntrack::sweep`]. Of a table of another version only what is desired is known.
+    pub fn take_former(&mut self) -> Former {
+        std::mem::take(&mut self.former)
     }
 
     /// The kernel, to ask it what it can do and what it has. Who changes it here makes the next

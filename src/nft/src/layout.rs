@@ -276,12 +276,16 @@ fn source() -> Chain {
         rule.extend([Expr::Lookup(Set::Hairpin(family), R0, None), Expr::Masquerade]);
         rule
     };
-    let bridged = |family| {
-        let mut rule = vec_of(family);
-        load_source(family, &mut rule);
-        rule.push(Expr::Lookup(Set::Bridged(family), R0, None));
-        load_destination(family, &mut rule);
-        rule.extend([Expr::Lookup(Set::Bridged(family), R0, None), Expr::Masquerade]);
+    let bridged_service = |family| {
+        let mut rule = bridged(family);
+        rule.push(Expr::Connection(Connection::OriginalAddress(family), R0));
+        rule.extend([Expr::Lookup(Set::Virtual(family), R0, None), Expr::Masquerade]);
+        rule
+    };
+    let bridged_node_port = |family| {
+        let mut rule = bridged(family);
+        push_asked_node_port(family, &mut rule);
+        rule.push(Expr::Masquerade);
         rule
     };
     let local = |family| {
@@ -290,22 +294,39 @@ fn source() -> Chain {
         rule.extend([Expr::Lookup(Set::Local(family), R0, None), Expr::Return]);
         rule
     };
-    // By what the client addressed, so that another's node port is left to it.
     let node_port = |family| {
         let mut rule = vec_of(family);
-        rule.push(Expr::Connection(Connection::OriginalAddress(family), R0));
-        rule.push(Expr::Lookup(Set::NodeAddresses(family), R0, None));
-        rule.push(Expr::Meta(Meta::Protocol, R0));
-        rule.push(Expr::Connection(Connection::OriginalPort, R0 + 1));
-        rule.extend([Expr::Lookup(Set::NodePorts, R0, None), Expr::Masquerade]);
+        push_asked_node_port(family, &mut rule);
+        rule.push(Expr::Masquerade);
         rule
     };
     let mut rules = vec![not_ours];
     rules.extend(Family::ALL.map(hairpin));
-    rules.extend(Family::ALL.map(bridged));
+    rules.extend(Family::ALL.map(bridged_service));
+    rules.extend(Family::ALL.map(bridged_node_port));
     rules.extend(Family::ALL.map(local));
     rules.extend(Family::ALL.map(node_port));
     Chain { name: "postrouting".to_owned(), hook: Some(Hook::Postrouting), rules }
+}
+
+/// Goes on with what goes from one sandbox behind a bridge to another: its answers would pass the
+/// node by. Who led it there must still be asked, since others see to what they lead.
+fn bridged(family: Family) -> Vec<Expr> {
+    let mut rule = vec_of(family);
+    load_source(family, &mut rule);
+    rule.push(Expr::Lookup(Set::Bridged(family), R0, None));
+    load_destination(family, &mut rule);
+    rule.push(Expr::Lookup(Set::Bridged(family), R0, None));
+    rule
+}
+
+/// Goes on with what was led by a node port, by what the client addressed: another's is left to it.
+fn push_asked_node_port(family: Family, rule: &mut Vec<Expr>) {
+    rule.push(Expr::Connection(Connection::OriginalAddress(family), R0));
+    rule.push(Expr::Lookup(Set::NodeAddresses(family), R0, None));
+    rule.push(Expr::Meta(Meta::Protocol, R0));
+    rule.push(Expr::Connection(Connection::OriginalPort, R0 + 1));
+    rule.push(Expr::Lookup(Set::NodePorts, R0, None));
 }
 
 fn chain_of(prefix: &str, family: Family, sticky: bool) -> String {

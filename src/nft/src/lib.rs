@@ -41,6 +41,6 @@ pub use slots::{Class, ENDPOINTS_MAX, Target};
 pub use table::Table;
 pub use transaction::{Batch, Elements, Transaction};
 pub use value::{
-    Affinity, Backends, Endpoint, Endpoints, Family, Flows, NodePort, Protocol, Range, Ruleset,
-    ServicePort,
+    Affinity, Backends, Endpoint, Endpoints, Family, Flows, Former, NodePort, Protocol, Range,
+    Ruleset, ServicePort,
 };

@@ -10,9 +10,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 
 use self::kept::Kept;
-use crate::element::{Data, Element, Owner};
+use crate::element::{Data, Element, Owner, Set};
 use crate::transaction::{Batch, Elements, Transaction};
-use crate::value::{Backends, Family, Flows, NodePort, Protocol, Range, Ruleset, ServicePort};
+use crate::value::{
+    Backends, Family, Flows, Former, NodePort, Protocol, Range, Ruleset, ServicePort,
+};
 
 /// The node's table.
 ///
@@ -256,6 +258,27 @@ impl Table {
         self.dirty = self.owners();
         self.dirty.extend(self.programmed.keys().copied());
         self.dirty.retain(|owner| !self.refused.contains(owner));
+    }
+
+    /// Where the kernel leads connections, as far as is known.
+    pub(crate) fn led(&self) -> Former {
+        let mut former = Former::default();
+        for (owner, kept) in &self.programmed {
+            match owner {
+                Owner::Service(port) => drop(former.services.insert(*port)),
+                Owner::NodePort(port) => drop(former.node_ports.insert(*port)),
+                Owner::NodeAddress(address) => drop(former.node_addresses.insert(*address)),
+                Owner::Virtual(_) | Owner::Local(_) | Owner::Bridged(_) | Owner::Stray => continue,
+            }
+            let targets = kept.unpack().into_iter().filter_map(|(element, data)| {
+                let (Set::Slots(family, _) | Set::NodeSlots(family, _)) = element.set else {
+                    return None;
+                };
+                data.to_target(family).map(|(address, _)| address)
+            });
+            former.endpoints.extend(targets);
+        }
+        former
     }
 
     /// Notes that the kernel has what was [`Self::rendered`] and nothing else.

@@ -102,10 +102,23 @@ pub struct Ruleset {
     /// The node's addresses that accept node ports. Empty: node ports are not served.
     pub node_addresses: BTreeSet<IpAddr>,
     /// Ranges of sandboxes that share a link on which this node does not see their packets to
-    /// each other (a bridge without bridge netfilter). A connection through a virtual address
+    /// each other (a bridge without bridge netfilter). A connection through a port of this ruleset
     /// between two of them gets the node's address as its source, since its answers would pass
-    /// the node by. Empty where sandboxes are routed.
+    /// the node by; ranges are not told apart. Empty where sandboxes are routed.
     pub bridged: BTreeSet<Range>,
+}
+
+/// Where a table led connections that an earlier process left.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Former {
+    /// Ports of virtual addresses.
+    pub services: BTreeSet<ServicePort>,
+    /// Ports of the node.
+    pub node_ports: BTreeSet<NodePort>,
+    /// The node's addresses that accepted these.
+    pub node_addresses: BTreeSet<IpAddr>,
+    /// Addresses of the endpoints behind any of the ports.
+    pub endpoints: BTreeSet<IpAddr>,
 }
 
 /// Connections that the kernel should forget, so that their next packet is led anew.
@@ -183,6 +196,18 @@ impl FromIterator<Endpoint> for Endpoints {
 impl<const N: usize> From<[Endpoint; N]> for Endpoints {
     fn from(endpoints: [Endpoint; N]) -> Self {
         endpoints.into_iter().collect()
+    }
+}
+
+// === impl Former ===
+
+impl Former {
+    /// Whether what came to a port over a transport was led.
+    pub(crate) fn led(&self, front: SocketAddr, protocol: Protocol) -> bool {
+        let (address, port) = (front.ip(), front.port());
+        self.services.contains(&ServicePort { address, protocol, port })
+            || self.node_addresses.contains(&address)
+                && self.node_ports.contains(&NodePort { protocol, port })
     }
 }
 

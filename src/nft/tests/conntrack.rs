@@ -4,13 +4,13 @@ mod lab;
 
 use std::collections::BTreeSet;
 use std::io::{Read, Write};
-use std::net::{Shutdown, TcpListener, TcpStream, UdpSocket};
+use std::net::{IpAddr, Shutdown, TcpListener, TcpStream, UdpSocket};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use lab::{Lab, Outcome, ask_udp, by, local, node_port, service, v4, v6, vip, vip6};
-use portolan_nft::{Backends, Conntrack, Flows, Forwarder, Protocol, Ruleset, ServicePort};
+use portolan_nft::{Backends, Conntrack, Flows, Former, Forwarder, Protocol, Ruleset, ServicePort};
 
 /// A node that forwards, and a sender that always sends from the same port.
 struct Sender {
@@ -194,7 +194,7 @@ fn no_packet_under_way_brings_a_connection_back() {
                 sender.forwarder.table().set_service(target(), local([ends[round % 2]]));
                 settle(&mut sender.forwarder, &mut sender.conntrack);
                 let desired = sender.forwarder.table().desired().clone();
-                sender.conntrack.sweep(&desired).expect("connection tracking")
+                sweep(&mut sender.conntrack, &desired, &Former::default())
             })
             .sum();
         stop.store(true, Ordering::Relaxed);
@@ -231,9 +231,59 @@ fn a_restart_ends_what_was_not_ended_before() {
     sender.forwarder.flush().expect("the table");
     assert_eq!(ask_udp(&sender.socket), by(ends[0], v4(0, 2)), "still there");
     let desired = sender.forwarder.table().desired().clone();
-    assert_eq!(sender.conntrack.sweep(&desired).expect("connection tracking"), 1);
+    let none = Former::default();
+    assert_eq!(sweep(&mut sender.conntrack, &desired, &none), 1);
     assert_eq!(ask_udp(&sender.socket), by(ends[1], v4(0, 2)));
-    assert_eq!(sender.conntrack.sweep(&desired).expect("connection tracking"), 0, "only once");
+    assert_eq!(sweep(&mut sender.conntrack, &desired, &none), 0, "only once");
+    // The service went while nobody ran: only the table still knows of it.
+    let Sender { lab, forwarder, mut conntrack, socket } = sender;
+    drop(forwarder);
+    let mut forwarder = lab.start(Ruleset::default());
+    let former = forwarder.take_former();
+    assert_eq!(sweep(&mut conntrack, &Ruleset::default(), &none), 0, "as far as is known");
+    assert_eq!(sweep(&mut conntrack, &Ruleset::default(), &former), 1, "{former:?}");
+    assert!(!matches!(ask_udp(&socket), Outcome::Answer(_)), "it is led nowhere");
+}
+
+/// Sandboxes may die while nobody runs, and their clients wait. But what others lead is theirs,
+/// also through a port that is ours by now.
+#[test]
+fn a_restart_ends_what_leads_to_sandboxes_that_nobody_lists() {
+    let Sender { lab, forwarder, mut conntrack, .. } = Sender::new(true);
+    drop(forwarder);
+    let (dead, alive, theirs) = ((v4(1, 2), 7000), (v4(2, 2), 7000), (v4(1, 3), 7000));
+    let [first, second] = &lab.sandboxes;
+    first.run(|| lab::ip("addr add 10.9.1.3/24 dev eth0"));
+    let _listeners = [(first, dead), (second, alive), (first, theirs)]
+        .map(|(sandbox, end)| sandbox.run(|| TcpListener::bind(end).expect("a listener")));
+    let connect =
+        |front: (IpAddr, u16)| lab.client.run(|| TcpStream::connect(front).expect("a connection"));
+    // As a port of the host is led to its Pod.
+    let others = "add table ip other;
+        add chain ip other c { type nat hook prerouting priority -100; };
+        add rule ip other c ip daddr 10.9.0.1 tcp dport 6667 dnat to 10.9.1.3:7000";
+    lab.node.output("nft", &[others]);
+    let fronts = [(vip(1), 80), (vip(2), 80), (v4(0, 1), 6667)];
+    let foreign = connect(fronts[2]);
+    let mut desired = Ruleset { node_addresses: [v4(0, 1)].into(), ..Ruleset::default() };
+    for (front, end) in fronts.into_iter().zip([dead, alive]) {
+        desired.services.insert(service(front.0, Protocol::Tcp, 80), local([end]));
+    }
+    desired.node_ports.insert(node_port(Protocol::Tcp, 6667), local([alive]));
+    drop(lab.start(desired.clone()));
+    let ours = [connect(fronts[0]), connect(fronts[1])];
+    desired.services.insert(service(vip(1), Protocol::Tcp, 80), Backends::default());
+    let former = lab.start(desired.clone()).take_former();
+    let is_tracked = |(address, port): (IpAddr, u16)| {
+        let listed = lab.node.output("conntrack", &["-L", "-f", "ipv4", "-p", "tcp"]);
+        let (address, port) = (format!(" dst={address} "), format!(" dport={port} "));
+        listed.lines().any(|line| line.contains(&address) && line.contains(&port))
+    };
+    assert_eq!(fronts.map(is_tracked), [true, true, true]);
+    let swept = conntrack.sweep(&desired, &former, |address| address == alive.0);
+    assert_eq!(swept.expect("connection tracking"), 1, "{former:?}");
+    assert_eq!(fronts.map(is_tracked), [false, true, true]);
+    drop((ours, foreign));
 }
 
 #[test]
@@ -299,6 +349,11 @@ impl Sender {
 
 fn target() -> ServicePort {
     service(vip(1), Protocol::Udp, 53)
+}
+
+/// Ends what nobody ended, while everybody is still there.
+fn sweep(conntrack: &mut Conntrack, desired: &Ruleset, former: &Former) -> usize {
+    conntrack.sweep(desired, former, |_| true).expect("connection tracking")
 }
 
 fn settle(forwarder: &mut Forwarder, conntrack: &mut Conntrack) {

@@ -188,6 +188,27 @@ fn sandboxes_on_one_bridge_reach_each_other_through_a_virtual_address() {
 }
 
 #[test]
+fn what_others_lead_on_a_bridge_keeps_its_source() {
+    let lab = Lab::new();
+    let end = (v4(1, 2), 8080);
+    lab.sandboxes[0].serve(end.into());
+    let mut ruleset = Ruleset { node_addresses: [v4(2, 1)].into(), ..Ruleset::default() };
+    // The rules know of bridges by this alone.
+    ruleset.bridged = [Range { address: v4(0, 0), length: 16 }].into();
+    add(&mut ruleset, vip(1), 80, &local([end]));
+    ruleset.node_ports.insert(node_port(Protocol::Tcp, 6667), local([end]));
+    let _forwarder = lab.start(ruleset);
+    let others = "add table ip other;
+        add chain ip other c { type nat hook prerouting priority -100; };
+        add rule ip other c ip daddr 10.96.0.9 tcp dport 80 dnat to 10.9.1.2:8080";
+    lab.node.output("nft", &[others]);
+    let asker = &lab.sandboxes[1];
+    assert_eq!(asker.tcp((vip(9), 80)), by(end, v4(2, 2)), "another's service");
+    assert_eq!(asker.tcp((vip(1), 80)), by(end, v4(1, 1)), "it sees the node");
+    assert_eq!(asker.tcp((v4(2, 1), 6667)), by(end, v4(1, 1)), "it sees the node");
+}
+
+#[test]
 fn a_client_with_affinity_comes_back_to_its_endpoint() {
     let lab = Lab::new();
     let ends = [(v4(1, 2), 8080), (v4(2, 2), 8080)];

@@ -183,9 +183,11 @@ impl WriteError {
     /// quota or size: it will again until somebody changes something, so a condition says it.
     pub fn refusal(&self) -> Option<&str> {
         let answer = self.answer()?;
-        // These come as errors of the server: from etcd, and from a webhook that must be asked.
+        // These come as errors of the server: from etcd, from a webhook that must be asked, and from
+        // a range of addresses that is full.
         let is_told = answer.contains("request is too large")
             || answer.contains("failed calling webhook")
+            || answer.contains("failed to allocate")
             || self.status().is_some_and(|status| status.code == 413);
         (self.is_invalid() || self.is_forbidden() || is_told).then_some(answer)
     }

@@ -204,6 +204,25 @@ fn a_slice_that_is_deleted_or_full_says_of_nobody_that_it_is_gone() {
     assert_eq!(index.take_changes().gone, [].into(), "full");
 }
 
+/// Connections to an address that nobody has are ended when an agent starts.
+#[test]
+fn an_address_may_be_had_while_any_slice_lists_it_or_one_is_full() {
+    let mut index = Index::default();
+    put_slice(&mut index, "v4", None, Some(slice("chat", &[IRC], &["10.8.0.1x"])));
+    let ports = [("internal", Protocol::Tcp, 8081)];
+    let gateways = slice("portolan-gateway-internal", &ports, &["10.8.0.2"]);
+    let of = ObjectKey::new("portolan-system", "portolan-gateway-internal-x");
+    index.gateways(&of, Some(Arc::new(gateways)));
+    let had = |index: &Index| {
+        ["10.8.0.1", "10.8.0.2", "10.8.0.3"].map(|address| index.may_have(ip(address)))
+    };
+    assert_eq!(had(&index), [true, true, false]);
+    let many: Vec<_> = (0..1000).map(|n| format!("10.9.{}.{}", n / 250, n % 250)).collect();
+    let many = slice("shop", &[IRC], &many.iter().map(String::as_str).collect::<Vec<_>>());
+    put_slice(&mut index, "many", None, Some(many));
+    assert_eq!(had(&index), [true; 3], "who drains is left out of it");
+}
+
 #[test]
 fn a_slice_goes_on_to_tell_what_is_gone_when_its_app_service_is() {
     let mut index = Index::default();

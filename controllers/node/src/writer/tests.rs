@@ -218,6 +218,32 @@ fn a_restart_with_another_state_ends_at_that() {
 }
 
 #[test]
+fn who_is_gone_before_the_first_programming_is_not_forgotten() {
+    let inbox = Arc::new(fed(&[(1, &[1, 2])]));
+    let writer = Writer {
+        inbox: inbox.clone(),
+        open: Box::new(Kernel::open),
+        metrics: Metrics::register(&mut Registry::default()),
+        state: watch::channel(State::default()).0,
+        opened: watch::channel(None).0,
+    };
+    let (before, after) = (slice(1, &[1, 2]), slice(1, &[1]));
+    inbox.change(|index| index.slice(&key(1), Some(&before), Some(&after)));
+    let mut gone = BTreeSet::new();
+    // A second try, after the kernel refused the first.
+    for attempt in 1..=2 {
+        let now = Instant::now();
+        let work = match inbox.wait(now, now) {
+            Wake::Work(work) => work,
+            other => panic!("{other:?} is no work"),
+        };
+        assert_eq!(writer.first(work, &mut gone), ruleset(&[(1, &[1])]), "{attempt}");
+        assert_eq!(gone, BTreeSet::from([IpAddr::from([10, 8, 1, 2])]), "{attempt}");
+        inbox.repeat();
+    }
+}
+
+#[test]
 fn a_process_that_was_killed_between_two_batches_leaves_nothing_behind() {
     in_namespace(|| {
         let before: [(u8, &[u8]); 1] = [(1, &[1, 2, 3])];

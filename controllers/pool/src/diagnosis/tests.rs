@@ -162,6 +162,15 @@ fn a_program_gets_its_time_to_listen() {
         diagnose(&unready(0, 1, 0), &slow, at(16)),
         Diagnosis::Starting { note: None, until: Some(until) }
     );
+    let slower = SandboxSpec {
+        startup: Some(yaml("{ httpGet: { port: 3000 }, periodSeconds: 10, failureThreshold: 30 }")),
+        ..spec()
+    };
+    assert_eq!(
+        diagnose(&unready(0, 1, 0), &slower, at(16)),
+        Diagnosis::Starting { note: None, until: Some(at(300) + TICK) },
+        "the kubelet gives it as long"
+    );
 }
 
 #[test]
@@ -175,7 +184,7 @@ fn a_probe_that_fails() {
         let probed = SandboxSpec { readiness: Some(yaml(probe)), ..spec() };
         check(&unready(0, 1, 0), &probed, reason::PROBE_FAILING, &[words, "0.0.0.0:$PORT"]);
         let startup = SandboxSpec { startup: Some(yaml(probe)), ..spec() };
-        check(&unready(0, 1, 0), &startup, reason::PROBE_FAILING, &[words]);
+        check(&unready(0, 1, -60), &startup, reason::PROBE_FAILING, &[words]);
     }
 }
 
@@ -190,7 +199,13 @@ fn a_program_without_a_probe_is_starting() {
 fn no_node_has_room() {
     let message = "0/3 nodes are available: 3 Insufficient cpu";
     let hurdle = Some(Box::new(Hurdle::Unschedulable(message.to_owned())));
-    let sandbox = Sandbox { hurdle, ..pending(0, 1) };
+    let sandbox = Sandbox { hurdle, created: at(0), ..pending(0, 1) };
+    let Diagnosis::Starting { note: Some(note), until } = diagnose(&sandbox, &spec(), at(59))
+    else {
+        panic!("a node may be on its way");
+    };
+    assert!(note.contains(message) && until == Some(at(60)), "{note}");
+    let sandbox = Sandbox { created: at(-60), ..sandbox };
     check(&sandbox, &spec(), reason::UNSCHEDULABLE, &[message]);
 }
 
@@ -237,6 +252,12 @@ volumes:
     check(&not_set_up(), &mounting, reason::CONFIG_MISSING, words);
     let early = Diagnosis::Starting { note: None, until: Some(at(16)) };
     assert_eq!(diagnose(&not_set_up(), &mounting, at(15)), early);
+
+    let disk = "- { name: f, persistentVolumeClaim: { claimName: data } }";
+    let attaching = SandboxSpec { template: Some(yaml(&format!("{template}{disk}"))), ..spec() };
+    let Diagnosis::Starting { .. } = diagnose(&not_set_up(), &attaching, at(600)) else {
+        panic!("it may be the disk");
+    };
 }
 
 #[test]

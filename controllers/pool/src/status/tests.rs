@@ -127,7 +127,7 @@ fn with_none_ready_the_cause_is_the_reason() {
     let running = vec![unready(0, 1, -16)];
     check(&situation(probed, running, live()), "False", "ProbeFailing", POOL);
     let hurdle = Some(Box::new(crate::sandbox::Hurdle::Unschedulable("0/3 nodes".into())));
-    let nowhere = vec![Sandbox { hurdle, ..pending(0, 1) }];
+    let nowhere = vec![Sandbox { hurdle, created: at(-60), ..pending(0, 1) }];
     check(&situation(fixed(1), nowhere, live()), "False", "Unschedulable", "0/3 nodes");
 }
 

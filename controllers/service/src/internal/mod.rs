@@ -28,6 +28,8 @@ use portolan_reconcile::{
 
 use crate::error::Error;
 use crate::internal::observe::{BY_NAME, BY_OWNER, Named, Names, Sources};
+use crate::internal::plan::Plan;
+use crate::status;
 
 /// Runs the controller of internal names until `ctx.shutdown` is cancelled.
 pub(crate) fn run(ctx: &Context) -> impl Future<Output = Result<(), RunError>> + Send + use<> {
@@ -62,9 +64,12 @@ pub(crate) fn run(ctx: &Context) -> impl Future<Output = Result<(), RunError>> +
 struct NameReconciler {
     sources: Sources,
     events: Events,
-    /// Names that each App was told it cannot have, so that it is told once.
-    told: Mutex<BTreeMap<ObjectKey, BTreeSet<String>>>,
+    /// What each App was told of names that it cannot have, so that it is told once.
+    told: Mutex<BTreeMap<ObjectKey, BTreeSet<Note>>>,
 }
+
+/// What an App is told: the reason and the message of an Event.
+type Note = (&'static str, String);
 
 impl Reconciler for NameReconciler {
     type Error = Error;
@@ -80,13 +85,7 @@ impl Reconciler for NameReconciler {
         let situation = self.sources.observe(&app);
         let plan = plan::plan(&app, &situation);
         let outcome = self.sources.apply(&plan, pass).await;
-        let taken = plan.taken.into_iter().collect();
-        for name in self.news(pass.key(), taken) {
-            let note = format!(
-                "Service {name} is not this App's, so its http service of that name has no \
-                 address inside the cluster"
-            );
-            let reason = reason::NAME_CONFLICT;
+        for (reason, note) in self.news(pass.key(), notes(&plan, outcome.failure.as_ref())) {
             self.events.publish(app.as_ref(), EventType::Warning, "Reconcile", reason, &note);
         }
         match outcome.failure {
@@ -97,14 +96,36 @@ impl Reconciler for NameReconciler {
 }
 
 impl NameReconciler {
-    /// The names of these that the App was not told of when it was last looked at.
-    fn news(&self, app: &ObjectKey, taken: BTreeSet<String>) -> Vec<String> {
+    /// What of this the App was not told when it was last looked at.
+    fn news(&self, app: &ObjectKey, notes: BTreeSet<Note>) -> Vec<Note> {
         let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
         let before = told.remove(app).unwrap_or_default();
-        let news = taken.difference(&before).cloned().collect();
-        if !taken.is_empty() {
-            told.insert(app.clone(), taken);
+        let news = notes.difference(&before).cloned().collect();
+        if !notes.is_empty() {
+            told.insert(app.clone(), notes);
         }
         news
     }
+}
+
+/// Why http services of the App have no address inside the cluster: somebody else's Service has
+/// the name, or the API server does not take ours.
+fn notes(plan: &Plan, failure: Option<&Error>) -> BTreeSet<Note> {
+    let taken = plan.taken.iter().map(|name| {
+        let note = format!(
+            "Service {name} is not this App's, so its http service of that name has no address \
+             inside the cluster"
+        );
+        (reason::NAME_CONFLICT, note)
+    });
+    let refused = match failure {
+        Some(Error::Service(source)) if source.refusal().is_some() => status::refusal(source),
+        _ => None,
+    };
+    let refused = refused.map(|finding| {
+        let note =
+            format!("an http service has no address inside the cluster: {}", finding.message);
+        (finding.reason, note)
+    });
+    taken.chain(refused).collect()
 }

@@ -67,7 +67,12 @@ pub(super) async fn gateway_killed(scene: &mut Scene, extent: &Extent) -> anyhow
         killed.iter().any(|moment| killed_at(*moment, extent.hand_over)(failure))
     };
     let what = format!("a gateway ended by kill -9, {} times", extent.kills);
-    Ok(Report::judged(what, &outcome, is_excused))
+    let mut report = Report::judged(what, &outcome, is_excused);
+    if !report.is_good() {
+        let moments: Vec<_> = killed.iter().map(|moment| outcome.when(*moment)).collect();
+        report.faults.push(format!("the kills were {}", moments.join(", ")));
+    }
+    Ok(report)
 }
 
 pub(super) async fn controllers_killed(

@@ -34,7 +34,8 @@ pub(super) async fn wakes(scene: &mut Scene, extent: &Extent) -> anyhow::Result<
     let outcome = trial.end().await?;
     let (took, tally) = woken?;
     let beside = Report::unnoticed(String::new(), &outcome);
-    let woken = Outcome { took, tally, cuts: outcome.cuts, early: Vec::new(), never: 0 };
+    let (begun, cuts) = (outcome.begun, outcome.cuts);
+    let woken = Outcome { begun, took, tally, cuts, early: Vec::new(), never: 0 };
     let mut report = Report::unnoticed(format!("{count} sleeping Apps woken at once"), &woken);
     report.faults.extend(beside.faults.into_iter().map(|fault| format!("beside it: {fault}")));
     scene.team(&["delete", "apps,routes", "-l", "soak=sleeper"]).await?;

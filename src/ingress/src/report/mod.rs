@@ -70,8 +70,16 @@ impl State {
             Some(complaint) => state.certificates.insert(secret.clone(), complaint.clone()),
             None => state.certificates.remove(secret),
         };
-        if before != complaint {
-            self.shared.changed.notify_one();
+        if before == complaint {
+            return;
+        }
+        self.shared.changed.notify_one();
+        // The default certificate has no Route whose condition would say it.
+        match complaint {
+            Some(CertificateReport { reason, message, .. }) => {
+                tracing::warn!(%secret, reason, message, "Certificate cannot be used");
+            }
+            None => tracing::info!(%secret, "Certificate can be used again"),
         }
     }
 

@@ -3,7 +3,6 @@ use std::net::IpAddr;
 use proptest::prelude::*;
 
 use super::*;
-use crate::element::Set;
 use crate::slots::Class;
 use crate::value::{Affinity, Endpoint, Protocol};
 
@@ -191,6 +190,25 @@ fn connections_through_a_node_address_that_goes_or_comes_are_stale() {
     table.note_unended(ends);
     assert!(table.set_node_addresses([address(9)].into()));
     assert_eq!(table.take_stale(), [led(front)].into(), "whoever is back is not to be ended");
+}
+
+#[test]
+fn what_was_found_says_where_it_led() {
+    let node_port = NodePort { protocol: Protocol::Udp, port: 6667 };
+    let mut found = Table::default();
+    found.set_service(port(1), remote([1, 2]));
+    found.set_service(port(2), remote([]));
+    found.set_node_port(node_port, remote([3]));
+    found.set_node_addresses([address(9)].into());
+    let mut table = Table::default();
+    table.recovered(found.elements());
+    let expected = Former {
+        services: [port(1), port(2)].into(),
+        node_ports: [node_port].into(),
+        node_addresses: [address(9)].into(),
+        endpoints: [1, 2, 3].map(address).into(),
+    };
+    assert_eq!(table.led(), expected);
 }
 
 #[test]
