@@ -26,7 +26,7 @@ async fn columns_answer_the_first_question() -> anyhow::Result<()> {
     let client = client().await?;
     let expected = [
         ("apps", "Name Ready Reason Version URL Age"),
-        ("appversions", "Name App Ready Status Age"),
+        ("appversions", "Name App Ready Status Image Age"),
         ("sandboxpools", "Name App Service Role Wanted Ready Reason Age"),
         ("routes", "Name Host App Service Ready Reason Age"),
         ("domains", "Name Suffix Namespaces Ready Reason Age"),
