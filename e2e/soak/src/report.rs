@@ -187,12 +187,13 @@ mod tests {
             failures: vec![failure(now, now)],
             crossed: 0,
         };
-        let (begun, took) = (Instant::now(), Duration::ZERO);
+        let (begun, took) = (now - Duration::from_millis(1_500), Duration::ZERO);
         let outcome = Outcome { begun, took, tally, cuts: 0, early: Vec::new(), never: 0 };
         let bad = Report::judged("three rollouts".into(), &outcome, |_| false);
         let good = Report::judged("a kill".into(), &outcome, |_| true);
         assert!(!bad.is_good() && good.is_good());
         let table = table(&[bad, good]);
-        assert!(table.ends_with("three rollouts:\n- Single, after 0.0ns: reset\n"), "{table}");
+        let told = "three rollouts:\n- Single, sent 1.5 s in, after 0.0ns: reset\n";
+        assert!(table.ends_with(told), "{table}");
     }
 }
