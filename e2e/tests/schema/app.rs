@@ -49,6 +49,18 @@ async fn what_an_app_is_made_of() -> anyhow::Result<()> {
         ("{image: a, services: [{name: web}], version: ''}", "spec.version | at least 1 chars"),
         ("{image: a, services: [{name: web}], restartedAt: '2026-11-20T10:00:00Z'}", ACCEPTED),
         ("{image: a, services: [{name: web}], restartedAt: now}", "spec.restartedAt | date-time"),
+        (
+            "{image: a, services: [{name: web}], restartedAt: '2026-11-20T10:00:00.5+05:30'}",
+            ACCEPTED,
+        ),
+        (
+            "{image: a, services: [{name: web}], restartedAt: '0000-01-01T00:00:00+01:00'}",
+            "spec.restartedAt | should match",
+        ),
+        (
+            "{image: a, services: [{name: web}], restartedAt: '2026-01-01T00:00:00+99:00'}",
+            "spec.restartedAt | should match",
+        ),
         ("{image: a, services: [{name: web}], revisionHistoryLimit: 0}", ACCEPTED),
         (
             "{image: a, services: [{name: web}], revisionHistoryLimit: -1}",

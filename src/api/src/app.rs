@@ -1,11 +1,12 @@
 //! `App`: what a team applies.
 
+use jiff::tz::TimeZone;
 use k8s_openapi::api::core::v1::{EnvVar, Probe};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
-
 use kube_derive::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::app_service::SessionAffinity;
 use crate::sandbox::{Port, PortType, SandboxTemplate};
@@ -70,7 +71,8 @@ pub struct AppSpec {
     #[schemars(length(min = 1, max = 63))]
     pub version: Option<String>,
     /// A new value here restarts all sandboxes by a rollout.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "legible")]
+    #[schemars(regex(pattern = RESTARTED_AT))]
     pub restarted_at: Option<Time>,
     /// How many inactive versions to keep. Default 10.
     #[serde(default = "default_revision_history_limit")]
@@ -83,6 +85,21 @@ pub struct AppSpec {
     /// Limits for previews of this App.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ephemeral: Option<EphemeralPolicy>,
+}
+
+/// A time as every library reads it, in the years from 1000 to 2999: the API server by itself takes
+/// some that are beyond what can be written, as `0000-01-01T00:00:00+01:00`.
+const RESTARTED_AT: &str = "^[12][0-9]{3}-[0-9]{2}-[0-9]{2}[Tt][0-9]{2}:[0-9]{2}:[0-9]{2}\
+    (\\.[0-9]{1,9})?([Zz]|[+-]([01][0-9]|2[0-3]):[0-5][0-9])$";
+
+/// Refuses what was stored before the schema did, and cannot be read again once it was written.
+fn legible<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Time>, D::Error> {
+    let time = Option::<Time>::deserialize(deserializer)?;
+    let is_legible = |time: &Time| (1000..=3000).contains(&time.0.to_zoned(TimeZone::UTC).year());
+    match time {
+        Some(time) if !is_legible(&time) => Err(D::Error::custom("a time in no usual year")),
+        time => Ok(time),
+    }
 }
 
 fn default_revision_history_limit() -> i32 {

@@ -242,3 +242,18 @@ fn fields(schema: &Value) -> BoxedStrategy<Value> {
     };
     strategies.prop_map(present).boxed()
 }
+
+#[test]
+fn a_time_that_could_not_be_read_again_is_not_read() {
+    for (time, is_read) in [
+        ("2026-11-20T10:00:00.5+05:30", true),
+        // The API server takes these by itself; written again, their year has no four digits.
+        ("0000-01-01T00:00:00+01:00", false),
+        ("9999-12-31T23:59:59-01:00", false),
+    ] {
+        let spec = json!({ "services": [{ "name": "web" }], "restartedAt": time });
+        let app = json!({ "metadata": { "name": "shop" }, "spec": spec });
+        let app = serde_json::from_value::<App>(app);
+        assert_eq!(app.is_ok(), is_read, "{time}: {app:?}");
+    }
+}

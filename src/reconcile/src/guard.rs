@@ -2,10 +2,7 @@
 
 use std::borrow::Cow;
 
-use kube::{
-    Resource,
-    core::{ObjectMeta, PartialObjectMeta},
-};
+use kube::{Resource, core::ObjectMeta};
 use serde::{Deserialize, Deserializer, de::DeserializeOwned, de::Error as _};
 use serde_json::value::RawValue;
 
@@ -20,6 +17,30 @@ pub(crate) enum Guarded<K> {
     Malformed { metadata: Box<ObjectMeta>, why: String },
 }
 
+/// What the API server itself writes, and all that has to be right for an object to be skipped by
+/// name: anything else is the user's, `managedFields` with the years in them included, and one
+/// object that cannot be read must not keep those after it from being seen.
+#[derive(Deserialize)]
+struct Known {
+    metadata: Identity,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Identity {
+    name: Option<String>,
+    namespace: Option<String>,
+    uid: Option<String>,
+    resource_version: Option<String>,
+}
+
+impl From<Identity> for ObjectMeta {
+    fn from(identity: Identity) -> Self {
+        let Identity { name, namespace, uid, resource_version } = identity;
+        Self { name, namespace, uid, resource_version, ..Self::default() }
+    }
+}
+
 impl<'de, K: DeserializeOwned + Resource> Deserialize<'de> for Guarded<K> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         // Borrowed where the whole line is in memory, which is the case for watches and lists.
@@ -27,9 +48,8 @@ impl<'de, K: DeserializeOwned + Resource> Deserialize<'de> for Guarded<K> {
         match serde_json::from_str(text) {
             Ok(object) => Ok(Self::Good(Box::new(object))),
             Err(error) => {
-                let PartialObjectMeta::<K> { metadata, .. } =
-                    serde_json::from_str(text).map_err(D::Error::custom)?;
-                Ok(Self::Malformed { metadata: Box::new(metadata), why: error.to_string() })
+                let Known { metadata } = serde_json::from_str(text).map_err(D::Error::custom)?;
+                Ok(Self::Malformed { metadata: Box::new(metadata.into()), why: error.to_string() })
             }
         }
     }
@@ -93,6 +113,20 @@ mod tests {
         assert_eq!(metadata.name.as_deref(), Some("odd"));
         assert_eq!(metadata.resource_version.as_deref(), Some("7"));
         assert!(why.contains("containers") || why.contains("sequence"), "{why}");
+    }
+
+    #[test]
+    fn metadata_that_cannot_be_read_is_skipped_by_name() {
+        // As Go writes 0000-01-01T00:00:00+01:00, which the API server takes.
+        let line = r#"{"type":"MODIFIED","object":{"kind":"Pod","apiVersion":"v1",
+            "metadata":{"name":"odd","namespace":"team-a","uid":"u","resourceVersion":"7",
+            "managedFields":[{"manager":"x","time":"-0001-12-31T23:00:00Z"}]}}}"#;
+        let event: WatchEvent<Guarded<Pod>> = serde_json::from_str(line).unwrap();
+        let WatchEvent::Modified(Guarded::Malformed { metadata, why }) = event else {
+            panic!("expected a malformed object, got {event:?}");
+        };
+        assert_eq!((metadata.name.as_deref(), metadata.uid.as_deref()), (Some("odd"), Some("u")));
+        assert!(!why.is_empty());
     }
 
     #[test]
