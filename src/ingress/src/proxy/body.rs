@@ -45,6 +45,11 @@ impl ResponseBody {
         Self { content: Content::Own(text), exchange: Some(exchange) }
     }
 
+    /// Whether this gateway wrote it.
+    pub(super) const fn is_own(&self) -> bool {
+        matches!(self.content, Content::Own(_))
+    }
+
     pub(super) const fn switched() -> Self {
         Self { content: Content::Own(None), exchange: None }
     }

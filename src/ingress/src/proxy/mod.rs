@@ -24,6 +24,7 @@ use std::sync::Arc;
 use http::header::{CONNECTION, CONTENT_LENGTH, HeaderValue};
 use http::request::Parts;
 use http::{Request, Response, StatusCode, Uri, Version};
+use http_body::Body;
 use hyper::body::Incoming;
 
 use crate::error::Code;
@@ -50,7 +51,8 @@ pub(crate) async fn handle(
     let mut exchange = Exchange::begin(&client, &request);
     let (mut parts, incoming) = request.into_parts();
     exchange.request_id = headers::request_id(&mut parts.headers);
-    let is_last = client.shared.is_leaving() && parts.version <= Version::HTTP_11;
+    let is_h1 = parts.version <= Version::HTTP_11;
+    let (is_last, has_body) = (client.shared.is_leaving() && is_h1, !incoming.is_end_stream());
     let mut response = match decide(&client, &parts, &mut exchange) {
         Ok(Decision::Forward(route)) => {
             forward::forward(&client, &route, parts, incoming, exchange).await
@@ -59,7 +61,10 @@ pub(crate) async fn handle(
         Ok(Decision::Health) => reply::health(&client.shared, &parts.method, exchange),
         Err(code) => reply::failure(&Failure::from(code), &Asker::of(&parts), exchange),
     };
-    if is_last && response.status() != StatusCode::SWITCHING_PROTOCOLS {
+    // Nobody has read that body. The parser would go on behind it, and answer request after request
+    // into a buffer without end, whether or not the client takes any of it.
+    let is_unread = is_h1 && has_body && response.body().is_own();
+    if (is_last || is_unread) && response.status() != StatusCode::SWITCHING_PROTOCOLS {
         response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
     }
     Ok(response)

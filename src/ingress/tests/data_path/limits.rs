@@ -5,6 +5,7 @@ use std::time::Duration;
 use portolan_ingress::{AccessLog, SandboxPhase, Settings, Slots};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream};
+use tokio::time::timeout;
 
 use crate::client::{fetch, get, h1, h2, raw, read_until};
 use crate::frames::{
@@ -317,4 +318,27 @@ async fn what_a_client_does_not_read_is_not_held_for_it() {
     assert!(bound < u64::from(COUNT) * SIZE, "less than all is to be seen");
     assert!(handed < bound, "{handed} bytes were handed over for a client that reads none");
     drop(stream);
+}
+
+#[tokio::test]
+async fn answers_that_nobody_reads_do_not_pile_up() {
+    const SENT_MAX: usize = 64 << 20;
+    let gateway = Gateway::start();
+    for request in [
+        &b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"[..],
+        b"HEAD / HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: 1\r\n\r\nA",
+        b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\n\r\nA",
+    ] {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.set_recv_buffer_size(4096).unwrap();
+        let mut stream = socket.connect(gateway.http).await.unwrap();
+        let many = request.repeat(1_000);
+        let mut sent = 0;
+        // Until the gateway takes no more, or has closed.
+        while let Ok(Ok(())) = timeout(Duration::from_secs(1), stream.write_all(&many)).await {
+            sent += many.len();
+            let text = String::from_utf8_lossy(request);
+            assert!(sent < SENT_MAX, "all is taken, and none of the answers: {text}");
+        }
+    }
 }
