@@ -135,11 +135,8 @@ fn unschedulable(sandbox: &Sandbox, why: &str, now: Timestamp) -> Diagnosis {
 /// Volumes come before the network, and the network before images. Why one cannot be mounted the
 /// kubelet says in Events only; a Secret or ConfigMap that is not there is the usual cause.
 fn not_set_up(name: &str, since: Timestamp, spec: &SandboxSpec, now: Timestamp) -> Diagnosis {
-    let mut sources = mounted_sources(spec);
     // A disk that is attached slowly, or is another node's still, tells nothing of them.
-    if has_disk(spec) {
-        sources.clear();
-    }
+    let sources = if has_disk(spec) { Vec::new() } else { mounted_sources(spec) };
     let patience = if sources.is_empty() { CREATION_PATIENCE } else { MOUNT_PATIENCE };
     let patience_ends = since.saturating_add(patience).unwrap_or(now);
     if now < patience_ends {

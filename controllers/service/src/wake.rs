@@ -41,9 +41,8 @@ pub(crate) fn by_service(
         taken.unwrap_or_default()
     };
     let (old, new) = (taken(change.old), taken(change.new));
-    let moved = old.1.symmetric_difference(&new.1).map(|(_, port)| *port).collect();
-    let mut woken = by_ports(&old.0, &new.0, known);
-    woken.extend(by_ports(&BTreeSet::new(), &moved, known));
+    let moved = old.1.symmetric_difference(&new.1).map(|(_, port)| port);
+    let mut woken = by_ports(old.0.symmetric_difference(&new.0).chain(moved), known);
     // Most Services of a cluster are nobody's here.
     woken.extend(known.get(change.key).map(|_| change.key.clone()));
     woken
@@ -61,12 +60,11 @@ pub(crate) fn by_report(
         said.unwrap_or_default()
     };
     let (old, new) = (said(change.old), said(change.new));
-    let mut woken = by_ports(&old.0, &new.0, known);
+    let mut woken = by_ports(old.0.symmetric_difference(&new.0), known);
     for address in old.1.symmetric_difference(&new.1) {
         for service in services.by_index(BY_ADDRESS, &address.to_string()) {
             let there = service.outside.iter().filter(|(other, _)| other == address);
-            let ports = there.map(|(_, port)| *port).collect();
-            woken.extend(by_ports(&BTreeSet::new(), &ports, known));
+            woken.extend(by_ports(there.map(|(_, port)| port), known));
         }
     }
     woken
@@ -98,13 +96,12 @@ pub(crate) fn by_pools(
     pools.into_iter().flat_map(|pool| found(known, BY_POOL, &pool.to_string())).collect()
 }
 
-fn by_ports(
-    old: &BTreeSet<NodePort>,
-    new: &BTreeSet<NodePort>,
+/// Node ports concern whoever asks for one of them.
+fn by_ports<'a>(
+    ports: impl Iterator<Item = &'a NodePort>,
     known: &Cache<AppService>,
 ) -> BTreeSet<ObjectKey> {
-    let changed = old.symmetric_difference(new);
-    changed.flat_map(|port| found(known, BY_NODE_PORT, &port.value())).collect()
+    ports.flat_map(|port| found(known, BY_NODE_PORT, &port.value())).collect()
 }
 
 fn found(known: &Cache<AppService>, index: &str, value: &str) -> BTreeSet<ObjectKey> {
