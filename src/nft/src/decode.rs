@@ -37,8 +37,7 @@ pub(crate) fn rule(body: &[u8]) -> Option<(&str, Vec<Expr>)> {
     Some((chain, steps?))
 }
 
-/// The items of a list of elements or expressions. The kernel gives all of them the same kind,
-/// libnftnl counts them, and nobody looks at it.
+/// The items of a list of elements or expressions, which all have the same kind.
 fn list_items(list: &[u8]) -> impl Iterator<Item = &[u8]> {
     attributes(list).map(|(_, item)| item)
 }

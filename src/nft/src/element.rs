@@ -217,6 +217,8 @@ impl fmt::Display for Set {
 // === impl Bytes ===
 
 impl<const N: usize> Bytes<N> {
+    /// The most bytes.
+    pub const SIZE_MAX: usize = N;
     /// No bytes at all.
     pub const EMPTY: Self = Self { length: 0, bytes: [0; N] };
 

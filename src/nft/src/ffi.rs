@@ -3,7 +3,8 @@
 //!
 //! Values go in, bytes come out; no pointer leaves this module. What the `nftnl` crate has
 //! (chains, rules) is used as it is; tables with a comment, maps, concatenated keys and most
-//! expressions it has not, and they are built through the C functions below it.
+//! expressions it has not, and they are built through the C functions below it. Messages of
+//! elements, of which there are many, are written by [`elements`].
 //!
 //! Rules that hold everywhere here: each object is freed by its guard exactly once, or is given
 //! to a parent that frees it; strings and buffers passed to libnftnl are copied by it before the
@@ -21,6 +22,7 @@ use nftnl::nftnl_sys::{self as sys, libc};
 use nftnl::{ChainType, MsgType, NlMsg, Policy, ProtoFamily, Table};
 
 use crate::element::{Data, Element, Part, Set};
+use crate::elements::{self, Change, Head};
 use crate::layout::{Chain, Hook};
 use crate::value::Family;
 
@@ -30,9 +32,6 @@ pub(crate) use barrier::await_packets;
 const BEGIN_SIZE: usize = 20;
 /// Bytes of a word of the scratch space.
 const WORD: usize = size_of::<u64>();
-
-/// Elements that libnftnl holds at once: about as many as one message takes.
-const PIECE: usize = 1024;
 
 /// Builds messages, one after the other, as they go to the kernel.
 ///
@@ -184,8 +183,7 @@ impl Encoder {
         set: Set,
         elements: impl Iterator<Item = (&'a Element, &'a Data)>,
     ) {
-        let flags = libc::NLM_F_CREATE | libc::NLM_F_EXCL;
-        self.elements(set, elements, (libc::NFT_MSG_NEWSETELEM, flags));
+        self.elements(Change::Add, set, elements);
     }
 
     /// Deletes elements of one set; one that is not there is an error.
@@ -195,54 +193,19 @@ impl Encoder {
         elements: impl Iterator<Item = &'a Element>,
     ) {
         let elements = elements.map(|element| (element, &Data::EMPTY));
-        self.elements(set, elements, (libc::NFT_MSG_DELSETELEM, 0));
+        self.elements(Change::Delete, set, elements);
     }
 
-    /// Writes messages of elements, piece by piece: libnftnl keeps half a kilobyte for each.
+    /// Appends messages of elements, without libnftnl.
     fn elements<'a>(
         &mut self,
+        change: Change,
         set: Set,
         elements: impl Iterator<Item = (&'a Element, &'a Data)>,
-        message: (c_int, c_int),
     ) {
-        let mut elements = elements.peekable();
-        while elements.peek().is_some() {
-            self.piece(set, elements.by_ref().take(PIECE), message);
-        }
-    }
-
-    /// Writes messages of a few elements, as many as their limit of 64 KiB makes necessary.
-    fn piece<'a>(
-        &mut self,
-        set: Set,
-        elements: impl Iterator<Item = (&'a Element, &'a Data)>,
-        (kind, flags): (c_int, c_int),
-    ) {
-        // SAFETY: each element is given to the list, which frees it; keys and data are copied.
-        // The iterator is freed before the list.
-        unsafe {
-            let list = self.new_set(set);
-            for (element, data) in elements {
-                let raw = allocated(sys::nftnl_set_elem_alloc()).as_ptr();
-                set_elem(raw, sys::NFTNL_SET_ELEM_KEY, element.key.as_slice());
-                if data != &Data::EMPTY {
-                    set_elem(raw, sys::NFTNL_SET_ELEM_DATA, data.as_slice());
-                }
-                if element.end {
-                    let end = u32::try_from(libc::NFT_SET_ELEM_INTERVAL_END).expect("a flag");
-                    sys::nftnl_set_elem_set_u32(raw, attribute(sys::NFTNL_SET_ELEM_FLAGS), end);
-                }
-                sys::nftnl_set_elem_add(list.as_ptr(), raw);
-            }
-            let iter =
-                Guard(allocated(sys::nftnl_set_elems_iter_create(list.as_ptr())), free_iterator);
-            let mut more = !sys::nftnl_set_elems_iter_cur(iter.as_ptr()).is_null();
-            while more {
-                self.header(kind, flags, |header| {
-                    more = sys::nftnl_set_elems_nlmsg_build_payload_iter(header, iter.as_ptr()) > 0;
-                });
-            }
-        }
+        let set = c_string(&set.to_string());
+        let head = Head { change, table: &self.name, set: &set };
+        self.sequence = elements::append(&mut self.bytes, head, self.sequence, elements);
     }
 
     /// A message of a kind: `payload` gets the header and appends the rest.
@@ -294,7 +257,7 @@ impl Encoder {
     }
 
     /// # Safety
-    /// None beyond the module's rules: the guard frees the set with its elements.
+    /// None beyond the module's rules: the guard frees the set, which has no elements.
     unsafe fn new_set(&self, set: Set) -> Guard<sys::nftnl_set> {
         let name = c_string(&set.to_string());
         unsafe {
@@ -320,22 +283,6 @@ impl<T> Drop for Guard<T> {
         // SAFETY: the guard alone owns the object, and this is the function that frees its type.
         unsafe { (self.1)(self.0.as_ptr()) }
     }
-}
-
-/// The signature of the other functions that free.
-unsafe extern "C" fn free_iterator(iterator: *const sys::nftnl_set_elems_iter) {
-    // SAFETY: called by a guard, with what `nftnl_set_elems_iter_create` gave.
-    unsafe { sys::nftnl_set_elems_iter_destroy(iterator.cast_mut()) }
-}
-
-/// # Safety
-/// `element` is alive.
-unsafe fn set_elem(element: *mut sys::nftnl_set_elem, key: u32, bytes: &[u8]) {
-    let length = u32::try_from(bytes.len()).expect("a key is short");
-    let data = bytes.as_ptr().cast::<c_void>();
-    // SAFETY: `bytes` has this length, and is copied.
-    let failed = unsafe { sys::nftnl_set_elem_set(element, attribute(key), data, length) };
-    assert!(failed >= 0, "libnftnl copies what it is given");
 }
 
 fn chain_of<'a>(table: &'a Table, chain: &Chain) -> nftnl::Chain<'a> {

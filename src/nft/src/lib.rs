@@ -20,6 +20,7 @@
 mod conntrack;
 mod decode;
 mod element;
+mod elements;
 mod ffi;
 mod forwarder;
 mod kernel;
