@@ -9,14 +9,19 @@ use futures::{Stream, StreamExt};
 use kube::{
     Api, Resource,
     api::{WatchEvent, WatchParams},
-    core::{ObjectMeta, Status},
+    core::Status,
 };
 use portolan_process::ErrorChain;
 use prometheus_client::metrics::counter::Counter;
 use tokio::time::{Instant, interval, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
-use crate::{Cache, Clock, Watched, cache::Sighting, controller::RunError, guard::Guarded};
+use crate::{
+    Cache, Clock, Watched,
+    cache::{Malformed, Sighting, version_number},
+    controller::RunError,
+    guard::Guarded,
+};
 
 /// How often a quiet watch looks after entries that only our own writes vouch for.
 const SWEEP_EVERY: Duration = Duration::from_secs(30);
@@ -139,11 +144,13 @@ impl<K: Watched, T: Send + Sync + 'static> Feed<K, T> {
     /// Follows one watch until it ends. `Ok` when it ended as it should, to be resumed at once.
     async fn follow_one(&self, position: &mut Option<String>) -> Result<(), Interruption> {
         let seconds = fastrand::u32(WATCH_SECONDS);
-        let mut events = self.open(position.as_deref(), seconds).await?;
         let mut is_listing = position.is_none();
         if is_listing {
+            // Before the list is asked for: it may lack what we create from then on.
             self.cache.begin_relist();
-        } else {
+        }
+        let mut events = self.open(position.as_deref(), seconds).await?;
+        if !is_listing {
             self.cache.followed((self.clock)());
         }
         let watched = Duration::from_secs(seconds.into()) + IDLE_MARGIN;
@@ -169,7 +176,8 @@ impl<K: Watched, T: Send + Sync + 'static> Feed<K, T> {
                     if is_listing && bookmark.metadata.annotations.contains_key(LISTED) {
                         is_listing = false;
                         self.lists.inc();
-                        self.cache.end_relist((self.clock)());
+                        let version = &bookmark.metadata.resource_version;
+                        self.cache.end_relist(version_number(version), (self.clock)());
                     }
                     Some(bookmark.metadata.resource_version)
                 }
@@ -220,18 +228,18 @@ impl<K: Watched, T: Send + Sync + 'static> Feed<K, T> {
     }
 
     fn show(&self, object: Guarded<K>) {
-        match object {
+        let shown = match object {
             Guarded::Good(object) => self.cache.shown(*object),
-            Guarded::Malformed { metadata, why } => self.skip(&metadata, why),
+            Guarded::Malformed { metadata, why } => {
+                Err(Malformed { sighting: Sighting::of(&metadata), why })
+            }
+        };
+        if let Err(malformed) = shown {
+            self.malformed.inc();
+            let (kind, key) = (K::kind(&()), &malformed.sighting.key);
+            tracing::warn!(%kind, %key, why = malformed.why, "Malformed object skipped");
+            self.cache.shown_malformed(malformed);
         }
-    }
-
-    fn skip(&self, metadata: &ObjectMeta, why: String) {
-        self.malformed.inc();
-        let sighting = Sighting::of(metadata);
-        let (kind, key) = (K::kind(&()), &sighting.key);
-        tracing::warn!(%kind, %key, why, "Malformed object skipped");
-        self.cache.shown_malformed(sighting.key, why);
     }
 
     fn interrupted(&self, why: &Interruption) {
@@ -259,5 +267,40 @@ impl Interruption {
             causes.into_iter().any(|cause| cause.reason == "ResourceVersionTooLarge")
         };
         status.code == 410 || is_ahead(status)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, OnceLock};
+
+    use k8s_openapi::api::core::v1::ConfigMap;
+    use serde_json::json;
+
+    use crate::{
+        Cache, ObjectKey, Watch,
+        pass::mk_pass,
+        testing::{Answer, Wire, context, initial_events_end},
+    };
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_created_while_the_list_is_asked_for_outlives_a_list_that_is_older() {
+        let cache = Arc::new(OnceLock::<Cache<ConfigMap>>::new());
+        let known = cache.clone();
+        let (_, client) = Wire::answering(move |_| {
+            let created = json!({"metadata": {
+                "name": "new", "namespace": "team-a", "uid": "new", "resourceVersion": "12",
+            }});
+            let created = serde_json::from_value(created).expect("a ConfigMap");
+            known.get().expect("the watch has begun").observe(created, &mk_pass());
+            Answer::Watch(vec![initial_events_end("ConfigMap", 9)])
+        });
+        let context = context(client);
+        let (watched, task) = Watch::<ConfigMap>::new().start(&context, "demo");
+        cache.set(watched.clone()).expect("set once");
+        let task = tokio::spawn(task);
+        watched.synced().await;
+        assert_eq!(watched.keys(), [ObjectKey::new("team-a", "new")]);
+        task.abort();
     }
 }

@@ -12,7 +12,7 @@ use std::{future::Future, time::Duration};
 
 use k8s_openapi::api::coordination::v1::Lease;
 use kube::{Api, Client, client::Body};
-use kube_lease_manager::{LeaseManager, LeaseManagerBuilder, LeaseManagerError};
+use kube_lease_manager::{LeaseCreateMode, LeaseManager, LeaseManagerBuilder, LeaseManagerError};
 use portolan_process::ErrorChain;
 use tokio::{
     sync::watch,
@@ -82,6 +82,9 @@ impl Election {
             .with_duration(self.settings.duration.as_secs())
             .with_grace(self.settings.grace.as_secs())
             .with_field_manager(format!("portolan-lease-{}", self.identity))
+            // The chart makes the Lease; one that somebody deleted must not wait for its next
+            // upgrade. Without the permission to create it, this fails until it is there again.
+            .with_create_mode(LeaseCreateMode::AutoCreate)
             .build()
             .await?;
         let mut fence = Fence {
@@ -195,7 +198,12 @@ fn watched(client: Client, renewed: watch::Sender<Option<Instant>>, limit: Durat
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use serde_json::json;
+
     use super::*;
+    use crate::testing::{Answer, Wire};
 
     const VALID: Duration = Duration::from_secs(12);
 
@@ -271,5 +279,34 @@ mod tests {
         let mut fence = setup.fence(true);
         fence.while_fenced(seconds(1)).await;
         assert!(!setup.leads());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_lease_that_is_missing_is_made() {
+        let is_made = AtomicBool::new(false);
+        let (wire, client) = Wire::answering(move |sent| {
+            let is_new = sent.method == http::Method::POST;
+            if !is_new && !is_made.load(Ordering::SeqCst) {
+                return Answer::failure(404, "NotFound", "leases \"portolan-demo\" not found");
+            }
+            is_made.store(true, Ordering::SeqCst);
+            let spec = json!({
+                "holderIdentity": "faster", "leaseDurationSeconds": 3600,
+                "renewTime": format!("{:.6}", jiff::Timestamp::now()),
+            });
+            Answer::Json(200, json!({"metadata": {"name": "portolan-demo"}, "spec": spec}))
+        });
+        let settings = LeaseSettings::standard("system");
+        let (lease, identity) = ("portolan-demo".to_owned(), "slower".to_owned());
+        let (stop, leading) = (CancellationToken::new(), watch::Sender::new(false));
+        let election = Election { client, lease, identity, settings };
+        let task = tokio::spawn(election.run(leading, stop.clone()));
+        seconds(5).await;
+        stop.cancel();
+        task.await.expect("no panic").expect("a clean end");
+        let made = wire.sent().into_iter().filter(|sent| sent.method == http::Method::POST);
+        let made: Vec<_> = made.map(|sent| (sent.path, sent.body["metadata"].clone())).collect();
+        let path = "/apis/coordination.k8s.io/v1/namespaces/system/leases".to_owned();
+        assert_eq!(made, [(path, json!({"name": "portolan-demo"}))]);
     }
 }

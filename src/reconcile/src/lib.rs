@@ -15,6 +15,7 @@
 //!   reports everything that happened meanwhile, deletions included.
 //! - An object that cannot be understood never stops the others, and never looks absent.
 //! - A write reaches only the object the plan saw: UIDs are preconditions.
+//! - A process competes to lead a controller only once that controller's caches are synced.
 //! - Passes run only while this process leads; they are dropped before another can lead.
 //! - Every queue is bounded, every bound is a metric; no label comes from a tenant.
 

@@ -23,24 +23,33 @@ pub struct Packed<K> {
 
 impl<K: Resource + Serialize + DeserializeOwned + 'static> Packed<K> {
     /// Keeps all of an object but its `managedFields`, which are often half of it and which nobody
-    /// reads. Never `None`, so that it fits [`crate::Watch::project`].
+    /// reads. `None`, and a line in the log, for an object that cannot be read from its own text.
+    pub fn of(object: K) -> Option<Self> {
+        let key = ObjectKey::of(&object);
+        Self::checked(object)
+            .inspect_err(|why| {
+                let kind = std::any::type_name::<K>();
+                tracing::warn!(kind, %key, why, "Object that does not read back left out");
+            })
+            .ok()
+    }
+
+    /// As [`Packed::of`], with the reason.
     ///
-    /// # Panics
-    ///
-    /// When the object cannot be written as JSON, which one that was read from JSON can.
-    pub fn of(mut object: K) -> Option<Self> {
+    /// It is read once here because later is too late: every pass that needs it would end the
+    /// same way, and a handler would take the process with it.
+    pub(crate) fn checked(mut object: K) -> Result<Self, String> {
         object.meta_mut().managed_fields = None;
-        let text = serde_json::to_vec(&object).expect("an object that was read can be written");
-        Some(Self { text: Shelf::of::<K>(&text).keep(&text), kind: PhantomData })
+        let text = serde_json::to_vec(&object);
+        let text = text.map_err(|error| format!("it cannot be written: {error}"))?;
+        let read = serde_json::from_slice::<K>(&text);
+        read.map_err(|error| format!("what it is written as cannot be read: {error}"))?;
+        Ok(Self { text: Shelf::of::<K>(&text).keep(&text), kind: PhantomData })
     }
 
     /// The object, without its `managedFields`.
-    ///
-    /// # Panics
-    ///
-    /// When what was written cannot be read: a kind whose two ways do not fit each other.
     pub fn unpack(&self) -> K {
-        serde_json::from_slice(&self.text.read()).expect("an object that was written can be read")
+        serde_json::from_slice(&self.text.read()).expect("what is kept was read when it was packed")
     }
 }
 

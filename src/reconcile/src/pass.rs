@@ -128,6 +128,14 @@ impl Pass {
     }
 }
 
+/// A pass of a controller that does not run.
+#[cfg(test)]
+pub(crate) fn mk_pass() -> Pass {
+    let (_, client) = crate::testing::Wire::scripted([]);
+    let queue = crate::Controller::new(&crate::testing::context(client), "demo").queue();
+    Pass::new(queue, ObjectKey::new("team-a", "key"), 0, Timestamp::UNIX_EPOCH)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -75,10 +75,16 @@ impl<R: Reconciler> Runner<R> {
             tasks.spawn(task);
         }
         tasks.spawn(publisher.run(passes_ended.clone()));
-        let leading = self.elect(&mut tasks, passes_ended.clone());
+        let caches_synced = CancellationToken::new();
+        let leading = self.elect(&mut tasks, caches_synced.clone(), passes_ended.clone());
 
+        let work = async {
+            if self.sync(synced, gate, &caches_synced).await {
+                self.work(primaries, leading).await;
+            }
+        };
         let worked = tokio::select! {
-            () = self.work(synced, primaries, gate, leading) => Ok(()),
+            () = work => Ok(()),
             // At shutdown the watches end first, and that is as it should be.
             error = unasked(&mut tasks, name, &shutdown) => Err(error),
         };
@@ -94,10 +100,12 @@ impl<R: Reconciler> Runner<R> {
         worked
     }
 
-    /// Starts to compete for the Lease, if there is one. The receiver says whether we lead.
+    /// Starts to compete for the Lease, if there is one, once the caches are synced: a process that
+    /// never gets them would take the Lease and do nothing. The receiver says whether we lead.
     fn elect(
         &self,
         tasks: &mut JoinSet<Result<(), RunError>>,
+        caches_synced: CancellationToken,
         stop: CancellationToken,
     ) -> watch::Receiver<bool> {
         let settings = self.context.settings();
@@ -112,7 +120,12 @@ impl<R: Reconciler> Runner<R> {
                     identity: format!("{}-{:08x}", settings.instance, fastrand::u32(..)),
                     settings: lease.clone(),
                 };
-                tasks.spawn(election.run(leading, stop));
+                tasks.spawn(async move {
+                    tokio::select! {
+                        () = stop.cancelled() => Ok(()),
+                        () = caches_synced.cancelled() => election.run(leading, stop.clone()).await,
+                    }
+                });
             }
             None => {
                 tasks.spawn(async move {
@@ -125,22 +138,28 @@ impl<R: Reconciler> Runner<R> {
         receiver
     }
 
-    /// Works the queue whenever we lead; returns when the process shall stop and all passes have
-    /// ended.
-    async fn work(
-        &mut self,
+    /// Waits until all caches are synced, and says so; `false` when the process shall stop before.
+    async fn sync(
+        &self,
         synced: Vec<Synced>,
-        primaries: Vec<Keys>,
         mut gate: Gate,
-        mut leading: watch::Receiver<bool>,
-    ) {
+        caches_synced: &CancellationToken,
+    ) -> bool {
         let shutdown = self.context.shutdown();
         tokio::select! {
-            () = shutdown.cancelled() => return,
+            () = shutdown.cancelled() => return false,
             _ = join_all(synced) => {}
         }
         gate.open();
+        caches_synced.cancel();
         tracing::info!(controller = self.name, "Caches synced");
+        true
+    }
+
+    /// Works the queue whenever we lead; returns when the process shall stop and all passes have
+    /// ended.
+    async fn work(&mut self, primaries: Vec<Keys>, mut leading: watch::Receiver<bool>) {
+        let shutdown = self.context.shutdown();
         let gauge = &self.context.metrics().leading;
         let gauge = gauge.get_or_create_owned(&ControllerLabel { controller: self.name });
         loop {

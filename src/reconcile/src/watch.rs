@@ -49,7 +49,7 @@ impl<K: Watched> Watch<K> {
         Self {
             api: Box::new(Api::all),
             selectors: Selectors::default(),
-            project: Box::new(Some),
+            project: Box::new(|object| Ok(Some(object))),
             indexes: Vec::new(),
             handlers: Vec::new(),
             is_same: None,
@@ -61,17 +61,22 @@ impl<K: Watched> Watch<K> {
     pub fn prune(mut self) -> Self {
         self.project = Box::new(|mut object: K| {
             object.meta_mut().managed_fields = None;
-            Some(object)
+            Ok(Some(object))
         });
         self
     }
 
-    /// Keeps objects as text, without `managedFields`: see [`Packed`].
+    /// Keeps objects as text, without `managedFields`: see [`Packed`]. An object that cannot be read
+    /// from its own text is malformed.
+    ///
+    /// # Panics
+    ///
+    /// As [`Watch::project`].
     pub fn pack(self) -> Watch<K, Packed<K>>
     where
         K: Serialize,
     {
-        self.project(Packed::of)
+        self.keep(Box::new(|object| Packed::checked(object).map(Some)))
     }
 
     /// Keeps only what `project` makes of an object; nothing of those it answers `None` for.
@@ -83,6 +88,10 @@ impl<K: Watched> Watch<K> {
         self,
         project: impl Fn(K) -> Option<T> + Send + Sync + 'static,
     ) -> Watch<K, T> {
+        self.keep(Box::new(move |object| Ok(project(object))))
+    }
+
+    fn keep<T>(self, project: Project<K, T>) -> Watch<K, T> {
         assert!(
             self.indexes.is_empty()
                 && self.handlers.is_empty()
@@ -93,7 +102,7 @@ impl<K: Watched> Watch<K> {
         Watch {
             api: self.api,
             selectors: self.selectors,
-            project: Box::new(project),
+            project,
             indexes: Vec::new(),
             handlers: Vec::new(),
             is_same: None,

@@ -145,12 +145,13 @@ impl From<kube::Error> for WriteCause {
 impl WriteError {
     /// `namespace_gone` for a namespace that is deleted or being deleted, `api_conflict`,
     /// `api_forbidden`, `api_invalid`, `api_not_found`, `api_throttled`, `api_error` for other
-    /// answers, `api_unreachable` without any.
+    /// answers, a conflict over another object among them, `api_unreachable` without any.
     pub fn category(&self) -> &'static str {
         let Some(status) = self.status() else { return "api_unreachable" };
         match status.code {
             _ if is_of_another_uid(status) => "api_conflict",
             _ if is_without_namespace(status) => "namespace_gone",
+            _ if is_over_quota_object(status) => "api_error",
             403 => "api_forbidden",
             404 => "api_not_found",
             409 => "api_conflict",
@@ -244,7 +245,8 @@ impl Writer {
     ///
     /// # Errors
     ///
-    /// [`WriteError`] for every answer but success and conflict.
+    /// [`WriteError`] for every answer but success, and conflict where `desired` has a UID or a
+    /// version. Without them nothing was asked of the object that could be outdated.
     pub async fn apply_if_changed<K: Writable>(
         &self,
         desired: &K,
@@ -257,12 +259,13 @@ impl Writer {
         if observed.is_some_and(|observed| compare::covers(&desired, &body::<K>(observed))) {
             return Ok(Applied::Unchanged);
         }
+        let is_guarded = !preconditions.is_empty();
         for (field, value) in preconditions {
             desired["metadata"][field] = value;
         }
         match self.apply_body(&desired).await {
             Ok(live) => Ok(Applied::Written(Box::new(live))),
-            Err(error) if error.category() == "api_conflict" => Ok(Applied::Outdated),
+            Err(error) if is_guarded && error.category() == "api_conflict" => Ok(Applied::Outdated),
             Err(error) => Err(error),
         }
     }
@@ -538,6 +541,13 @@ fn is_without_namespace(status: &Status) -> bool {
     let Some(details) = &status.details else { return false };
     let is_going = details.causes.iter().any(|cause| cause.reason == "NamespaceTerminating");
     is_going || (status.code == 404 && details.kind == "namespaces")
+}
+
+/// Whoever lost a race for what is left of a ResourceQuota is answered as if its own object had
+/// changed; only the details name the quota. Nothing about the object is outdated.
+fn is_over_quota_object(status: &Status) -> bool {
+    let kind = status.details.as_ref().map(|details| details.kind.as_str());
+    status.code == 409 && kind == Some("resourcequotas")
 }
 
 /// Applying over an object of another UID is answered as an attempt to change the UID, as invalid.

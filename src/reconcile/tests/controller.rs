@@ -8,11 +8,11 @@ use std::{
     time::Duration,
 };
 
-use k8s_openapi::api::core::v1::ConfigMap;
+use k8s_openapi::api::core::v1::{ConfigMap, Secret};
 use kube::core::PartialObjectMeta;
 use portolan_reconcile::{
-    Context, Controller, Next, ObjectKey, Pass, Queue, ReconcileError, Reconciler, Retry, RunError,
-    Settings, Watch,
+    Cache, Context, Controller, LeaseSettings, Next, ObjectKey, Pass, Queue, ReconcileError,
+    Reconciler, Retry, RunError, Settings, Watch,
     metrics::PassLabel,
     testing::{Answer, Wire, context, context_with, initial_events_end},
 };
@@ -291,22 +291,65 @@ fn listing(names: &[&str]) -> Answer {
 }
 
 #[tokio::test(start_paused = true)]
-async fn passes_begin_when_all_caches_are_synced_and_so_does_readiness() {
-    let (_, client) = Wire::answering(|sent| {
-        if sent.path.ends_with("secrets") { Answer::Silence } else { listing(&["a"]) }
+async fn passes_and_elections_begin_when_all_caches_are_synced_and_so_does_readiness() {
+    let (wire, client) = Wire::answering(|sent| {
+        if sent.path.ends_with("configmaps") { listing(&["a"]) } else { Answer::Silence }
     });
-    let context = context(client);
-    let mut controller = Controller::new(&context, "demo");
-    let cache = controller.primary(Watch::<ConfigMap>::new());
-    let secrets = Watch::<PartialObjectMeta<k8s_openapi::api::core::v1::Secret>>::new();
-    controller.read(secrets);
+    let (context, controller, cache) = with_secrets(client);
     let probe = Probe::new(|_| async { Ok(Next::Settled) });
     let task = tokio::spawn(controller.run(probe.clone()));
     timeout(SECOND, cache.synced()).await.expect("one of two caches is synced");
-    sleep(SECOND).await;
+    sleep(100 * SECOND).await;
     assert_eq!(probe.count(), 0, "the other one is not");
     assert_eq!(context.readiness().closed(), ["demo.caches"]);
-    task.abort();
+    let paths: Vec<_> = wire.sent().into_iter().map(|sent| sent.path).collect();
+    assert!(paths.iter().all(|path| !path.contains("/leases")), "no candidate: {paths:?}");
+    context.shutdown().cancel();
+    timeout(SECOND, task).await.expect("at once").expect("no panic").expect("a clean end");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_standby_is_a_candidate_as_soon_as_its_caches_are_synced() {
+    let (wire, client) = Wire::answering(|sent| match sent.path.rsplit('/').next() {
+        Some("configmaps") => listing(&["a"]),
+        Some("secrets") => Answer::Watch(vec![initial_events_end("Secret", 9)]),
+        _ => held_by_another(),
+    });
+    let (context, controller, _) = with_secrets(client);
+    let probe = Probe::new(|_| async { Ok(Next::Settled) });
+    let task = tokio::spawn(controller.run(probe.clone()));
+    sleep(SECOND).await;
+    assert!(context.readiness().closed().is_empty(), "it is as warm as the leader");
+    let asked = wire.sent().into_iter().any(|sent| sent.path.ends_with("/leases/portolan-demo"));
+    assert!(asked, "it competes");
+    assert_eq!(probe.count(), 0, "another one leads");
+    context.shutdown().cancel();
+    timeout(5 * SECOND, task).await.expect("soon").expect("no panic").expect("a clean end");
+}
+
+/// A controller that elects leaders and has two caches, and the one of its objects.
+fn with_secrets(client: kube::Client) -> (Context, Controller, Cache<ConfigMap>) {
+    let lease = Some(LeaseSettings::standard("system"));
+    let context = context_with(client, Settings { lease, ..standard() });
+    let mut controller = Controller::new(&context, "demo");
+    let cache = controller.primary(Watch::<ConfigMap>::new());
+    controller.read(Watch::<PartialObjectMeta<Secret>>::new());
+    (context, controller, cache)
+}
+
+/// The Lease, for longer than any test takes.
+fn held_by_another() -> Answer {
+    Answer::Json(
+        200,
+        json!({
+            "apiVersion": "coordination.k8s.io/v1", "kind": "Lease",
+            "metadata": {"name": "portolan-demo", "namespace": "system"},
+            "spec": {
+                "holderIdentity": "another", "leaseDurationSeconds": 3600,
+                "renewTime": format!("{:.6}", jiff::Timestamp::now()),
+            },
+        }),
+    )
 }
 
 #[tokio::test(start_paused = true)]

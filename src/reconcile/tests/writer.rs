@@ -6,7 +6,7 @@ use kube::core::ObjectMeta;
 use portolan_process::ErrorChain;
 use portolan_reconcile::{
     APPLIED_HASH, Applied, Controller, Created, Deleted, ObjectKey, Observed, Precondition, Retry,
-    StatusWrite, Target, Writer,
+    StatusWrite, Target, WriteError, Writer,
     testing::{Answer, Sent, Wire, context},
 };
 use serde_json::{Value, json};
@@ -105,6 +105,35 @@ async fn an_apply_to_what_has_changed_meanwhile_is_an_outcome() {
     assert_eq!(applied.expect("an outcome"), Applied::Outdated);
     let refused = writer.apply_if_changed(&desired, None).await.expect_err("a refusal");
     assert!(refused.is_forbidden());
+}
+
+#[tokio::test]
+async fn a_conflict_over_something_else_is_an_error_that_is_tried_again() {
+    let modified = "Operation cannot be fulfilled on resourcequotas \"all\": the object has been \
+                    modified; please apply your changes to the latest version and try again";
+    let Answer::Json(code, mut quota) = Answer::failure(409, "Conflict", modified) else {
+        panic!("failures are objects");
+    };
+    quota["details"] = json!({"name": "all", "kind": "resourcequotas"});
+    let (_, writer) = writer([
+        Answer::failure(409, "Conflict", modified),
+        Answer::Json(code, quota.clone()),
+        Answer::Json(code, quota.clone()),
+        Answer::Json(code, quota),
+    ]);
+    let mut desired = config(&[("a", "b")]);
+    let nothing_asked = writer.apply_if_changed(&desired, None).await.map(drop);
+    desired.metadata.uid = Some("uid-1".into());
+    let refused = [
+        nothing_asked,
+        writer.apply_if_changed(&desired, None).await.map(drop),
+        writer.apply_fields::<ConfigMap, _>(&target(), &json!({})).await.map(drop),
+        writer.replace(&desired).await.map(drop),
+    ];
+    let refused = refused.map(|result| result.expect_err("an error"));
+    let categories = ["api_conflict", "api_error", "api_error", "api_error"];
+    assert_eq!(refused.each_ref().map(WriteError::category), categories);
+    assert_eq!(refused.each_ref().map(WriteError::retry), [Retry::Backoff; 4]);
 }
 
 /// Applies `desired` over what an earlier apply of `before` left, edited by somebody else.

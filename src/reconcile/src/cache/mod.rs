@@ -14,7 +14,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use tokio::sync::watch;
 
 pub(crate) use self::{
-    store::{Delta, IndexBy, Sighting, Store},
+    store::{Delta, IndexBy, Malformed, Sighting, Store, version_number},
     wholeness::Wholeness,
 };
 use crate::{ObjectKey, Observed, Pass, Queue, Target};
@@ -59,8 +59,9 @@ pub(crate) struct Origin<'a> {
 /// What is done with every change.
 pub(crate) type Handler<T> = Box<dyn Fn(&Change<'_, T>, Option<Origin<'_>>) + Send + Sync>;
 
-/// Turns an object as the API server sends it into what is kept of it.
-pub(crate) type Project<K, T> = Box<dyn Fn(K) -> Option<T> + Send + Sync>;
+/// Turns an object as the API server sends it into what is kept of it, if anything; or says why it
+/// cannot be kept.
+pub(crate) type Project<K, T> = Box<dyn Fn(K) -> Result<Option<T>, String> + Send + Sync>;
 
 /// Whether two values are the same to everybody who is told of changes.
 pub(crate) type IsSame<T> = Box<dyn Fn(&T, &T) -> bool + Send + Sync>;
@@ -210,8 +211,11 @@ impl<K, T> Cache<K, T> {
         K: Resource,
     {
         let sighting = Sighting::of(object.meta());
-        let value = (self.inner.project)(object);
-        let delta = self.change(|store| store.wrote(sighting, value, now()));
+        let delta = match (self.inner.project)(object) {
+            Ok(value) => self.change(|store| store.wrote(sighting, value, now())),
+            // The watch shows it, too, and reports it.
+            Err(why) => return self.shown_malformed(Malformed { sighting, why }),
+        };
         self.tell(delta.as_ref(), Some(pass.origin()));
     }
 
@@ -232,14 +236,18 @@ impl<K, T> Cache<K, T> {
         self.inner.store.write().begin_relist();
     }
 
-    pub(crate) fn shown(&self, object: K)
+    /// An object that cannot be kept is given back as malformed.
+    pub(crate) fn shown(&self, object: K) -> Result<(), Malformed>
     where
         K: Resource,
     {
         let sighting = Sighting::of(object.meta());
-        let value = (self.inner.project)(object);
-        let delta = self.change(|store| store.shown(sighting, value));
+        let delta = match (self.inner.project)(object) {
+            Ok(value) => self.change(|store| store.shown(sighting, value)),
+            Err(why) => return Err(Malformed { sighting, why }),
+        };
         self.tell(delta.as_ref(), None);
+        Ok(())
     }
 
     pub(crate) fn gone(&self, sighting: &Sighting) {
@@ -247,21 +255,22 @@ impl<K, T> Cache<K, T> {
         self.tell(delta.as_ref(), None);
     }
 
-    pub(crate) fn shown_malformed(&self, key: ObjectKey, why: String) {
-        self.inner.store.write().shown_malformed(key, why);
+    pub(crate) fn shown_malformed(&self, malformed: Malformed) {
+        self.inner.store.write().shown_malformed(malformed);
     }
 
-    pub(crate) fn end_relist(&self, at: Timestamp) {
-        let deltas = self.change(|store| store.end_relist(now()));
+    /// `version` is that of the list.
+    pub(crate) fn end_relist(&self, version: u64, at: Timestamp) {
+        let deltas = self.change(|store| store.end_relist(version, now()));
         // Whoever waits to be synced finds it whole.
-        self.inner.wholeness.begin(at);
+        self.inner.wholeness.begin(at, now());
         self.inner.synced.send_replace(true);
         deltas.iter().for_each(|delta| self.tell(Some(delta), None));
     }
 
     /// From `at` on changes arrive as they happen.
     pub(crate) fn followed(&self, at: Timestamp) {
-        self.inner.wholeness.begin(at);
+        self.inner.wholeness.begin(at, now());
     }
 
     /// From `at` on changes may be missed.
@@ -270,7 +279,8 @@ impl<K, T> Cache<K, T> {
     }
 
     pub(crate) fn sweep(&self) {
-        let deltas = self.change(|store| store.sweep(now()));
+        let unbroken = self.inner.wholeness.unbroken_instant();
+        let deltas = self.change(|store| store.sweep(unbroken, now()));
         deltas.iter().for_each(|delta| self.tell(Some(delta), None));
     }
 

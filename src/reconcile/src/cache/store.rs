@@ -5,7 +5,7 @@
 //! allows since 1.35 (KEP-5504); the later one wins, whichever stream brings it.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashSet, VecDeque},
+    collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -14,8 +14,9 @@ use kube::core::ObjectMeta;
 
 use crate::{ObjectKey, Uid};
 
-/// How long an object that only the answer to an own write has shown may stay unconfirmed. A watch
-/// that is alive delivers within a second; later than this the object was deleted in between.
+/// How long an object that only the answer to an own write has shown may stay unconfirmed by a watch
+/// that is unbroken. One that is alive delivers within a second, and one that went dead in silence
+/// is found out in half this time; later than this the object was deleted in between.
 const CONFIRMED_WITHIN: Duration = Duration::from_secs(60);
 
 /// How long a deleted UID is remembered: longer than the answer to a write may be under way, which
@@ -45,16 +46,27 @@ pub(crate) struct Sighting {
 
 impl Sighting {
     pub(crate) fn of(meta: &ObjectMeta) -> Self {
-        let version = meta.resource_version.as_deref().and_then(|version| version.parse().ok());
         Self {
             key: ObjectKey {
                 namespace: meta.namespace.clone().unwrap_or_default(),
                 name: meta.name.clone().unwrap_or_default(),
             },
             uid: meta.uid.as_deref().unwrap_or_default().into(),
-            version: version.unwrap_or(0),
+            version: meta.resource_version.as_deref().map_or(0, version_number),
         }
     }
+}
+
+/// A version as it is compared; zero for a text that is no number.
+pub(crate) fn version_number(text: &str) -> u64 {
+    text.parse().unwrap_or(0)
+}
+
+/// An object that is there and cannot be understood, or cannot be kept.
+#[derive(Debug)]
+pub(crate) struct Malformed {
+    pub(crate) sighting: Sighting,
+    pub(crate) why: String,
 }
 
 /// What one input changed. Both sides are the same value when only the version moved.
@@ -85,33 +97,40 @@ struct Own {
     relist: u32,
 }
 
-/// UIDs of deleted objects. A UID is never used again, so whatever is heard of it later is late.
+/// UIDs of objects that are gone, and at which version they went. What is heard of them is late if
+/// it is not of a later version; if it is, the object had only left what is watched, and is back.
 #[derive(Default)]
 struct Dead {
-    uids: HashSet<Uid>,
-    since: VecDeque<(Instant, Uid)>,
+    versions: HashMap<Uid, u64>,
+    since: VecDeque<(Instant, Uid, u64)>,
 }
 
 impl Dead {
-    fn has(&self, uid: &Uid) -> bool {
-        self.uids.contains(uid)
+    fn has(&self, sighting: &Sighting) -> bool {
+        self.versions.get(&sighting.uid).is_some_and(|gone| sighting.version <= *gone)
     }
 
-    fn add(&mut self, uid: &Uid, now: Instant) {
-        if !uid.is_empty() && self.uids.insert(uid.clone()) {
-            self.since.push_back((now, uid.clone()));
+    /// Without a version, zero, whatever is heard is late.
+    fn add(&mut self, uid: &Uid, version: u64, now: Instant) {
+        let version = if version == 0 { u64::MAX } else { version };
+        let is_later = self.versions.get(uid).is_none_or(|known| *known < version);
+        if !uid.is_empty() && is_later {
+            self.versions.insert(uid.clone(), version);
+            self.since.push_back((now, uid.clone(), version));
         }
         self.forget(now);
     }
 
     fn forget(&mut self, now: Instant) {
-        while let Some((since, _)) = self.since.front() {
+        while let Some((since, ..)) = self.since.front() {
             let is_old = now.saturating_duration_since(*since) >= DEAD_FOR;
             if !is_old && self.since.len() <= DEAD_MAX {
                 return;
             }
-            if let Some((_, uid)) = self.since.pop_front() {
-                self.uids.remove(&uid);
+            if let Some((_, uid, version)) = self.since.pop_front()
+                && self.versions.get(&uid) == Some(&version)
+            {
+                self.versions.remove(&uid);
             }
         }
     }
@@ -136,8 +155,8 @@ pub(crate) struct Store<T> {
     /// The number of the latest relist, from 1, and whether it is under way.
     relist: u32,
     is_listing: bool,
-    /// Entries that only an own write vouches for, since when.
-    suspects: Vec<(ObjectKey, Instant)>,
+    /// Entries that only an own write vouches for, since when. Of others only until the next sweep.
+    suspects: BTreeMap<ObjectKey, Instant>,
     /// How many entries there were when the trees were built anew.
     compacted: usize,
 }
@@ -152,7 +171,7 @@ impl<T> Store<T> {
             dead: Dead::default(),
             relist: 0,
             is_listing: false,
-            suspects: Vec::new(),
+            suspects: BTreeMap::new(),
             compacted: 0,
         }
     }
@@ -226,7 +245,7 @@ impl<T> Store<T> {
     pub(crate) fn shown(&mut self, sighting: Sighting, value: Option<T>) -> Option<Delta<T>> {
         self.mark_seen(&sighting.key);
         self.malformed.remove(&sighting.key);
-        if self.dead.has(&sighting.uid) {
+        if self.dead.has(&sighting) {
             return None;
         }
         if let Some(entry) = self.entries.get_mut(&sighting.key)
@@ -242,22 +261,28 @@ impl<T> Store<T> {
     pub(crate) fn gone(&mut self, sighting: &Sighting, now: Instant) -> Option<Delta<T>> {
         self.malformed.remove(&sighting.key);
         // The answer to a write of ours may come later than this.
-        self.dead.add(&sighting.uid, now);
+        self.dead.add(&sighting.uid, sighting.version, now);
         let entry = self.entries.get(&sighting.key)?;
         // A later object of the same name may be known already from our own create.
         (entry.uid == sighting.uid).then(|| self.remove(&sighting.key)).flatten()
     }
 
     /// The watch shows an object that cannot be understood. What was known of it stays.
-    pub(crate) fn shown_malformed(&mut self, key: ObjectKey, why: String) {
+    pub(crate) fn shown_malformed(&mut self, malformed: Malformed) {
+        let Malformed { sighting, why } = malformed;
+        // The answer to a write of ours that comes after the deletion.
+        if self.dead.has(&sighting) {
+            return;
+        }
+        let key = sighting.key;
         self.mark_seen(&key);
         if self.malformed.len() < MALFORMED_MAX || self.malformed.contains_key(&key) {
             self.malformed.insert(key, (why, self.relist));
         }
     }
 
-    /// The watch has shown everything there is: what it did not show is gone.
-    pub(crate) fn end_relist(&mut self, now: Instant) -> Vec<Delta<T>> {
+    /// The watch has shown everything there is at `version`: what it did not show is gone.
+    pub(crate) fn end_relist(&mut self, version: u64, now: Instant) -> Vec<Delta<T>> {
         if !std::mem::take(&mut self.is_listing) {
             return Vec::new();
         }
@@ -270,9 +295,9 @@ impl<T> Store<T> {
             // Created while the list was under way: perhaps after its snapshot.
             if entry.own.as_ref().is_some_and(|own| own.relist == self.relist) {
                 entry.is_shown = false;
-                self.suspects.push(((**key).clone(), now));
+                self.suspects.insert((**key).clone(), now);
             } else {
-                self.dead.add(&entry.uid, now);
+                self.dead.add(&entry.uid, version, now);
                 gone.push(key.clone());
             }
         }
@@ -296,15 +321,18 @@ impl<T> Store<T> {
         }
     }
 
-    /// Drops what only an own write vouched for and the watch did not confirm in time.
-    pub(crate) fn sweep(&mut self, now: Instant) -> Vec<Delta<T>> {
+    /// Drops what only an own write vouched for and the watch did not confirm in time, of which
+    /// only that counts in which it could: since when it is `unbroken`.
+    pub(crate) fn sweep(&mut self, unbroken: Option<Instant>, now: Instant) -> Vec<Delta<T>> {
         self.dead.forget(now);
-        let due = |since: Instant| now.saturating_duration_since(since) >= CONFIRMED_WITHIN;
-        let (expired, waiting): (Vec<_>, Vec<_>) =
-            std::mem::take(&mut self.suspects).into_iter().partition(|(_, since)| due(*since));
-        self.suspects = waiting;
-        let unshown = |key: &ObjectKey| self.entries.get(key).is_some_and(|entry| !entry.is_shown);
-        let expired: Vec<_> = expired.into_iter().map(|(key, _)| key).filter(unshown).collect();
+        let entries = &self.entries;
+        self.suspects.retain(|key, _| entries.get(key).is_some_and(|entry| !entry.is_shown));
+        let is_due = |since: Instant| {
+            let waited = |begun| now.saturating_duration_since(since.max(begun));
+            unbroken.is_some_and(|begun| waited(begun) >= CONFIRMED_WITHIN)
+        };
+        let expired = self.suspects.extract_if(.., |_, since| is_due(*since));
+        let expired: Vec<_> = expired.map(|(key, _)| key).collect();
         let expired = expired.iter().filter_map(|key| self.remove(key)).collect();
         self.compact();
         expired
@@ -320,7 +348,7 @@ impl<T> Store<T> {
         now: Instant,
     ) -> Option<Delta<T>> {
         // Deleted while the answer was under way: taken in, it would stay for ever.
-        if self.dead.has(&sighting.uid) {
+        if self.dead.has(&sighting) {
             return None;
         }
         let version = sighting.version;
@@ -336,7 +364,7 @@ impl<T> Store<T> {
             }
         }
         if !is_shown {
-            self.suspects.push((sighting.key.clone(), now));
+            self.suspects.insert(sighting.key.clone(), now);
         }
         let mut own = own.unwrap_or_default();
         own.versions.push(version);
@@ -356,7 +384,7 @@ impl<T> Store<T> {
     pub(crate) fn deleted(&mut self, key: &ObjectKey, uid: &str, now: Instant) -> Option<Delta<T>> {
         // Older events of it may still be on their way and must not bring it back.
         let uid = Uid::from(uid);
-        self.dead.add(&uid, now);
+        self.dead.add(&uid, 0, now);
         let entry = self.entries.get(key)?;
         (entry.uid == uid).then(|| self.remove(key)).flatten()
     }

@@ -1,5 +1,7 @@
 //! Whether a cache has seen every change, and since when.
 
+use std::time::Instant;
+
 use jiff::Timestamp;
 use parking_lot::Mutex;
 use prometheus_client::metrics::gauge::Gauge;
@@ -15,8 +17,9 @@ pub(crate) struct Wholeness {
 enum State {
     /// Not everything has been listed yet.
     Unlisted,
-    /// Every change since then has been seen, or is on its way.
-    Whole(Timestamp),
+    /// Every change since then has been seen, or is on its way. The instant is the same time, where
+    /// a clock that is set must not matter.
+    Whole(Timestamp, Instant),
     /// Changes since then may have been missed.
     Interrupted(Timestamp),
 }
@@ -28,10 +31,10 @@ impl Wholeness {
     }
 
     /// The watch follows the API server; `now` counts only if it did not before.
-    pub(crate) fn begin(&self, now: Timestamp) {
+    pub(crate) fn begin(&self, now: Timestamp, instant: Instant) {
         let mut state = self.state.lock();
-        if !matches!(*state, State::Whole(_)) {
-            *state = State::Whole(now);
+        if !matches!(*state, State::Whole(..)) {
+            *state = State::Whole(now, instant);
             self.gauge.set(0);
         }
     }
@@ -39,7 +42,7 @@ impl Wholeness {
     /// The watch no longer does; `now` counts only if it did before.
     pub(crate) fn end(&self, now: Timestamp) {
         let mut state = self.state.lock();
-        if matches!(*state, State::Whole(_)) {
+        if matches!(*state, State::Whole(..)) {
             *state = State::Interrupted(now);
             self.gauge.set(1);
         }
@@ -47,7 +50,14 @@ impl Wholeness {
 
     pub(crate) fn unbroken_since(&self) -> Option<Timestamp> {
         match *self.state.lock() {
-            State::Whole(since) => Some(since),
+            State::Whole(since, _) => Some(since),
+            State::Unlisted | State::Interrupted(_) => None,
+        }
+    }
+
+    pub(crate) fn unbroken_instant(&self) -> Option<Instant> {
+        match *self.state.lock() {
+            State::Whole(_, since) => Some(since),
             State::Unlisted | State::Interrupted(_) => None,
         }
     }
@@ -55,7 +65,7 @@ impl Wholeness {
     pub(crate) fn interrupted_since(&self) -> Option<Timestamp> {
         match *self.state.lock() {
             State::Interrupted(since) => Some(since),
-            State::Unlisted | State::Whole(_) => None,
+            State::Unlisted | State::Whole(..) => None,
         }
     }
 }
