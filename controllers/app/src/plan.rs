@@ -7,7 +7,6 @@ use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::Resource;
-use portolan_api::conditions::{READY, reason};
 use portolan_api::resolve::{self, pool_name};
 use portolan_api::{Activation, App, AppVersion, SandboxPool, labels, names};
 use serde::Serialize;
@@ -299,7 +298,7 @@ fn prune(app: &App, seen: &Seen) -> Vec<(String, String)> {
     // What never served goes first: who looks for what to go back to looks for what worked.
     idle.sort_by_key(|version| {
         let created = version.metadata.creation_timestamp.as_ref().map(|time| time.0);
-        (has_served(version), created, version.metadata.name.clone())
+        (version.has_served(), created, version.metadata.name.clone())
     });
     let limit = usize::try_from(app.spec.revision_history_limit).unwrap_or(0);
     let excess = idle.len().saturating_sub(limit);
@@ -313,11 +312,6 @@ fn prune(app: &App, seen: &Seen) -> Vec<(String, String)> {
         .filter(|version| !has_sandboxes(version))
         .filter_map(|version| Some((version.metadata.name.clone()?, version.metadata.uid.clone()?)))
         .collect()
-}
-
-fn has_served(version: &AppVersion) -> bool {
-    let conditions = version.status.iter().flat_map(|status| &status.conditions);
-    conditions.into_iter().any(|one| one.type_ == READY && one.reason == reason::REPLACED)
 }
 
 /// Whether sandboxes of the pool serve or drain. With the pool they would go at once, whatever

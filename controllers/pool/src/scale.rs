@@ -176,7 +176,7 @@ impl History {
         self.peaks.front().map_or(self.current, |(count, _)| *count)
     }
 
-    /// What `status.lastActivity` shall say. It moves only when it would be more than a quarter of
+    /// What `status.lastActivity` shall say. It moves only when it would be more than half of
     /// the delay late, and not while there are requests: what is younger, gateways report.
     fn stored(
         &self,
@@ -187,7 +187,7 @@ impl History {
         // A gateway rounds up; the user is not told of a time to come.
         let actual = self.last_activity.min(now);
         let keeps =
-            |stored: &Timestamp| self.current > 0 || actual.duration_since(*stored) <= delay / 4;
+            |stored: &Timestamp| self.current > 0 || actual.duration_since(*stored) <= delay / 2;
         stored.filter(keeps).unwrap_or_else(|| whole_seconds(actual))
     }
 

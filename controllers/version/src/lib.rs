@@ -31,13 +31,19 @@ mod tests;
 mod verifying;
 
 pub use error::Error;
-pub use plan::Settings;
 
 use observe::{AppFacts, BY_APP};
 use verifying::Verifying;
 
 /// How long a version may be on its way before it says so: most serve sooner.
 const PROGRESS_LIMIT: SignedDuration = SignedDuration::from_secs(3);
+
+/// What an installation chooses.
+#[derive(Clone, Copy, Debug)]
+pub struct Settings {
+    /// How many pools may verify at once in the whole cluster.
+    pub verifying_limit: usize,
+}
 
 /// Runs the version controller until the context shuts down.
 ///
@@ -90,7 +96,6 @@ pub fn run(
         pools,
         verifying,
         progress,
-        settings,
     })
 }
 
@@ -103,7 +108,6 @@ struct VersionReconciler {
     pools: Cache<SandboxPool, Packed<SandboxPool>>,
     verifying: Arc<Verifying>,
     progress: Progress,
-    settings: Settings,
 }
 
 impl Reconciler for VersionReconciler {
@@ -111,7 +115,7 @@ impl Reconciler for VersionReconciler {
 
     async fn reconcile(&self, pass: &Pass) -> Result<Next, Error> {
         let seen = self.observe(pass.key()).await;
-        let plan = plan::plan(&seen, &self.settings);
+        let plan = plan::plan(&seen);
         let outcome = self.apply(pass, &seen, &plan).await;
         self.take_turns(pass.key(), plan.is_waiting);
         let late_from = observe::late_from(&seen);

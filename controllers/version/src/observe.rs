@@ -62,8 +62,8 @@ pub(crate) struct Seen {
     pub(crate) pools: BTreeMap<String, Arc<SandboxPool>>,
     /// UIDs of pool owners that a live read has declared gone.
     pub(crate) gone: BTreeSet<String>,
-    /// How many pools of other Apps are verifying.
-    pub(crate) verifying_elsewhere: usize,
+    /// Whether there is a place for it to verify a version.
+    pub(crate) may_verify: bool,
 }
 
 impl VersionReconciler {
@@ -85,8 +85,8 @@ impl VersionReconciler {
             .filter_map(|pool| Some((pool.metadata.name.clone()?, pool)))
             .collect();
         let gone = self.gone(key, owners_in_doubt(&pools, &versions)).await;
-        let verifying_elsewhere = self.verifying.count_others(key);
-        Seen { app: Some((*app).clone()), versions, pools, gone, verifying_elsewhere }
+        let may_verify = self.verifying.has_room(key);
+        Seen { app: Some((*app).clone()), versions, pools, gone, may_verify }
     }
 
     /// Which of these `(name, uid)` no longer exist. A read that fails proves nothing.

@@ -12,13 +12,6 @@ use serde::Serialize;
 
 use crate::observe::{AppFacts, Seen};
 
-/// Knobs of the decision.
-#[derive(Clone, Copy, Debug)]
-pub struct Settings {
-    /// How many pools may verify at once in the whole cluster.
-    pub verifying_limit: usize,
-}
-
 /// What to do for one App.
 #[derive(Debug, Default, PartialEq, Serialize)]
 pub(crate) struct Plan {
@@ -32,13 +25,13 @@ pub(crate) struct Plan {
 ///
 /// Every pool is the work of one pass over all versions, because its owners are: the apply of one
 /// version alone would drop the others.
-pub(crate) fn plan(seen: &Seen, settings: &Settings) -> Plan {
+pub(crate) fn plan(seen: &Seen) -> Plan {
     let Some(app) = seen.app.as_ref().filter(|app| !app.is_deleting) else {
         return Plan::default();
     };
     let users = users(seen);
     let candidate = candidate(app, seen);
-    let is_waiting = candidate.is_some_and(|version| must_wait(version, app, seen, settings));
+    let is_waiting = candidate.is_some_and(|version| must_wait(version, app, seen));
     let pools = users
         .iter()
         .filter_map(|(name, users)| {
@@ -73,13 +66,13 @@ pub(crate) fn candidate<'a>(app: &AppFacts, seen: &'a Seen) -> Option<&'a AppVer
 }
 
 /// Whether the candidate is kept back: it has not begun, and as many pools as may verify do so.
-fn must_wait(version: &AppVersion, app: &AppFacts, seen: &Seen, settings: &Settings) -> bool {
+fn must_wait(version: &AppVersion, app: &AppFacts, seen: &Seen) -> bool {
     let has_begun = version.spec.services.iter().any(|service| {
         seen.pools
             .get(&pool_name(&app.key.name, service))
             .is_some_and(|pool| pool.spec.role == PoolRole::Candidate)
     });
-    !has_begun && seen.verifying_elsewhere >= settings.verifying_limit
+    !has_begun && !seen.may_verify
 }
 
 fn desired_pool(

@@ -54,13 +54,6 @@ fn has_a_part(app: &AppFacts, name: &str, version: &AppVersion) -> bool {
     version.status.is_some() || is_named(&app.active) || is_named(&app.latest)
 }
 
-/// Whether its last word was that it serves or has served. A rollback that is verified again says
-/// otherwise for a while, and counts as new until it serves.
-fn has_served(version: &AppVersion) -> bool {
-    let said = version.status.as_ref().and_then(|status| status.conditions.first());
-    said.is_some_and(|said| [reason::ACTIVE, reason::REPLACED].contains(&said.reason.as_str()))
-}
-
 fn ready(
     app: &AppFacts,
     version: &AppVersion,
@@ -72,7 +65,7 @@ fn ready(
         return (Verdict::True, reason::ACTIVE, "serves".into());
     }
     if app.latest.as_ref() != name {
-        let reason = if has_served(version) { reason::REPLACED } else { reason::SUPERSEDED };
+        let reason = if version.has_served() { reason::REPLACED } else { reason::SUPERSEDED };
         return (Verdict::True, reason, "another version serves".into());
     }
     if plan.is_waiting {

@@ -14,10 +14,8 @@ use portolan_api::{
 use portolan_reconcile::ObjectKey;
 
 use crate::observe::{AppFacts, Seen, is_verifying, late_from, owners_in_doubt};
-use crate::plan::{Plan, Settings, plan};
+use crate::plan::{Plan, plan};
 use crate::status::{is_progress, status};
-
-const SETTINGS: Settings = Settings { verifying_limit: 2 };
 
 /// An App named `shop`, and the world around it: what the other controllers would do.
 struct World {
@@ -35,7 +33,7 @@ impl World {
             is_settled: true,
             patience: SignedDuration::from_secs(600),
         };
-        Self { seen: Seen { app: Some(app), ..Seen::default() } }
+        Self { seen: Seen { app: Some(app), may_verify: true, ..Seen::default() } }
     }
 
     fn app(&mut self) -> &mut AppFacts {
@@ -68,7 +66,7 @@ impl World {
 
     /// Plans, and stores the pools as the API server and the pool controller would.
     fn pass(&mut self) -> Plan {
-        let plan = plan(&self.seen, &SETTINGS);
+        let plan = plan(&self.seen);
         for (name, desired) in &plan.pools {
             let mut stored = desired.clone();
             let before = self.seen.pools.get(name);
@@ -120,7 +118,7 @@ impl World {
 
     /// Reports, and stores what is reported.
     fn reason(&mut self, version: &str) -> String {
-        let plan = plan(&self.seen, &SETTINGS);
+        let plan = plan(&self.seen);
         for (name, (status, _)) in status(&self.seen, &plan, Timestamp::UNIX_EPOCH) {
             Arc::make_mut(self.seen.versions.get_mut(&name).unwrap()).status = Some(status);
         }
@@ -425,13 +423,13 @@ fn a_service_with_a_port_that_nothing_wakes_keeps_one_sandbox() {
 fn as_many_versions_verify_at_once_as_may() {
     let mut world = World::new();
     let v1 = world.apply(WEB);
-    world.seen.verifying_elsewhere = 2;
+    world.seen.may_verify = false;
     assert!(world.pass().is_waiting);
     assert!(world.seen.pools.is_empty());
     assert_eq!(world.reason(&v1), "Unknown Waiting");
-    world.seen.verifying_elsewhere = 1;
+    world.seen.may_verify = true;
     assert!(!world.pass().is_waiting);
-    world.seen.verifying_elsewhere = 9;
+    world.seen.may_verify = false;
     assert!(!world.pass().is_waiting, "what has begun goes on");
     world.check(&v1, "web", PoolRole::Candidate, Some(1));
     assert!(is_verifying(world.pool(&v1, "web")));
@@ -460,9 +458,9 @@ fn an_app_that_goes_is_left_to_the_collector() {
     let mut world = World::new();
     world.apply(WEB);
     world.app().is_deleting = true;
-    assert_eq!(plan(&world.seen, &SETTINGS), Plan::default());
+    assert_eq!(plan(&world.seen), Plan::default());
     world.seen.app = None;
-    assert_eq!(plan(&world.seen, &SETTINGS), Plan::default());
+    assert_eq!(plan(&world.seen), Plan::default());
 }
 
 #[test]
@@ -475,7 +473,7 @@ fn a_second_plan_asks_for_what_is_there() {
     world.pass();
     let stored: BTreeMap<_, _> =
         world.seen.pools.iter().map(|(name, pool)| (name.clone(), pool.spec.clone())).collect();
-    let again = plan(&world.seen, &SETTINGS);
+    let again = plan(&world.seen);
     let desired: BTreeMap<_, _> =
         again.pools.iter().map(|(name, pool)| (name.clone(), pool.spec.clone())).collect();
     assert_eq!(desired, stored);

@@ -1,4 +1,7 @@
 //! How many pools verify in the whole cluster, and which Apps wait for their turn.
+//!
+//! A namespace in which none verifies has room for one App beyond the limit, up to twice the limit
+//! in all: one team's 64 slow programs do not hold up all other teams.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -72,11 +75,12 @@ impl Verifying {
         Vec::new()
     }
 
-    /// How many pools of Apps other than `app` have a place.
-    pub(crate) fn count_others(&self, app: &ObjectKey) -> usize {
+    /// Whether there is a place for `app`, which may have some already.
+    pub(crate) fn has_room(&self, app: &ObjectKey) -> bool {
         let state = self.state.lock();
-        let own = state.counts.get(app).filter(|_| !state.late.contains(app));
-        state.total - own.copied().unwrap_or(0)
+        let own = state.places(app);
+        let first = state.places_in(&app.namespace) == own;
+        state.total - own < limit(self.limit, first)
     }
 
     /// Has `app` wait for a place, behind those of its namespace that wait already. Returns the
@@ -111,8 +115,9 @@ impl State {
     /// As many of those that wait as places are free. They wait on until they say otherwise, so
     /// that a turn that is not taken is given again.
     fn turns(&self, limit: usize) -> Vec<ObjectKey> {
-        let free = limit.saturating_sub(self.total);
-        if free == 0 {
+        let free = |rank: usize| self::limit(limit, rank == 0).saturating_sub(self.total);
+        let most = free(0);
+        if most == 0 {
             return Vec::new();
         }
         let mut ranked: Vec<_> = self
@@ -120,18 +125,32 @@ impl State {
             .iter()
             .flat_map(|(namespace, apps)| {
                 // So many verify in the namespace by the time that it is this App's turn.
-                let ranks = self.verifying_in(namespace)..;
-                apps.iter().take(free).zip(ranks).map(|((arrival, app), rank)| (rank, arrival, app))
+                let ranks = self.places_in(namespace)..;
+                apps.iter().take(most).zip(ranks).map(|((arrival, app), rank)| (rank, arrival, app))
             })
             .collect();
         ranked.sort_unstable();
-        ranked.into_iter().take(free).map(|(_, _, app)| app.clone()).collect()
+        let turns = ranked.into_iter().enumerate();
+        let turns = turns.take_while(|(before, (rank, ..))| *before < free(*rank));
+        turns.map(|(_, (_, _, app))| app.clone()).collect()
     }
 
-    fn verifying_in(&self, namespace: &str) -> usize {
-        let of_namespace = self.counts.range(ObjectKey::new(namespace, "")..);
-        of_namespace.take_while(|(app, _)| app.namespace == namespace).map(|(_, count)| count).sum()
+    /// How many pools of `app` have a place.
+    fn places(&self, app: &ObjectKey) -> usize {
+        let own = self.counts.get(app).filter(|_| !self.late.contains(app));
+        own.copied().unwrap_or(0)
     }
+
+    fn places_in(&self, namespace: &str) -> usize {
+        let apps = self.counts.range(ObjectKey::new(namespace, "")..).map(|(app, _)| app);
+        let of_namespace = apps.take_while(|app| app.namespace == namespace);
+        of_namespace.map(|app| self.places(app)).sum()
+    }
+}
+
+/// How many places there are for an App: more for the first of its namespace.
+fn limit(limit: usize, is_first: bool) -> usize {
+    if is_first { limit.saturating_mul(2) } else { limit }
 }
 
 #[cfg(test)]
@@ -150,7 +169,7 @@ mod tests {
         let [a, b, c, d] = ["a", "b", "c", "d"].map(|name| key("team", name));
         assert!(verifying.note(&a, false, true).is_empty());
         assert!(verifying.note(&a, false, true).is_empty());
-        assert_eq!((verifying.count_others(&b), verifying.count_others(&a)), (2, 0));
+        assert_eq!((verifying.has_room(&b), verifying.has_room(&a)), (false, true));
         for app in [&d, &c, &d] {
             assert!(verifying.wait(app).is_empty(), "there is no place");
         }
@@ -162,23 +181,23 @@ mod tests {
         verifying.note(&c, false, true);
         assert!(verifying.leave(&c).is_empty());
         assert!(verifying.note(&d, true, false).is_empty(), "nobody waits any more");
-        assert_eq!((verifying.count_others(&a), verifying.count_others(&c)), (1, 0));
+        assert!(verifying.has_room(&a));
     }
 
     #[test]
     fn who_is_late_has_no_place_until_it_begins_anew() {
-        let verifying = Verifying::new(2);
+        let verifying = Verifying::new(1);
         let [stuck, waits] = ["stuck", "waits"].map(|name| key("team", name));
         verifying.note(&stuck, false, true);
         verifying.note(&stuck, false, true);
         assert!(verifying.wait(&waits).is_empty(), "there is no place");
         assert_eq!(verifying.mark_late(&stuck, true), from_ref(&waits));
         assert!(verifying.mark_late(&stuck, true).is_empty(), "it is known");
-        assert_eq!((verifying.count_others(&waits), verifying.count_others(&stuck)), (0, 0));
+        assert!(verifying.has_room(&waits) && verifying.has_room(&stuck));
         assert_eq!(verifying.note(&stuck, true, false), from_ref(&waits), "it has none to give");
-        assert_eq!(verifying.count_others(&waits), 0);
+        assert!(verifying.has_room(&waits));
         verifying.mark_late(&stuck, false);
-        assert_eq!(verifying.count_others(&waits), 1, "the other pool of it");
+        assert!(!verifying.has_room(&waits), "the other pool of it");
     }
 
     #[test]
@@ -186,7 +205,7 @@ mod tests {
         let verifying = Verifying::new(1);
         let [a, b] = ["a", "b"].map(|name| key("team", name));
         verifying.note(&a, false, true);
-        assert_eq!(verifying.count_others(&b), 1, "b sees that it has to wait");
+        assert!(!verifying.has_room(&b), "b sees that it has to wait");
         assert!(verifying.note(&a, true, false).is_empty(), "and nobody waits yet");
         assert_eq!(verifying.wait(&b), [b]);
     }
@@ -206,16 +225,34 @@ mod tests {
     #[test]
     fn a_namespace_with_one_app_is_not_behind_the_many_of_another() {
         let verifying = Verifying::new(2);
-        let crowd: Vec<_> = (0..9).map(|n| key("crowd", &format!("app-{n}"))).collect();
-        let single = key("single", "app");
+        let [crowd, second] =
+            ["crowd", "second"].map(|team| [0, 1, 2, 3].map(|n| key(team, &format!("app-{n}"))));
         verifying.note(&crowd[0], false, true);
         verifying.note(&crowd[1], false, true);
-        for app in &crowd[2..] {
+        for app in crowd[2..].iter().chain(&second) {
             verifying.wait(app);
         }
-        verifying.wait(&single);
-        assert_eq!(verifying.note(&crowd[0], true, false), from_ref(&single));
-        let turns = verifying.note(&crowd[1], true, false);
-        assert_eq!(turns, [crowd[2].clone(), single], "one each, in the order of their coming");
+        assert!(!verifying.has_room(&crowd[2]) && verifying.has_room(&second[0]));
+        assert_eq!(verifying.wait(&second[0]), from_ref(&second[0]), "the first of its namespace");
+        verifying.note(&second[0], false, true);
+        assert!(verifying.leave(&second[0]).is_empty(), "its second one is within the limit");
+        verifying.note(&crowd[0], true, false);
+        verifying.note(&crowd[1], true, false);
+        let turns = verifying.wait(&second[1]);
+        assert_eq!(turns, from_ref(&crowd[2]), "which has none now");
+    }
+
+    #[test]
+    fn first_ones_of_many_namespaces_have_twice_the_places() {
+        let verifying = Verifying::new(2);
+        let apps: Vec<_> = (0..5).map(|n| key(&format!("team-{n}"), "app")).collect();
+        for app in &apps[..3] {
+            assert!(verifying.has_room(app));
+            verifying.note(app, false, true);
+        }
+        assert_eq!(verifying.wait(&apps[3]), from_ref(&apps[3]));
+        verifying.note(&apps[3], false, true);
+        assert!(verifying.leave(&apps[3]).is_empty());
+        assert!(verifying.wait(&apps[4]).is_empty() && !verifying.has_room(&apps[4]));
     }
 }

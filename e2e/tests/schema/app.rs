@@ -344,6 +344,8 @@ async fn a_probe_says_how_it_looks() -> anyhow::Result<()> {
             ("{httpGet: {path: /healthz, port: http}}", ACCEPTED),
             ("{tcpSocket: {port: 8080}}", ACCEPTED),
             ("{httpGet: {path: /healthz, port: htpp}}", &unknown),
+            ("{httpGet: {path: /healthz, port: 0}}", &unknown),
+            ("{tcpSocket: {port: 4294967296}}", &unknown),
             ("{tcpSocket: {port: web}}", &unknown),
             ("{exec: {command: [./ready]}}", ACCEPTED),
             ("{grpc: {port: 8080}}", ACCEPTED),

@@ -51,6 +51,10 @@ async fn a_route_names_a_service_and_how_to_reach_it() -> anyhow::Result<()> {
         ("{host: a.example, app: Shop}", "spec.app | lower-case letters"),
         ("{host: a.example, app: shop, service: a b}", "spec.service | lower-case letters"),
         ("{host: a.example, app: shop, tls: {}}", "spec.tls.secretName: Required value"),
+        (
+            "{host: a.example, app: shop, tls: {secretName: 'a; rm'}}",
+            "spec.tls.secretName | name of an object",
+        ),
         ("{host: '*', app: shop, tls: {secretName: a}}", "spec | default route has no certificate"),
         ("{host: a.example, app: shop, redirect: Disabled}", ACCEPTED),
         ("{host: a.example, app: shop, redirect: false}", "spec.redirect | string"),

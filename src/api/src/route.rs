@@ -5,7 +5,7 @@ use kube_derive::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::schema::{DNS_NAME, is_name, rule};
+use crate::schema::{DNS_NAME, is_name, is_object_name, rule};
 
 /// Sends the requests for a host to a service of an App in the same namespace.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, CustomResource, KubeSchema)]
@@ -93,12 +93,13 @@ fn default_service() -> String {
 }
 
 /// The certificate of a Route.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct RouteTls {
     /// A Secret of type `kubernetes.io/tls` in the Route's namespace. The gateway must be allowed
     /// to read it: the condition `CertificateReady` prints the Role when it is not.
     #[schemars(length(min = 1, max = 253))]
+    #[x_kube(validation = is_object_name())]
     pub secret_name: String,
 }
 

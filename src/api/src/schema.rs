@@ -57,6 +57,15 @@ pub(crate) fn is_name() -> Rule {
     )
 }
 
+/// A name that Kubernetes takes for an object such as a Secret: it is printed into commands, too.
+pub(crate) fn is_object_name() -> Rule {
+    rule(
+        "self.matches('^[a-z0-9]([-.a-z0-9]*[a-z0-9])?$')",
+        "the name of an object is made of lower-case letters, digits, hyphens and dots, and begins and \
+         ends with a letter or digit",
+    )
+}
+
 /// 53/tcp and 53/udp are two ports, 8080/http and 8080/tcp are one.
 pub(crate) fn distinct_ports() -> Rule {
     let once = "self.exists_one(q, q.port == p.port && (q.type == 'udp') == (p.type == 'udp'))";
@@ -150,13 +159,14 @@ pub(crate) fn probe_handler() -> Rule {
 }
 
 /// A probe that names a port names one of the service's: Kubernetes would take any name, and the
-/// probe would fail for ever.
+/// probe would fail for ever. A number is a port's.
 pub(crate) fn probe_port(probe: &str) -> Rule {
     let known = |handler: &str| {
         let port = format!("self.health.{probe}.{handler}.port");
         format!(
-            "(!has(self.health.{probe}.{handler}) || type({port}) == int || \
-             (has(self.ports) && self.ports.size() > 0 ? self.ports.exists(p, p.name == {port}) : \
+            "(!has(self.health.{probe}.{handler}) || \
+             (type({port}) == int ? {port} >= 1 && {port} <= 65535 : \
+             has(self.ports) && self.ports.size() > 0 ? self.ports.exists(p, p.name == {port}) : \
              {port} == (has(self.portName) ? self.portName : \
              has(self.portType) ? self.portType : 'http')))"
         )
@@ -168,7 +178,7 @@ pub(crate) fn probe_port(probe: &str) -> Rule {
     ))
     .message(Message::Message(format!(
         "health.{probe} names a port that the service does not have; use the name of one of its \
-         ports, or a number"
+         ports, or a number from 1 to 65535"
     )))
 }
 

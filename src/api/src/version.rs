@@ -5,6 +5,7 @@ use kube_derive::{CustomResource, KubeSchema};
 use serde::{Deserialize, Serialize};
 
 use crate::app_service::SessionAffinity;
+use crate::conditions::{READY, reason};
 use crate::pool::PoolScale;
 use crate::sandbox::{Port, PortType, SandboxSpec};
 
@@ -79,6 +80,16 @@ impl VersionService {
     /// without ports would sleep for ever.
     pub fn can_sleep(&self) -> bool {
         !self.has_l4() && self.ports.iter().any(|port| port.r#type == PortType::Http)
+    }
+}
+
+impl AppVersion {
+    /// Whether its controller's last word was that it serves or has served. A version that is
+    /// verified again says otherwise for a while, and counts as new until it serves.
+    pub fn has_served(&self) -> bool {
+        let conditions = self.status.iter().flat_map(|status| &status.conditions);
+        let mut ready = conditions.filter(|condition| condition.type_ == READY);
+        ready.any(|ready| [reason::ACTIVE, reason::REPLACED].contains(&ready.reason.as_str()))
     }
 }
 

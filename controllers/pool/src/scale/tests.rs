@@ -271,14 +271,14 @@ fn a_sleeping_pool_leaves_nothing_in_memory() {
 }
 
 #[test]
-fn the_stored_activity_moves_in_quarters_of_the_delay() {
+fn the_stored_activity_moves_in_halves_of_the_delay() {
     let stored = |seconds_ago: i64, demand| {
         let stored = Some(at(-seconds_ago));
         decide(&Input { demand, stored, reported: Some(at(0)), ..input() }, at(0)).last_activity
     };
-    assert_eq!(stored(225, IDLE), Some(at(-225)));
-    assert_eq!(stored(226, IDLE), Some(at(0)));
-    assert_eq!(stored(226, &[1]), Some(at(-226)), "requests themselves say that it is awake");
+    assert_eq!(stored(450, IDLE), Some(at(-450)));
+    assert_eq!(stored(451, IDLE), Some(at(0)));
+    assert_eq!(stored(451, &[1]), Some(at(-451)), "requests themselves say that it is awake");
 }
 
 #[test]

@@ -30,6 +30,10 @@ const AWAKE: usize = 500;
 const PATIENCE: Duration = Duration::from_secs(300);
 /// How long the busy Apps stay awake: longer than it takes to wake all of them one after the other.
 const BUSY_SLEEP_AFTER: u32 = 120;
+/// All is at rest when nothing was written for so long.
+const REST: Duration = Duration::from_secs(60);
+/// How long until all is at rest: the API server gives Services their addresses one by one.
+const REST_LIMIT: Duration = Duration::from_secs(1_800);
 /// How long the busy Apps are watched.
 const BUSY_TIME: Duration = Duration::from_secs(60);
 const MEBIBYTE: f64 = 1_048_576.0;
@@ -147,10 +151,9 @@ impl AppsArgs {
 
     async fn idle(&self, stub: &Stub) -> anyhow::Result<Writes> {
         let client = stub.client().await?;
-        // What was just made has its last reports to write.
-        let settled = Duration::from_secs(90);
-        sleep(settled).await;
-        let before = Writes::read(&client).await?;
+        let began = Instant::now();
+        let before = Writes::settled(&client, REST, REST_LIMIT).await?;
+        println!("==> At rest after {:?}", began.elapsed());
         sleep(Duration::from_secs(self.idle_seconds)).await;
         Ok(Writes::read(&client).await?.since(&before))
     }

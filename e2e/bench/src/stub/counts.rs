@@ -1,18 +1,27 @@
 //! How many writes reached the API server, from its own metrics.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
-use anyhow::Context;
+use anyhow::{Context, ensure};
 use http::Request;
 use kube::Client;
+use tokio::time::{Instant, sleep};
 
 /// Requests that change something, by `resource` or `resource/subresource`.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub(super) struct Writes(BTreeMap<String, u64>);
 
 /// What the kubelet, the scheduler and kwok write, and what every cluster writes at rest.
-const OTHERS: [&str; 6] =
-    ["bindings", "leases", "nodes", "nodes/status", "pods/binding", "pods/status"];
+const OTHERS: [&str; 7] = [
+    "bindings",
+    "leases",
+    "nodes",
+    "nodes/status",
+    "pods/binding",
+    "pods/status",
+    "serviceaccounts/token",
+];
 
 impl Writes {
     /// All since the API server started.
@@ -20,6 +29,26 @@ impl Writes {
         let request = Request::get("/metrics").body(Vec::new())?;
         let text = client.request_text(request).await.context("read the API server's metrics")?;
         Ok(Self::of(&text))
+    }
+
+    /// All since the API server started, once none came for `pause`.
+    pub(super) async fn settled(
+        client: &Client,
+        pause: Duration,
+        limit: Duration,
+    ) -> anyhow::Result<Self> {
+        let began = Instant::now();
+        let mut last = Self::read(client).await?;
+        loop {
+            sleep(pause).await;
+            let now = Self::read(client).await?;
+            let new = now.since(&last);
+            if new.total() == 0 {
+                return Ok(now);
+            }
+            ensure!(began.elapsed() < limit, "still written: {}", new.text(1.0));
+            last = now;
+        }
     }
 
     fn of(metrics: &str) -> Self {

@@ -14,7 +14,7 @@ use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Api, Client};
 use portolan_api::{App, AppVersion, Claim, GatewayReport, Route, SandboxPool};
 use portolan_cluster::wait;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::timeout;
 
 use super::counts::Writes;
 use super::{LIMIT, NAMESPACE, app, route};
@@ -65,7 +65,7 @@ impl First {
 pub(super) async fn writes_until_ready(client: &Client) -> anyhow::Result<First> {
     let apps: Api<App> = Api::namespaced(client.clone(), NAMESPACE);
     let routes: Api<Route> = Api::namespaced(client.clone(), NAMESPACE);
-    let before = quiet(client).await?;
+    let before = Writes::settled(client, QUIET, QUIET_LIMIT).await?;
     let mut late = 0;
     for number in 0..APPS {
         let name = name(number);
@@ -73,7 +73,7 @@ pub(super) async fn writes_until_ready(client: &Client) -> anyhow::Result<First>
         routes.create(&PostParams::default(), &route(&name, &name)?).await?;
         let ready = timeout(LIMIT, ready_version(&apps, &name)).await;
         let ready = ready.with_context(|| format!("App {name} was not Ready in time"))??;
-        quiet(client).await?;
+        Writes::settled(client, QUIET, QUIET_LIMIT).await?;
         late += written_after(client, &ready).await?;
     }
     let all = Writes::read(client).await?.since(&before);
@@ -98,22 +98,6 @@ async fn ready_version(apps: &Api<App>, name: &str) -> anyhow::Result<String> {
         }
     }
     bail!("the watch of {name} ended")
-}
-
-/// All writes, once no more come.
-async fn quiet(client: &Client) -> anyhow::Result<Writes> {
-    let began = Instant::now();
-    let mut last = Writes::read(client).await?;
-    loop {
-        sleep(QUIET).await;
-        let now = Writes::read(client).await?;
-        let new = now.since(&last);
-        if new.total() == 0 {
-            return Ok(now);
-        }
-        ensure!(began.elapsed() < QUIET_LIMIT, "still written: {}", new.text(1.0));
-        last = now;
-    }
 }
 
 /// How many writes came after this version; those of Pods are left out, as their kubelet writes.
