@@ -65,6 +65,23 @@ load: ## Put a local image archive into every node (IMAGE=archive.tar CLUSTER=de
 logs: ## Collect all logs of a cluster into one folder (CLUSTER=demo).
 	@$(PORTOLAN_CLUSTER) logs --name $(CLUSTER)
 
+# === Images ===
+
+# Built with optimisation, unlike those of the clusters here, and kept apart from them.
+IMAGES := $(TARGET)/registry
+
+.PHONY: images
+images: packages ## Build the images for a registry of your own, as OCI archives.
+	cargo build --release --locked -p portolan -p portolan-node -p portolan-sample-echo
+	cargo build --locked -p portolan-cluster
+	@mkdir -p $(IMAGES)
+	@# Where portolan-cluster looks for programs.
+	@ln -sfn $(abspath $(TARGET))/release $(IMAGES)/debug
+	@for image in portolan portolan-node sample-echo sample-nginx; do \
+		archive=$$(CARGO_TARGET_DIR=$(IMAGES) $(PORTOLAN_CLUSTER) image $$image); \
+		echo "skopeo copy oci-archive:$$archive docker://REGISTRY/$$image:TAG"; \
+	done
+
 # === Generated files ===
 
 .PHONY: crds

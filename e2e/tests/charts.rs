@@ -89,7 +89,7 @@ fn the_agent_has_the_network_of_its_node_and_no_more() {
         let is_scraped = values.ends_with("full-values.yaml");
         let monitor = is_scraped.then_some("PodMonitor");
         let expected: BTreeSet<_> =
-            ["DaemonSet", "ServiceAccount"].into_iter().chain(monitor).collect();
+            ["DaemonSet", "ResourceQuota", "ServiceAccount"].into_iter().chain(monitor).collect();
         assert_eq!(inside, expected, "{}", values.display());
         for absent in ["hostPID", "hostIPC", "volumes"] {
             assert!(pod[absent].is_null(), "{absent}");
@@ -103,6 +103,74 @@ fn the_agent_has_the_network_of_its_node_and_no_more() {
         assert_eq!(container["securityContext"], security);
         assert!(container["resources"]["limits"]["memory"].is_string());
     }
+}
+
+/// Where a cluster keeps classes for namespaces with a quota for them, its Pods are let in.
+#[test]
+fn pods_with_a_priority_class_have_a_quota_for_it() {
+    for values in value_files() {
+        let rendered = render(&values);
+        let (mut asked, mut granted) = (BTreeSet::new(), BTreeSet::new());
+        for object in &rendered {
+            let namespace = object["metadata"]["namespace"].as_str();
+            let template = &object["spec"]["template"]["spec"];
+            if let Some(class) = template["priorityClassName"].as_str() {
+                asked.insert((namespace, class));
+            }
+            if object["kind"] == "ResourceQuota" {
+                assert_eq!(object["spec"]["hard"], json!({ "pods": "1G" }), "it limits nothing");
+                let [scope] =
+                    &object["spec"]["scopeSelector"]["matchExpressions"].as_array().unwrap()[..]
+                else {
+                    panic!("{object}");
+                };
+                assert_eq!(scope["scopeName"], "PriorityClass");
+                let classes = scope["values"].as_array().unwrap().iter();
+                granted.extend(classes.map(|class| (namespace, class.as_str().unwrap())));
+            }
+        }
+        assert_eq!(granted, asked, "{}", values.display());
+    }
+    let off = render_with(&["--set", "resourceQuota.enabled=false"]);
+    assert!(off.iter().all(|object| object["kind"] != "ResourceQuota"));
+}
+
+#[test]
+fn pods_run_on_linux_only_and_agents_where_there_is_a_kernel() {
+    for values in value_files() {
+        for (name, pod) in pods(&render(&values)) {
+            let system = &pod["nodeSelector"]["kubernetes.io/os"];
+            assert_eq!(system, "linux", "{name} of {}", values.display());
+        }
+    }
+    let selector = "node.nodeSelector.kubernetes\\.io/os=windows,node.nodeSelector.pool=edge";
+    let agent = pods(&render_with(&["--set", selector])).remove("portolan-node").unwrap();
+    assert_eq!(agent["nodeSelector"], json!({ "kubernetes.io/os": "linux", "pool": "edge" }));
+    let required =
+        &agent["affinity"]["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"];
+    let not =
+        |key: &str, value: &str| json!({ "key": key, "operator": "NotIn", "values": [value] });
+    let expected =
+        [not("eks.amazonaws.com/compute-type", "fargate"), not("type", "virtual-kubelet")];
+    assert_eq!(required["nodeSelectorTerms"], json!([{ "matchExpressions": expected }]));
+}
+
+/// Numbers of a file of values are floats to Helm, which writes large ones with an exponent.
+#[test]
+fn a_gateway_is_told_its_limits_in_plain_numbers() {
+    #[track_caller]
+    fn check(values: &Path, expected: [&str; 2]) {
+        let pods = pods(&render(values));
+        let arguments = pods["portolan-gateway"]["containers"][0]["args"].as_array().unwrap();
+        let is_limit = |word: &&str| word.contains("-bytes-max=");
+        let words = arguments.iter().filter_map(Value::as_str).filter(is_limit);
+        assert_eq!(words.collect::<Vec<_>>(), expected);
+    }
+    let [buffers, snapshot] = ["--response-buffer-bytes-max=", "--snapshot-bytes-max="];
+    let told = [format!("{buffers}268435456"), format!("{snapshot}67108864")];
+    check(&value_files()[0], told.each_ref().map(String::as_str));
+    let told = [format!("{buffers}134217728"), format!("{snapshot}134217728")];
+    check(&ci("full-values.yaml"), told.each_ref().map(String::as_str));
 }
 
 /// Every Pod with an admin port that others reach is selected by one monitor, at a port it has.
@@ -428,9 +496,7 @@ fn the_page_on_security_shows_the_table_of_permissions() {
 fn wrong_values_are_refused_by_name() {
     #[track_caller]
     fn check(set: &str, field: &str) {
-        let output = helm(&["template", "portolan", &chart(), "--set", set]);
-        assert!(!output.status.success(), "{set} is accepted");
-        assert!(text(&output).contains(field), "{set}: {}", text(&output));
+        refused(&["--set", set], field);
     }
     check("gatway.replicas=3", "gatway");
     check("gateway.replica=3", "replica");
@@ -447,6 +513,63 @@ fn wrong_values_are_refused_by_name() {
     check("node.maxUnavailable=half", "/node/maxUnavailable");
     check("image.digest=abc", "/image/digest");
     check("metrics.serviceMonitor.interval=30", "/metrics/serviceMonitor/interval");
+    check("image.repository=registry.example/portolan:1", "/image/repository");
+    check("gateway.responseBuffers=256Mi", "/gateway/responseBuffers");
+    // The gateway takes no less than 16 MiB.
+    check("gateway.responseBuffers=16777215", "/gateway/responseBuffers");
+    check("gateway.trustedProxies={10.0.0.0/33}", "/gateway/trustedProxies/0");
+    check("gateway.resources.limits.memory=1GB", "/gateway/resources/limits/memory");
+    check("node.maxUnavailable=0%", "/node/maxUnavailable");
+    check("node.affinity.nodeAfinity.x=y", "nodeAfinity");
+    check("node.tolerations[0].keys=x", "keys");
+    check("networkPolicy.adminFrom[0].ipblock.cidr=10.0.0.0/8", "ipblock");
+    check("nodePorts.reserved={0}", "/nodePorts/reserved/0");
+}
+
+#[test]
+fn a_value_that_templates_need_cannot_be_taken_away() {
+    let values: Value =
+        serde_saphyr::from_str(&fs::read_to_string(&value_files()[0]).unwrap()).unwrap();
+    let optional = ["imagePullSecrets"];
+    for key in values.as_object().unwrap().keys().filter(|key| !optional.contains(&key.as_str())) {
+        refused(&["--set", &format!("{key}=null")], &format!("missing property '{key}'"));
+    }
+    for key in ["gateway.tls", "gateway.accessLog", "node.admin.port", "nodePorts.allowed"] {
+        let (_, name) = key.rsplit_once('.').unwrap();
+        refused(&["--set", &format!("{key}=null")], &format!("missing property '{name}'"));
+    }
+}
+
+#[test]
+fn values_that_contradict_each_other_are_refused() {
+    refused(&["--set-json", r#"nodePorts.reserved=["90-80"]"#], "90-80 ends before it begins");
+    refused(&["--set-json", r#"nodePorts.allowed=["1-65536"]"#], "1-65536 is not within");
+    let ports = "gateway.service.httpNodePort=30080,gateway.service.httpsNodePort=30080";
+    refused(&["--set", ports], "httpNodePort and httpsNodePort are both 30080");
+    let size = "gateway.snapshot.bytesMax=134217728";
+    refused(&["--set", size], "sizeLimit 192Mi has no room for two snapshots");
+    refused(&["--namespace", &"n".repeat(59)], "has more than 63 characters");
+}
+
+/// As who has just installed it reads them.
+#[test]
+fn the_notes_name_the_ways_in_that_there_are() {
+    #[track_caller]
+    fn check(kind: &str, expected: &str, never: [&str; 2]) {
+        let kind = format!("gateway.service.type={kind}");
+        let output = helm(&["install", "edge", &chart(), "--dry-run=client", "--set", &kind]);
+        let text = text(&output);
+        let (_, notes) = text.split_once("NOTES:").expect("there are notes");
+        assert!(notes.contains(expected), "{kind}: {notes}");
+        assert!(notes.contains(&format!("kubectl -n {NAMESPACE}-node rollout status")), "{notes}");
+        for word in never {
+            assert!(!notes.contains(word), "{kind}: {word}: {notes}");
+        }
+    }
+    let [forward, port, balancer] = ["port-forward", ".nodePort", "status.loadBalancer.ingress"];
+    check("ClusterIP", forward, [port, balancer]);
+    check("NodePort", port, [forward, balancer]);
+    check("LoadBalancer", balancer, [forward, port]);
 }
 
 fn repository() -> PathBuf {
@@ -486,8 +609,20 @@ fn value_files() -> Vec<PathBuf> {
 fn helm(arguments: &[&str]) -> Output {
     let program = Paths::discover().programs().join("helm");
     let mut command = Command::new(&program);
-    command.args(arguments).args(["--namespace", NAMESPACE]);
+    // The last one counts: a test may have a namespace of its own.
+    command.args(["--namespace", NAMESPACE]).args(arguments);
     command.output().unwrap_or_else(|error| panic!("run {}: {error}", program.display()))
+}
+
+/// With these options nothing is rendered, and the error says `why`.
+#[track_caller]
+fn refused(options: &[&str], why: &str) {
+    let chart = chart();
+    let mut arguments = vec!["template", "portolan", chart.as_str()];
+    arguments.extend_from_slice(options);
+    let output = helm(&arguments);
+    assert!(!output.status.success(), "{options:?} is accepted");
+    assert!(text(&output).contains(why), "{options:?}: {}", text(&output));
 }
 
 fn text(output: &Output) -> String {

@@ -63,12 +63,10 @@ readinessProbe:
   failureThreshold: 1
 {{- end }}
 
-{{/* Where a Pod may run. Argument: the values of the component. */}}
+{{/* Where a Pod may run: on Linux. Argument: the values of the component. */}}
 {{- define "portolan.placement" -}}
-{{- with .nodeSelector }}
 nodeSelector:
-  {{- toYaml . | nindent 2 }}
-{{- end }}
+  {{- merge (dict "kubernetes.io/os" "linux") (.nodeSelector | default dict) | toYaml | nindent 2 }}
 {{- with .tolerations }}
 tolerations:
   {{- toYaml . | nindent 2 }}
@@ -152,4 +150,23 @@ affinity:
 {{- else -}}
 {{ .root.Release.Namespace }}
 {{- end -}}
+{{- end }}
+
+{{- /*
+The namespaces of gateway.tls.namespaces that the cluster does not have, by commas: a Role in one of
+them would fail the whole release, and it is the team that deletes its namespace. Without a cluster
+(helm template) none counts as missing; every cluster has kube-system.
+*/}}
+{{- define "portolan.missingNamespaces" -}}
+{{- $missing := list }}
+{{- if and .Values.gateway.tls.namespaces (lookup "v1" "Namespace" "" "kube-system") }}
+{{- /* That of the release may be made after this is rendered. */}}
+{{- range $namespace := omit .Values.gateway.tls.namespaces .Release.Namespace | keys | sortAlpha }}
+{{- $found := lookup "v1" "Namespace" "" $namespace }}
+{{- if or (not $found) (dig "metadata" "deletionTimestamp" "" $found) }}
+{{- $missing = append $missing $namespace }}
+{{- end }}
+{{- end }}
+{{- end }}
+{{- join "," $missing }}
 {{- end }}

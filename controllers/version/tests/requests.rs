@@ -11,11 +11,12 @@ use tokio::time::sleep;
 
 const GROUP: &str = "/apis/portolan.dev/v1alpha1";
 
-/// An App named `shop` with two services, and its first version, which has no pools yet.
+/// An App named `shop` with two services, and its first version, which has no pools yet but `pool`.
 struct Cluster {
     version: String,
     app: Value,
     object: Value,
+    pool: Option<Value>,
     web: String,
     worker: String,
 }
@@ -37,19 +38,30 @@ impl Cluster {
             "apiVersion": "portolan.dev/v1alpha1", "kind": "App", "name": "shop",
             "uid": "uid-of-shop", "controller": true,
         }]);
-        Self { version, app, object, web, worker }
+        Self { version, app, object, pool: None, web, worker }
+    }
+
+    /// Has the pool of service `web` be there, with another role than it shall have.
+    fn with_web(mut self) -> Self {
+        let service = &self.object["spec"]["services"][0];
+        let spec = json!({
+            "app": "shop", "service": "web", "role": "Retired",
+            "sandbox": service["sandbox"], "scale": service["scale"],
+        });
+        self.pool = Some(object("SandboxPool", &self.web, spec));
+        self
     }
 
     /// Runs the controller for a minute and returns the names of the pools that it applied, in
     /// order. The API server may refuse one of them, always, with this code and reason.
     async fn applied(&self, refused: Option<(&str, u16, &'static str)>) -> Vec<String> {
-        let (app, version) = (self.app.clone(), self.object.clone());
+        let (app, version, pool) = (self.app.clone(), self.object.clone(), self.pool.clone());
         let refused = refused.map(|(pool, code, reason)| (format!("/{pool}"), code, reason));
         let (wire, client) = Wire::answering(move |sent| match &refused {
             Some((pool, code, reason)) if sent.path.ends_with(pool) => {
                 Answer::failure(*code, reason, "because")
             }
-            _ => answer(sent, &app, &version),
+            _ => answer(sent, &app, &version, pool.as_ref()),
         });
         let context = context(client);
         let running = tokio::spawn(run(&context, Settings { verifying_limit: 5 }));
@@ -73,12 +85,12 @@ fn object(kind: &str, name: &str, spec: Value) -> Value {
     })
 }
 
-fn answer(sent: &Sent, app: &Value, version: &Value) -> Answer {
+fn answer(sent: &Sent, app: &Value, version: &Value, pool: Option<&Value>) -> Answer {
     let last = sent.path.rsplit('/').next().unwrap_or_default();
     match (sent.method.as_str(), last) {
         ("GET", "apps") => listing("App", Some(app)),
         ("GET", "appversions") => listing("AppVersion", Some(version)),
-        ("GET", "sandboxpools") => listing("SandboxPool", None),
+        ("GET", "sandboxpools") => listing("SandboxPool", pool),
         ("PATCH", "status") => Answer::Json(200, version.clone()),
         ("PATCH", name) => {
             let mut made = sent.body.clone();
@@ -122,9 +134,9 @@ async fn a_pool_that_is_refused_keeps_no_other_from_being_made_and_is_tried_agai
 
 #[tokio::test(start_paused = true)]
 async fn a_pool_that_changed_meanwhile_is_applied_again_once_the_change_is_seen() {
-    let cluster = Cluster::new();
+    let cluster = Cluster::new().with_web();
     let applied = cluster.applied(Some((&cluster.web, 409, "Conflict"))).await;
-    // What wakes the App is that the other pool is there; of this one nothing is ever seen.
+    // What wakes the App is that the other pool is there; of this one nothing new is ever seen.
     let others = count(&applied, &cluster.worker);
     assert_eq!((count(&applied, &cluster.web), others), (2, 1), "{applied:?}");
 }
