@@ -98,6 +98,8 @@ impl Ingress {
     pub fn new(settings: Settings, metrics: Arc<Metrics>) -> Self {
         metrics.connections_max.set(i64::try_from(settings.connections_max).unwrap_or(i64::MAX));
         metrics.queue_limit.set(i64::try_from(settings.queue_limit).unwrap_or(i64::MAX));
+        let buffers_max = i64::try_from(settings.response_buffers_max).unwrap_or(i64::MAX);
+        metrics.response_buffers_max.set(buffers_max);
         let core = Arc::new(Core::new(settings, metrics));
         Self {
             shared: Arc::new(Shared {

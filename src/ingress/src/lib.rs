@@ -18,8 +18,8 @@
 //!
 //! `listener` takes connections, `proxy` their requests; `table` finds the service, `activator` a
 //! slot on one of its sandboxes, `upstream` the connection there. `model` is what may be fed,
-//! `demand` what is seen; `settings`, `error` and `metrics` are the knobs, the answers in our own
-//! name and the counters. `feed` and `report` are the side that knows Kubernetes; `peers` keeps the
+//! `demand` what is seen; `buffers` is what is held for clients; `settings`, `error` and `metrics` are
+//! the knobs, the answers in our own name and the counters. `feed` and `report` are the side that knows Kubernetes; `peers` keeps the
 //! connections to other gateways, which it knows by their Leases.
 //!
 //! # Invariants
@@ -34,6 +34,7 @@
 //! - After [`Ingress::activate`] returns, no request goes to the pool before.
 //! - Every queue, connection count, head, silence and wait has a bound in [`Settings`] or in the
 //!   route; a body has one where one is set.
+//! - What is held for clients that do not take it has one bound for all, and its parts for each.
 //! - What was not read is not denied: before `mark_synced` an unknown host is 503, not 404. Nor is
 //!   it another's: before that or `mark_restored`, wildcards and the default route answer nothing.
 
@@ -42,6 +43,7 @@ pub mod peers;
 pub mod report;
 
 mod activator;
+mod buffers;
 mod cidr;
 mod core;
 mod demand;

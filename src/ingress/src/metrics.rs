@@ -37,6 +37,11 @@ pub struct Metrics {
     pub(crate) upstream_connections: Gauge,
     pub(crate) upstream_idle: Gauge,
     pub(crate) handshake_failures: Counter,
+    /// Bytes held for clients, by which it is decided who may hold more.
+    pub(crate) response_buffers: Gauge,
+    pub(crate) response_buffers_max: Gauge,
+    cuts: Family<CutLabel, Counter>,
+    by_cut: [Counter; CUTS.len()],
     pub(crate) connections_max: Gauge,
     pub(crate) queue_limit: Gauge,
     pub(crate) routes: Gauge,
@@ -48,6 +53,8 @@ pub struct Metrics {
 /// In the order of [`Audience`].
 const LISTENERS: [&str; 2] = ["public", "internal"];
 const CLASSES: [&str; 5] = ["1xx", "2xx", "3xx", "4xx", "5xx"];
+/// In the order of [`Cut`].
+const CUTS: [&str; 4] = ["stream", "connection", "no_room", "tunnel"];
 const STAGES: [&str; 5] = ["queue", "create", "schedule", "start", "connect"];
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -67,6 +74,11 @@ struct StageLabel {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct CutLabel {
+    what: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct RefusalLabel {
     reason: &'static str,
 }
@@ -79,6 +91,19 @@ pub(crate) enum Stage {
     Schedule,
     Start,
     Connect,
+}
+
+/// What was cut because its client took nothing of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Cut {
+    /// A response, whose sandbox is free for others.
+    Stream,
+    /// A connection that held more than its share.
+    Connection,
+    /// A response for which there was no room.
+    NoRoom,
+    /// A connection that had switched protocols.
+    Tunnel,
 }
 
 /// Why a connection was not taken.
@@ -103,6 +128,7 @@ impl Metrics {
     pub fn new() -> Self {
         let requests = Family::<ClassLabel, Counter>::default();
         let errors = Family::<CodeLabel, Counter>::default();
+        let cuts = Family::<CutLabel, Counter>::default();
         let stages = Family::<StageLabel, Histogram, fn() -> Histogram>::new_with_constructor(
             duration_histogram,
         );
@@ -115,8 +141,12 @@ impl Metrics {
                 .map(|code| errors.get_or_create_owned(&CodeLabel { code: code.as_str() }))
                 .collect(),
             by_stage: STAGES.map(|stage| stages.get_or_create_owned(&StageLabel { stage })),
+            by_cut: CUTS.map(|what| cuts.get_or_create_owned(&CutLabel { what })),
             requests,
             errors,
+            cuts,
+            response_buffers: Gauge::default(),
+            response_buffers_max: Gauge::default(),
             refused: Family::default(),
             stages,
             wait: duration_histogram(),
@@ -147,6 +177,27 @@ impl Metrics {
         self.register_requests(registry);
         self.register_loans(registry);
         self.register_bounds(registry);
+        self.register_buffers(registry);
+    }
+
+    fn register_buffers(&self, registry: &mut Registry) {
+        registry.register_with_unit(
+            "response_buffers",
+            "Held for clients that have not taken it",
+            Unit::Bytes,
+            self.response_buffers.clone(),
+        );
+        registry.register_with_unit(
+            "response_buffers_max",
+            "Its limit",
+            Unit::Bytes,
+            self.response_buffers_max.clone(),
+        );
+        registry.register(
+            "responses_cut",
+            "What was cut because its client took nothing of it",
+            self.cuts.clone(),
+        );
     }
 
     fn register_loans(&self, registry: &mut Registry) {
@@ -245,6 +296,10 @@ impl Metrics {
             Refused::ProxyHeader => "proxy_header",
         };
         self.refused.get_or_create(&RefusalLabel { reason }).inc();
+    }
+
+    pub(crate) fn cut(&self, what: Cut) {
+        self.by_cut[what as usize].inc();
     }
 
     pub(crate) fn waited(&self, stage: Stage, time: Duration) {

@@ -57,14 +57,23 @@ pub struct Settings {
     pub request_body_max: Option<u64>,
     /// Requests at once on one HTTP/2 connection.
     pub h2_streams_max: u32,
-    /// Receive window of one HTTP/2 stream in bytes: what a slow sandbox makes us hold.
+    /// Receive window of a client's HTTP/2 stream in bytes: what a slow sandbox makes us hold.
     pub h2_stream_window: u32,
-    /// Receive window of one HTTP/2 connection in bytes.
+    /// Receive window of a client's HTTP/2 connection in bytes.
     pub h2_connection_window: u32,
+    /// Receive window of a stream from a sandbox in bytes: what a slow client makes us hold behind
+    /// what was read. Their connection has no window of its own: all visitors share it, and few
+    /// who do not read would stop it for the others.
+    pub h2_upstream_window: u32,
     /// Bytes of one HTTP/2 stream that wait to be sent before no more is read of its sandbox: what
     /// a client with a wide window that reads nothing makes us hold for each of its streams, beside
     /// the last two reads.
     pub h2_send_buffer: usize,
+    /// Bytes of answers held for clients that have not taken them, all together: responses over
+    /// HTTP/2, those over HTTP/1.1 beyond what came with their heads, and bodies of requests over
+    /// HTTP/2 that a sandbox has not taken. What a connection or a request costs in any case comes
+    /// on top.
+    pub response_buffers_max: u64,
     /// Streams a peer may reset before we looked at them; more end the connection (rapid reset).
     pub h2_pending_resets_max: usize,
     /// Requests that a client may give up before their answers begin, beyond those that it lets be
@@ -133,10 +142,15 @@ impl Settings {
             request_body_max: None,
             h2_streams_max: 128,
             h2_stream_window: 256 * 1024,
-            h2_connection_window: 1024 * 1024,
+            h2_connection_window: 512 * 1024,
+            // Many programs leave Nagle's algorithm on, and are told of room 40 ms late then: with a
+            // quarter of this, some send 1.5 MB/s.
+            h2_upstream_window: 256 * 1024,
             // Four frames: the connection has something to send until the stream's task has fetched
             // more. Whatever fits here gives its slot back before the client has taken it.
             h2_send_buffer: 64 * 1024,
+            // A quarter of the memory that the chart allows a gateway.
+            response_buffers_max: 256 << 20,
             h2_pending_resets_max: 20,
             h2_given_up_max: 256,
             h2_ping_interval: Duration::from_secs(20),

@@ -20,6 +20,8 @@ use tokio::time::{Instant, interval, timeout, timeout_at};
 use tokio::try_join;
 use tokio_util::sync::CancellationToken;
 
+/// Less than this is held within moments by a few visitors, and all others wait.
+const RESPONSE_BUFFERS_MIN: u64 = 16 << 20;
 /// How long the process may take to end after the last request was cut.
 const SHUTDOWN_MARGIN: Duration = Duration::from_secs(4);
 /// What others get in any case to give back what they do not use: a word and its answer.
@@ -91,6 +93,10 @@ pub(crate) struct GatewayArgs {
     /// Kubernetes lets others know that it is this one that ended.
     #[arg(long, env = "PORTOLAN_TERMINATION_MESSAGE_PATH")]
     termination_message_path: Option<PathBuf>,
+    /// Bytes held at most for visitors that have not taken them, all together.
+    #[arg(long, env = "PORTOLAN_RESPONSE_BUFFER_BYTES_MAX", default_value_t = 256 << 20,
+        value_parser = clap::value_parser!(u64).range(RESPONSE_BUFFERS_MIN..))]
+    response_buffer_bytes_max: u64,
     /// Do not log requests.
     #[arg(long, env = "PORTOLAN_NO_ACCESS_LOG")]
     no_access_log: bool,
@@ -228,6 +234,7 @@ impl GatewayArgs {
             trusted_proxies: self.trusted_proxies.clone(),
             cluster_domain: self.cluster_domain.trim_matches('.').to_ascii_lowercase().into(),
             access_log,
+            response_buffers_max: self.response_buffer_bytes_max,
             ..Settings::standard()
         }
     }

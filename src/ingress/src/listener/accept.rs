@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::proxy_protocol::{self, ProxyHeaderError};
 use super::{Listener, ListenerConfig, ProxyProtocol, Scheme, ServeError, connection};
+use crate::buffers::Share;
 use crate::host::normalize;
 use crate::ingress::Shared;
 use crate::metrics::Refused;
@@ -25,6 +26,10 @@ use crate::tls;
 /// Pause after an accept that failed for want of file descriptors or memory: the connection stays
 /// in the backlog, so trying again at once would spin.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// Bytes that wait in a TLS session for the socket: one record, which sends as fast as more of them.
+/// What is not sent yet waits where it is counted.
+const TLS_BUFFER_SIZE: usize = 16 * 1024;
 
 /// What all listeners share.
 #[derive(Debug)]
@@ -43,7 +48,14 @@ pub(super) struct Reception {
 #[derive(Debug, Default)]
 struct Guests {
     total: usize,
-    by_client: HashMap<IpAddr, usize>,
+    by_client: HashMap<IpAddr, Guest>,
+}
+
+/// One address, from which there are connections.
+#[derive(Debug)]
+struct Guest {
+    count: usize,
+    share: Arc<Share>,
 }
 
 impl Reception {
@@ -195,7 +207,7 @@ async fn introduce(
         Scheme::Internal => (Audience::Internal, None),
         Scheme::Https => {
             let stream = TlsAcceptor::from(Arc::clone(&reception.tls))
-                .accept(stream)
+                .accept_with(stream, |session| session.set_buffer_limit(Some(TLS_BUFFER_SIZE)))
                 .await
                 .map_err(IntroductionError::Tls)?;
             let (_, session) = stream.get_ref();
@@ -223,7 +235,7 @@ async fn introduce(
 pub(crate) struct Place {
     shared: Arc<Shared>,
     guests: Arc<Mutex<Guests>>,
-    client: Option<IpAddr>,
+    client: Option<(IpAddr, Arc<Share>)>,
 }
 
 impl Place {
@@ -246,13 +258,22 @@ impl Place {
     fn assign(&mut self, reception: &Reception, client: IpAddr) -> bool {
         let client = household(client);
         let mut guests = self.guests.lock();
-        let count = guests.by_client.entry(client).or_default();
-        if *count >= reception.shared.core.settings.connections_per_client_max {
+        let core = &reception.shared.core;
+        let guest = guests
+            .by_client
+            .entry(client)
+            .or_insert_with(|| Guest { count: 0, share: Arc::new(Share::new(Arc::clone(core))) });
+        if guest.count >= core.settings.connections_per_client_max {
             return false;
         }
-        *count += 1;
-        self.client = Some(client);
+        guest.count += 1;
+        self.client = Some((client, Arc::clone(&guest.share)));
         true
+    }
+
+    /// What is held for the client as a whole; `None`: it speaks for many.
+    pub(crate) fn share(&self) -> Option<Arc<Share>> {
+        self.client.as_ref().map(|(_, share)| Arc::clone(share))
     }
 }
 
@@ -271,12 +292,12 @@ impl Drop for Place {
     fn drop(&mut self) {
         let mut guests = self.guests.lock();
         guests.total -= 1;
-        if let Some(client) = self.client
-            && let Some(count) = guests.by_client.get_mut(&client)
+        if let Some((client, _)) = &self.client
+            && let Some(guest) = guests.by_client.get_mut(client)
         {
-            *count -= 1;
-            if *count == 0 {
-                guests.by_client.remove(&client);
+            guest.count -= 1;
+            if guest.count == 0 {
+                guests.by_client.remove(client);
             }
         }
         self.shared.core.metrics.connections.dec();

@@ -103,9 +103,14 @@ where
                 connection.as_mut().graceful_shutdown();
             }
             () = look.as_mut() => {
-                client.streams.cut(settings.write_stall);
+                if !client.streams.cut(settings.write_stall) {
+                    return;
+                }
                 match client.pulse.check(settings) {
-                    Vitality::Alive(next) => look.as_mut().reset(Instant::now() + next),
+                    Vitality::Alive(next) => {
+                        let next = next.min(client.streams.patience());
+                        look.as_mut().reset(Instant::now() + next);
+                    }
                     Vitality::SlowHead | Vitality::Stuck => return,
                     // It was asked to go, and neither closed its side nor sent a request: over
                     // HTTP/2 the goodbye waits for an answer that such a peer need not give.

@@ -38,6 +38,10 @@ const GONE: Duration = Duration::from_secs(60);
 const ASK_AFTER: Duration = Duration::from_secs(30);
 const ASK_AGAIN: Duration = Duration::from_secs(10);
 
+/// Bytes that wait in the kernel beyond what is on its way: what a client that reads slowly makes it
+/// hold, instead of up to 4 MiB. A quarter of this costs large downloads a tenth.
+const UNSENT_MAX: u32 = 512 * 1024;
+
 /// How one listener treats its connections.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ListenerConfig {
@@ -124,6 +128,7 @@ fn bound(address: SocketAddr) -> io::Result<Socket> {
     let asking = TcpKeepalive::new().with_time(ASK_AFTER).with_interval(ASK_AGAIN);
     socket.set_tcp_keepalive(&asking)?;
     socket.set_tcp_user_timeout(Some(GONE))?;
+    socket.set_tcp_notsent_lowat(UNSENT_MAX)?;
     socket.bind(&address.into())?;
     Ok(socket)
 }
@@ -193,6 +198,7 @@ mod tests {
         assert_eq!(socket.tcp_keepalive_time().expect("an option"), ASK_AFTER);
         assert_eq!(socket.tcp_keepalive_interval().expect("an option"), ASK_AGAIN);
         assert_eq!(socket.tcp_user_timeout().expect("an option"), Some(GONE));
+        assert_eq!(socket.tcp_notsent_lowat().expect("an option"), UNSENT_MAX);
         assert_eq!(Settings::standard().write_stall, GONE);
     }
 

@@ -1,14 +1,13 @@
 //! The body of a response to the client.
 
 use std::pin::Pin;
-use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 
 use super::exchange::Exchange;
-use super::stall::Held;
+use super::stall::Hold;
 use crate::error::Code;
 use crate::upstream::{DownloadError, UpstreamBody};
 
@@ -22,9 +21,11 @@ pub(crate) struct ResponseBody {
 
 #[derive(Debug)]
 enum Content {
+    /// What came together with its head, for a client over HTTP/1.1: it is not counted, because
+    /// its connection has nothing else to send.
     Upstream(Box<UpstreamBody>),
-    /// The same on a connection that carries several.
-    Held(Arc<Held>),
+    /// What may wait for its client.
+    Held(Hold),
     /// `None`: sent, or empty from the start.
     Own(Option<Bytes>),
 }
@@ -43,6 +44,16 @@ impl ResponseBody {
     pub(super) fn own(text: Bytes, exchange: Box<Exchange>) -> Self {
         let text = Some(text).filter(|text| !text.is_empty());
         Self { content: Content::Own(text), exchange: Some(exchange) }
+    }
+
+    /// Counts from now on what the client has not taken.
+    fn hold(&mut self) {
+        let Some(exchange) = &self.exchange else { return };
+        let streams = &exchange.client().streams;
+        self.content = match std::mem::replace(&mut self.content, Content::Own(None)) {
+            Content::Upstream(body) => Content::Held(streams.hold(body)),
+            content => content,
+        };
     }
 
     /// Whether this gateway wrote it.
@@ -64,6 +75,9 @@ impl Body for ResponseBody {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, DownloadError>>> {
         let this = &mut *self;
+        if matches!(&this.content, Content::Upstream(body) if !body.came_with_head()) {
+            this.hold();
+        }
         let frame = match &mut this.content {
             Content::Own(text) => text.take().map(|text| Ok(Frame::data(text))),
             Content::Upstream(body) => ready!(Pin::new(body).poll_frame(cx)),

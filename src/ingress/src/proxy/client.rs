@@ -9,6 +9,7 @@ use http::HeaderValue;
 use tokio::time::Instant;
 
 use super::stall::Streams;
+use crate::buffers::Share;
 use crate::ingress::Shared;
 use crate::listener::Place;
 use crate::settings::Settings;
@@ -64,7 +65,8 @@ impl Client {
     ) -> Self {
         let text = address.to_canonical().to_string();
         let address = HeaderValue::from_str(&text).expect("an address is a header value");
-        let (pulse, streams) = (Pulse::new(), Streams::new());
+        let share = place.share().unwrap_or_else(|| Arc::new(Share::new(Arc::clone(&shared.core))));
+        let (pulse, streams) = (Pulse::new(), Streams::new(share));
         Self { shared, address, is_trusted, audience, security, pulse, streams, _place: place }
     }
 }

@@ -9,6 +9,10 @@ use super::client::Client;
 use crate::error::Code;
 use crate::settings::AccessLog;
 
+/// Bytes of a path that are logged. A copy of so much is kept, and not the head it came in, which
+/// would be held as long as the response lasts.
+const PATH_SIZE_MAX: usize = 2048;
+
 /// Logged for a request whose client went away before the response began (nginx's number).
 const CLIENT_GONE: u16 = 499;
 
@@ -20,7 +24,7 @@ pub(super) struct Exchange {
     pub(super) request_id: HeaderValue,
     pub(super) host: Option<HeaderValue>,
     /// Kept only if it is going to be logged.
-    line: Option<(Method, Uri)>,
+    line: Option<(Method, Box<str>)>,
     pub(super) status: Option<StatusCode>,
     pub(super) code: Option<Code>,
     pub(super) bytes: u64,
@@ -39,7 +43,7 @@ impl Exchange {
             began: Instant::now(),
             request_id: HeaderValue::from_static(""),
             host: None,
-            line: is_logged.then(|| (request.method().clone(), request.uri().clone())),
+            line: is_logged.then(|| (request.method().clone(), logged(request.uri()))),
             status: None,
             code: None,
             bytes: 0,
@@ -50,13 +54,13 @@ impl Exchange {
         &self.client
     }
 
-    fn log(&self, now: Instant, method: &Method, uri: &Uri) {
+    fn log(&self, now: Instant, method: &Method, path: &str) {
         // Queries carry secrets and addresses are personal: neither is logged.
         tracing::info!(
             target: "access",
             method = method.as_str(),
             host = self.host.as_ref().and_then(|host| host.to_str().ok()),
-            path = uri.path(),
+            path,
             status = self.status.map_or(CLIENT_GONE, |status| status.as_u16()),
             code = self.code.map(Code::as_str),
             bytes = self.bytes,
@@ -71,6 +75,11 @@ impl Exchange {
             "Client"
         );
     }
+}
+
+fn logged(uri: &Uri) -> Box<str> {
+    let path = uri.path();
+    path[..path.floor_char_boundary(PATH_SIZE_MAX)].into()
 }
 
 impl Drop for Exchange {
@@ -88,8 +97,8 @@ impl Drop for Exchange {
         if let Some(code) = self.code {
             metrics.failed(code);
         }
-        if let Some((method, uri)) = &self.line {
-            self.log(now, method, uri);
+        if let Some((method, path)) = &self.line {
+            self.log(now, method, path);
         }
     }
 }

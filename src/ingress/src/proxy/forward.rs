@@ -31,6 +31,10 @@ use crate::upstream::{Flight, Outgoing, RequestBody, SendError, UploadState, Ups
 
 const SERVER_TIMING: HeaderName = HeaderName::from_static("server-timing");
 
+/// Most that is read at once for a client over HTTP/2: two frames, which is all that one stream
+/// sends before another's turn, and what each of many streams may make us hold.
+const H2_READ_SIZE_MAX: usize = 32 * 1024;
+
 /// Connections from the stack that may turn out closed before a sandbox counts as dead. They are
 /// noticed when they are taken from there; only a race gets here.
 const STALE_CONNECTIONS_MAX: u32 = 8;
@@ -45,14 +49,19 @@ pub(super) async fn forward(
 ) -> Response<ResponseBody> {
     let core = &client.shared.core;
     let asker = Asker::of(&parts);
+    let is_h2 = parts.version == Version::HTTP_2;
     let host = exchange.host.clone().unwrap_or_else(|| HeaderValue::from_static(""));
     let upgrade = prepare(client, &host, &mut parts);
     let protocol = protocol_for(&parts, upgrade.is_some());
     let size_max = body_size_max(client, route);
-    let (body, upload) = RequestBody::new(incoming, size_max, route.timeouts.idle);
+    let (mut body, upload) = RequestBody::new(incoming, size_max, route.timeouts.idle);
+    if is_h2 {
+        body.count(&client.streams.account, core.settings.h2_stream_window);
+    }
     let request = Box::new(Request::from_parts(parts, body));
     let outgoing = Outgoing { request, upload };
-    let errand = Errand { shared: &client.shared, core, route, host, protocol };
+    let read_size_max = if is_h2 { H2_READ_SIZE_MAX } else { usize::MAX };
+    let errand = Errand { shared: &client.shared, core, route, host, protocol, read_size_max };
     match errand.run(outgoing).await {
         Ok(answer) => pass_on(answer, upgrade, core, route, exchange, &asker),
         Err(failure) => reply::failure(&failure, &asker, exchange),
@@ -105,6 +114,7 @@ struct Errand<'a> {
     route: &'a Route,
     host: HeaderValue,
     protocol: Option<AppProtocol>,
+    read_size_max: usize,
 }
 
 /// What came back, and how long a wait before it took.
@@ -170,7 +180,7 @@ impl Errand<'_> {
         address(&mut outgoing.request, protocol, &self.host);
         for _ in 0..STALE_CONNECTIONS_MAX {
             let began = wake.is_some().then(Instant::now);
-            let connection = match upstream.connect(self.core, protocol).await {
+            let mut connection = match upstream.connect(self.core, protocol).await {
                 Ok(connection) => connection,
                 Err(error) => {
                     tracing::debug!(address = %upstream.address(), ?error, "Sandbox is dead");
@@ -182,6 +192,7 @@ impl Errand<'_> {
                 timing.observe(self.core);
                 timing
             });
+            connection.limit_reads(self.read_size_max);
             let timeouts = self.route.timeouts;
             let flight = Flight::new(Arc::clone(self.core), timeouts, slot, connection);
             match flight.send(outgoing).await {

@@ -6,7 +6,7 @@
 //! - [`upgrade`]: connections that switch protocols.
 //! - [`reply`]: answers of our own.
 //! - [`client`], [`exchange`], [`body`]: the connection, the record, the response's body.
-//! - [`stall`]: bodies that wait for their client.
+//! - [`stall`]: bodies that wait for their client, and what is held of them.
 
 mod body;
 mod client;
@@ -18,7 +18,6 @@ mod stall;
 mod target;
 mod upgrade;
 
-use std::convert::Infallible;
 use std::sync::Arc;
 
 use http::header::{CONNECTION, CONTENT_LENGTH, HeaderValue};
@@ -27,11 +26,13 @@ use http::{Request, Response, StatusCode, Uri, Version};
 use http_body::Body;
 use hyper::body::Incoming;
 
+use crate::buffers::{self, Need, NoRoom};
 use crate::error::Code;
 use crate::host::service_name;
 use crate::ingress::Known;
 use crate::model::PlainHttp;
 use crate::table::{Found, Route};
+use crate::upstream::READ_SIZE;
 
 pub(crate) use body::ResponseBody;
 pub(crate) use client::{Audience, Client, Security, Vitality};
@@ -44,15 +45,23 @@ use target::Reserved;
 /// # Cancel safety
 ///
 /// A client that goes away leaves the queue, or gives its request up at the sandbox.
+///
+/// # Errors
+///
+/// The client takes nothing of what is held for it. Over HTTP/2 only.
 pub(crate) async fn handle(
     client: Arc<Client>,
     request: Request<Incoming>,
-) -> Result<Response<ResponseBody>, Infallible> {
+) -> Result<Response<ResponseBody>, NoRoom> {
     let mut exchange = Exchange::begin(&client, &request);
     let (mut parts, incoming) = request.into_parts();
     exchange.request_id = headers::request_id(&mut parts.headers);
     let is_h1 = parts.version <= Version::HTTP_11;
     let (is_last, has_body) = (client.shared.is_leaving() && is_h1, !incoming.is_end_stream());
+    if !is_h1 && has_body {
+        // What it sends is held for a sandbox that may not take it.
+        client.streams.account.room(Need::First).await?;
+    }
     let mut response = match decide(&client, &parts, &mut exchange) {
         Ok(Decision::Forward(route)) => {
             forward::forward(&client, &route, parts, incoming, exchange).await
@@ -67,7 +76,25 @@ pub(crate) async fn handle(
     if (is_last || is_unread) && response.status() != StatusCode::SWITCHING_PROTOCOLS {
         response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
     }
+    if !is_h1 {
+        hold_head(&client, &mut response).await?;
+    }
     Ok(response)
+}
+
+/// Waits until there is room for the head of a response, and counts it. Over HTTP/2 a head is sent
+/// whatever the stream's window, so only a client that reads nothing at all lets heads wait; but
+/// then as many as it has streams, each with the read that it came in.
+async fn hold_head(client: &Client, response: &mut Response<ResponseBody>) -> Result<(), NoRoom> {
+    let account = &client.streams.account;
+    account.room(Need::Head).await?;
+    let is_own = response.body().is_own();
+    let size = buffers::size_of(response.headers());
+    if let Some(id) = response.headers_mut().get_mut(headers::X_REQUEST_ID) {
+        let size = if is_own { size } else { READ_SIZE.max(2 * size) };
+        *id = buffers::counting(id, account.charge_head(size));
+    }
+    Ok(())
 }
 
 /// What to do with a request.

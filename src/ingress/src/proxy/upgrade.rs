@@ -20,7 +20,9 @@ use tokio::time::{Instant, sleep_until};
 use super::exchange::Exchange;
 use super::headers::Hop;
 use crate::activator::Slot;
+use crate::buffers::{Account, Charge, Need};
 use crate::core::Core;
+use crate::metrics::Cut;
 use crate::upstream::{Connection, Switched, UpstreamBody};
 
 const SEC_WEBSOCKET_KEY: HeaderName = HeaderName::from_static("sec-websocket-key");
@@ -91,7 +93,7 @@ impl Upgrade {
                 response.status = StatusCode::OK;
             }
         }
-        let tunnel = Tunnel { client: self.client, sandbox, slot };
+        let tunnel = Tunnel { client: self.client, form: self.form, sandbox, slot };
         Some((Response::from_parts(response, ()), tunnel))
     }
 }
@@ -100,6 +102,7 @@ impl Upgrade {
 #[derive(Debug)]
 pub(super) struct Tunnel {
     client: OnUpgrade,
+    form: Form,
     sandbox: Switched,
     slot: Slot,
 }
@@ -108,13 +111,26 @@ impl Tunnel {
     /// Copies until either side has had enough, on a task of its own: the connection's task ends
     /// with the switch.
     pub(super) fn start(self, core: &Arc<Core>, idle: Duration, exchange: Box<Exchange>) {
-        let Self { client, sandbox, slot } = self;
+        let Self { client, form, sandbox, slot } = self;
         core.metrics.upgrades.inc();
+        let settings = &core.settings;
+        let limits = Limits {
+            idle,
+            stall: settings.write_stall,
+            account: Arc::clone(&exchange.client().streams.account),
+            held: match form {
+                // Two sockets and two small buffers, whatever either side does.
+                Form::Header => (0, 0),
+                Form::Connect => {
+                    (settings.h2_send_buffer + HANDED_SIZE, settings.h2_stream_window as usize)
+                }
+            },
+        };
         let mut record = Record { core: Arc::clone(core), exchange };
         core.spawn_stream(async move {
             match client.await {
                 Ok(client) => {
-                    record.exchange.bytes = copy(TokioIo::new(client), sandbox, idle).await;
+                    record.exchange.bytes = copy(TokioIo::new(client), sandbox, &limits).await;
                 }
                 Err(_) => drop(sandbox),
             }
@@ -141,32 +157,69 @@ impl Drop for Record {
 /// the slot of a program that is done is not free.
 const HANG_UP: Duration = Duration::from_secs(2);
 
-/// Copies until both sides have ended, one broke, or neither has sent anything for `idle`. Returns
-/// the bytes that went to the client.
-async fn copy<A, B>(client: A, sandbox: B, idle: Duration) -> u64
+/// What the HTTP library has been handed of a stream beside its send buffer: pieces of our copy's
+/// size.
+const HANDED_SIZE: usize = 32 * 1024;
+/// Looks at a side that takes nothing, until that is too long.
+const LOOKS: u32 = 4;
+
+/// What a connection that has switched protocols may do.
+struct Limits {
+    /// Neither side sends anything.
+    idle: Duration,
+    /// The client takes nothing.
+    stall: Duration,
+    account: Arc<Account>,
+    /// Bytes that are held for a client that takes nothing, and of one whose sandbox takes nothing.
+    held: (usize, usize),
+}
+
+impl Limits {
+    /// How long the client may take nothing now.
+    fn patience(&self) -> Duration {
+        if self.account.has_room(Need::First) { self.stall } else { self.account.patience() }
+    }
+}
+
+/// Copies until both sides have ended, one broke, neither has sent anything for too long, or the
+/// client takes nothing. Returns the bytes that went to the client.
+async fn copy<A, B>(client: A, sandbox: B, limits: &Limits) -> u64
 where
     A: AsyncRead + AsyncWrite + Unpin,
     B: AsyncRead + AsyncWrite + Unpin,
 {
     let began = Instant::now();
-    let moved = AtomicU64::new(0);
-    let hung_up = Notify::new();
-    let mut client = Watched { io: client, began, moved: &moved, hung_up: None, written: 0 };
-    let mut sandbox =
-        Watched { io: sandbox, began, moved: &moved, hung_up: Some(&hung_up), written: 0 };
+    let at = |moment: &AtomicU64| began + Duration::from_millis(moment.load(Ordering::Relaxed));
+    let (moved, hung_up) = (AtomicU64::new(0), Notify::new());
+    let blocked = [AtomicU64::new(0), AtomicU64::new(0)];
+    let (for_client, for_sandbox) = limits.held;
+    let side = |place: usize, size| Brake {
+        since: &blocked[place],
+        account: &limits.account,
+        size,
+        held: None,
+    };
+    let mut client = Watched::new(client, began, &moved, side(0, for_client));
+    let mut sandbox = Watched::new(sandbox, began, &moved, side(1, for_sandbox));
+    sandbox.hung_up = Some(&hung_up);
     {
         let mut copying = std::pin::pin!(copy_bidirectional(&mut client, &mut sandbox));
-        let mut limit = idle;
+        let mut idle = limits.idle;
         loop {
-            let deadline = began + Duration::from_millis(moved.load(Ordering::Relaxed)) + limit;
+            let deadline = (at(&moved) + idle).min(Instant::now() + limits.stall / LOOKS);
             tokio::select! {
                 biased;
                 // How it ended is the business of the two sides.
                 _ = &mut copying => break,
-                () = hung_up.notified() => limit = limit.min(HANG_UP),
+                () = hung_up.notified() => idle = idle.min(HANG_UP),
                 () = sleep_until(deadline) => {
-                    let moved = began + Duration::from_millis(moved.load(Ordering::Relaxed));
-                    if moved + limit <= Instant::now() {
+                    let now = Instant::now();
+                    if at(&moved) + idle <= now {
+                        break;
+                    }
+                    let is_blocked = blocked[0].load(Ordering::Relaxed) > 0;
+                    if is_blocked && at(&blocked[0]) + limits.patience() <= now {
+                        limits.account.cut(Cut::Tunnel);
                         break;
                     }
                 }
@@ -183,13 +236,45 @@ struct Watched<'a, T> {
     moved: &'a AtomicU64,
     /// Told once the side has no more to send.
     hung_up: Option<&'a Notify>,
+    brake: Brake<'a>,
     written: u64,
 }
 
-impl<T> Watched<'_, T> {
+/// A side that takes nothing.
+struct Brake<'a> {
+    /// Milliseconds after the beginning, plus one; zero: it takes what it gets.
+    since: &'a AtomicU64,
+    account: &'a Arc<Account>,
+    /// Bytes held meanwhile.
+    size: usize,
+    held: Option<Charge>,
+}
+
+impl Brake<'_> {
+    fn note(&mut self, is_blocked: bool, now: u64) {
+        if !is_blocked {
+            if self.since.load(Ordering::Relaxed) > 0 {
+                self.since.store(0, Ordering::Relaxed);
+                self.held = None;
+            }
+        } else if self.since.load(Ordering::Relaxed) == 0 {
+            self.since.store(now + 1, Ordering::Relaxed);
+            self.held = (self.size > 0).then(|| self.account.charge(self.size));
+        }
+    }
+}
+
+impl<'a, T> Watched<'a, T> {
+    const fn new(io: T, began: Instant, moved: &'a AtomicU64, brake: Brake<'a>) -> Self {
+        Self { io, began, moved, hung_up: None, brake, written: 0 }
+    }
+
+    fn now(&self) -> u64 {
+        u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+
     fn note(&self) {
-        let elapsed = u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX);
-        self.moved.store(elapsed, Ordering::Relaxed);
+        self.moved.store(self.now(), Ordering::Relaxed);
     }
 }
 
@@ -222,6 +307,8 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Watched<'_, T> {
             self.written += *size as u64;
             self.note();
         }
+        let now = self.now();
+        self.brake.note(result.is_pending(), now);
         result
     }
 

@@ -1,5 +1,6 @@
 //! The table of certificates and the choice by SNI.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::Arc;
 
@@ -10,6 +11,7 @@ use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 
 use arc_swap::ArcSwapOption;
+use webpki::EndEntityCert;
 
 use crate::host::{HostPattern, normalize, split_label};
 use crate::sharded::ShardedMap;
@@ -51,6 +53,13 @@ impl Certificate {
             CertifiedKey::from_der(chain, key, &provider).map_err(CertificateError::Unusable)?;
         Ok(Self(Arc::new(key)))
     }
+
+    /// The DNS names that it is for; none if it cannot be read.
+    fn names(&self) -> BTreeSet<Box<str>> {
+        let Some(leaf) = self.0.cert.first() else { return BTreeSet::new() };
+        let Ok(leaf) = EndEntityCert::try_from(leaf) else { return BTreeSet::new() };
+        leaf.valid_dns_names().map(|name| name.to_ascii_lowercase().into()).collect()
+    }
 }
 
 /// Never shows the key.
@@ -80,7 +89,15 @@ pub(crate) enum CertificateKey {
 pub(crate) struct Certificates {
     exact: ShardedMap<Arc<str>, Certificate>,
     wildcard: ShardedMap<Arc<str>, Certificate>,
-    default: ArcSwapOption<Certificate>,
+    default: ArcSwapOption<Fallback>,
+}
+
+/// The certificate for names without their own.
+#[derive(Debug)]
+struct Fallback {
+    certificate: Certificate,
+    /// What it says it is for, in the form of a normalised host; `*.` and a suffix for wildcards.
+    names: BTreeSet<Box<str>>,
 }
 
 impl Certificates {
@@ -97,7 +114,10 @@ impl Certificates {
         let (map, key) = match host {
             HostPattern::Exact(host) => (&self.exact, host),
             HostPattern::Wildcard(suffix) => (&self.wildcard, suffix),
-            HostPattern::Default => return self.default.store(certificate.map(Arc::new)),
+            HostPattern::Default => {
+                let default = certificate.map(Fallback::new).map(Arc::new);
+                return self.default.store(default);
+            }
         };
         match certificate {
             Some(certificate) => map.insert(Arc::clone(key), certificate),
@@ -105,10 +125,12 @@ impl Certificates {
         };
     }
 
-    /// Whether a host has a certificate of its own; the default does not count.
+    /// Whether a client that asks for a host gets a certificate that is for it: the host's own, or
+    /// the default one if that names the host.
     pub(crate) fn covers(&self, host: &str) -> bool {
         self.exact.contains(host)
             || split_label(host).is_some_and(|(_, parent)| self.wildcard.contains(parent))
+            || self.default.load().as_ref().is_some_and(|default| default.is_for(host))
     }
 
     /// The entry that answers a normalised host; it may be the default that nobody has set.
@@ -143,9 +165,24 @@ impl Certificates {
             let parent = split_label(&host).map(|(_, parent)| parent);
             self.exact.load(&*host).or_else(|| self.wildcard.load(parent?))
         });
-        by_name
-            .map(|certificate| certificate.0)
-            .or_else(|| self.default.load().as_ref().map(|default| Arc::clone(&default.0)))
+        by_name.map(|certificate| certificate.0).or_else(|| {
+            self.default.load().as_ref().map(|default| Arc::clone(&default.certificate.0))
+        })
+    }
+}
+
+impl Fallback {
+    fn new(certificate: Certificate) -> Self {
+        let names = certificate.names();
+        Self { certificate, names }
+    }
+
+    fn is_for(&self, host: &str) -> bool {
+        self.names.contains(host)
+            || split_label(host).is_some_and(|(_, parent)| {
+                let mut wildcards = self.names.iter().filter_map(|name| name.strip_prefix("*."));
+                wildcards.any(|suffix| suffix == parent)
+            })
     }
 }
 

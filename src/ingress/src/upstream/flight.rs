@@ -173,6 +173,16 @@ impl Flight {
         }
     }
 
+    fn backing(&self) -> Backing {
+        match &self.load {
+            Some((_, Connection::H1(connection))) => {
+                let (number, size) = connection.block();
+                Backing::Read { number, size }
+            }
+            _ => Backing::Window(self.core.settings.h2_upstream_window as usize),
+        }
+    }
+
     fn failed(self, error: ExchangeError) -> SendError {
         match self.upload.as_ref().map(|upload| upload.state()) {
             // We broke it off. The drop knows what to do.
@@ -196,8 +206,9 @@ impl Flight {
             upload.answered();
         }
         head.map(|()| {
+            let backing = self.backing();
             let (source, flight) = (Some(source), Some(self));
-            let mut body = Box::new(UpstreamBody { source, flight, failure: None, gap });
+            let mut body = Box::new(UpstreamBody { source, flight, failure: None, gap, backing });
             if !is_upgrade && body.is_end_stream() {
                 body.finish();
             }
@@ -301,6 +312,32 @@ pub(crate) struct UpstreamBody {
     /// How it ended, until that has been told.
     failure: Option<ExchangeError>,
     gap: Gap,
+    backing: Backing,
+}
+
+/// The memory that a frame lies in, which is held as long as it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Backing {
+    /// A read, which may have filled several frames. Numbers are one connection's.
+    Read { number: u32, size: usize },
+    /// Its own, and behind it as much as may come unasked.
+    Window(usize),
+}
+
+impl Backing {
+    pub(crate) const fn number(self) -> u32 {
+        match self {
+            Self::Read { number, .. } => number,
+            Self::Window(_) => 0,
+        }
+    }
+
+    /// Bytes.
+    pub(crate) const fn size(self) -> usize {
+        match self {
+            Self::Read { size, .. } | Self::Window(size) => size,
+        }
+    }
 }
 
 /// Where the frames of a response come from.
@@ -331,6 +368,21 @@ impl UpstreamBody {
         }
     }
 
+    /// Whether the next frame was read together with the head, if any of it was.
+    pub(crate) fn came_with_head(&self) -> bool {
+        match (&self.source, &self.flight) {
+            (Some(Source::H1(_)), Some(Flight { load: Some((_, connection)), .. })) => {
+                connection.came_with_head()
+            }
+            _ => false,
+        }
+    }
+
+    /// The memory that the last frame lies in.
+    pub(crate) const fn backing(&self) -> Backing {
+        self.backing
+    }
+
     /// The flight of a response that switched protocols.
     pub(crate) fn into_flight(mut self) -> Option<Flight> {
         self.flight.take()
@@ -357,6 +409,7 @@ impl Body for UpstreamBody {
             return Poll::Ready(Some(Err(DownloadError::Stalled)));
         };
         this.gap.moved();
+        this.backing = flight.backing();
         if let Some(upload) = &flight.upload {
             upload.answered();
         }

@@ -10,6 +10,9 @@ use tokio::sync::Mutex;
 use super::{ConnectError, RequestBody, dial};
 use crate::core::Core;
 
+/// The widest window there is (RFC 9113 section 6.9.1): what is held is bounded by the streams.
+const WINDOW_MAX: u32 = (1 << 31) - 1;
+
 /// A handle on the connection; clones share it.
 pub(crate) type Sender = SendRequest<RequestBody>;
 
@@ -42,8 +45,8 @@ async fn open(address: SocketAddr, core: &Arc<Core>) -> Result<Sender, ConnectEr
     let settings = &core.settings;
     let (sender, driver) = http2::Builder::new(TokioExecutor::new())
         .timer(TokioTimer::new())
-        .initial_stream_window_size(settings.h2_stream_window)
-        .initial_connection_window_size(settings.h2_connection_window)
+        .initial_stream_window_size(settings.h2_upstream_window)
+        .initial_connection_window_size(WINDOW_MAX)
         .max_header_list_size(u32::try_from(settings.header_size_max).unwrap_or(u32::MAX))
         // A sandbox whose node is gone says nothing; without a ping its requests would hang until
         // their own timeouts, and new ones would be sent after them.

@@ -24,8 +24,8 @@ use tokio::time::timeout;
 use crate::core::Core;
 use crate::model::AppProtocol;
 
-pub(crate) use flight::{DownloadError, Flight, SendError, UpstreamBody};
-pub(crate) use h1::Switched;
+pub(crate) use flight::{Backing, DownloadError, Flight, SendError, UpstreamBody};
+pub(crate) use h1::{READ_SIZE, Switched};
 pub(crate) use request::{Outgoing, RequestBody, UploadState};
 
 /// Silence before the kernel asks a sandbox for a sign of life, the pause until it asks again, and
@@ -51,9 +51,21 @@ pub(crate) enum Connection {
 }
 
 impl Connection {
+    /// Whether more was read together with the head of a response over HTTP/1.1.
+    fn came_with_head(&self) -> bool {
+        matches!(self, Self::H1(connection) if connection.came_with_head())
+    }
+
     /// Whether a response over HTTP/1.1 has ended; others are asked themselves.
     fn has_ended(&self) -> bool {
         matches!(self, Self::H1(connection) if connection.has_ended())
+    }
+
+    /// Most room for a read over HTTP/1.1 from now on.
+    pub(crate) fn limit_reads(&mut self, size_max: usize) {
+        if let Self::H1(connection) = self {
+            connection.limit_reads(size_max);
+        }
     }
 
     /// Bytes of a response over HTTP/1.1 to come, if that is known.

@@ -13,6 +13,7 @@ use hyper::body::Incoming;
 use tokio::time::Instant;
 
 use super::gap::Gap;
+use crate::buffers::{Account, Charge};
 
 /// A request that may be sent, with what the sender watches while it is.
 #[derive(Debug)]
@@ -110,6 +111,26 @@ struct Flow {
     upload: Arc<Upload>,
     bytes_left: u64,
     gap: Gap,
+    inflow: Option<Inflow>,
+}
+
+/// A body that comes over HTTP/2, as much as its window allows whether or not anybody reads it.
+#[derive(Debug)]
+struct Inflow {
+    account: Arc<Account>,
+    window: u64,
+    /// What may have come, until it turns out that nothing has.
+    held: Option<Charge>,
+}
+
+impl Inflow {
+    fn hold(&mut self, left: u64) {
+        if self.held.is_some() {
+            return self.account.note();
+        }
+        let size = usize::try_from(left.min(self.window)).unwrap_or(usize::MAX);
+        self.held = Some(self.account.charge(size));
+    }
 }
 
 impl RequestBody {
@@ -135,8 +156,32 @@ impl RequestBody {
             upload: Arc::clone(&upload),
             bytes_left: size_max.unwrap_or(u64::MAX),
             gap: Gap::new(idle),
+            inflow: None,
         };
         (Self { flow: Some(flow) }, Some(upload))
+    }
+
+    /// Counts what comes for whoever sends it, at most so many bytes at a time.
+    pub(crate) fn count(&mut self, account: &Arc<Account>, window: u32) {
+        let Some(flow) = &mut self.flow else { return };
+        let (account, window) = (Arc::clone(account), window.into());
+        flow.inflow = Some(Inflow { account, window, held: None });
+        flow.hold();
+    }
+}
+
+impl Flow {
+    fn hold(&mut self) {
+        let left = self.incoming.size_hint().upper().unwrap_or(u64::MAX);
+        if let Some(inflow) = &mut self.inflow {
+            inflow.hold(left);
+        }
+    }
+
+    fn emptied(&mut self) {
+        if let Some(inflow) = &mut self.inflow {
+            inflow.held = None;
+        }
     }
 }
 
@@ -150,6 +195,7 @@ impl Body for RequestBody {
     ) -> Poll<Option<Result<Frame<Bytes>, UploadError>>> {
         let Some(flow) = &mut self.flow else { return Poll::Ready(None) };
         let Poll::Ready(frame) = Pin::new(&mut flow.incoming).poll_frame(cx) else {
+            flow.emptied();
             ready!(flow.gap.poll_expired(cx, || Some(flow.upload.moved())));
             flow.upload.set(UploadState::Stalled);
             return Poll::Ready(Some(Err(UploadError::Stalled)));
@@ -172,6 +218,11 @@ impl Body for RequestBody {
                 };
                 flow.bytes_left = bytes_left;
                 let is_complete = flow.incoming.is_end_stream();
+                if is_complete {
+                    flow.emptied();
+                } else {
+                    flow.hold();
+                }
                 flow.upload.set(match is_complete {
                     true => UploadState::Complete,
                     false => UploadState::Flowing,

@@ -99,3 +99,15 @@ async fn requests_are_logged_without_secrets() {
     assert_eq!(lines.reach(3).await[2]["fields"]["status"], 499);
     assert!(gateway.metric("requests_cancelled_total") == 1.0);
 }
+
+#[tokio::test]
+async fn a_long_path_is_cut() {
+    let (lines, _logging) = Lines::collect();
+    let program = Program::start().await;
+    let gateway = Gateway::start_with(|settings| settings.access_log = AccessLog::On);
+    let app = gateway.app("shop", program.address.port());
+    app.sandbox("one", program.address.ip(), SandboxPhase::Ready, Slots::Unlimited);
+    let path = format!("/{}", "x".repeat(5_000));
+    assert_eq!(fetch(gateway.http, get(&path)).await.status, 200);
+    assert_eq!(lines.reach(1).await[0]["fields"]["path"], path[..2048]);
+}

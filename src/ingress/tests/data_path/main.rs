@@ -4,6 +4,7 @@
 #![expect(clippy::unwrap_used, reason = "a helper that panics fails its test, as it should")]
 
 mod answers;
+mod buffers;
 mod client;
 mod downgrade;
 mod floods;

@@ -127,8 +127,6 @@ async fn plain_text_is_redirected_where_there_is_a_certificate() {
     let get = "GET /a?b=c HTTP/1.1\r\nHost: shop.example:80\r\n\r\n";
     assert!(ask(get).await.starts_with("HTTP/1.1 200"), "no certificate, no redirect");
     let issued = issue("shop.example");
-    gateway.ingress.set_certificate(&host("*"), Some(issued.certificate.clone()));
-    assert!(ask(get).await.starts_with("HTTP/1.1 200"), "the default's is not its own");
     gateway.ingress.set_certificate(&host("shop.example"), Some(issued.certificate.clone()));
     let answer = ask(get).await;
     assert!(answer.starts_with("HTTP/1.1 308"), "{answer}");
@@ -140,6 +138,28 @@ async fn plain_text_is_redirected_where_there_is_a_certificate() {
     app.route(|route| route.plain_http = PlainHttp::Serve);
     assert!(ask(get).await.starts_with("HTTP/1.1 200"), "the route says otherwise");
     app.sandbox("one", "127.0.0.1".parse().unwrap(), SandboxPhase::Ready, Slots::Unlimited);
+}
+
+#[tokio::test]
+async fn and_where_the_default_certificate_names_the_host() {
+    let (gateway, app, _program) = serving().await;
+    app.route(|route| route.host = host("a.shop.example"));
+    let check = async |name: &str, status: &str| {
+        gateway.ingress.set_certificate(&host("*"), Some(issue(name).certificate));
+        let get = "GET / HTTP/1.1\r\nHost: a.shop.example\r\nConnection: close\r\n\r\n";
+        let answer = raw(gateway.http, get.as_bytes()).await;
+        assert!(answer.starts_with(&format!("HTTP/1.1 {status}")), "{name}: {answer}");
+    };
+    check("other.example", "200").await;
+    check("shop.example", "200").await;
+    check("*.a.shop.example", "200").await;
+    check("*.example.com", "200").await;
+    check("a.shop.example", "308").await;
+    check("A.Shop.Example", "308").await;
+    check("*.shop.example", "308").await;
+    gateway.ingress.set_certificate(&host("*"), None);
+    let answer = raw(gateway.http, b"GET / HTTP/1.0\r\nHost: a.shop.example\r\n\r\n").await;
+    assert!(answer.starts_with("HTTP/1.0 200"), "there is none any more: {answer}");
 }
 
 #[test]

@@ -25,6 +25,7 @@ use super::{ConnectError, Upstream, dial};
 use crate::core::Core;
 
 pub(super) use idle::Idle;
+pub(crate) use wire::READ_SIZE;
 pub(crate) use wire::Switched;
 pub(super) use wire::UNHEARD_MAX;
 
@@ -121,6 +122,21 @@ impl Connection {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, WireError>>> {
         self.wire.poll_frame(upload, cx)
+    }
+
+    /// Most room for a read from now on.
+    pub(super) fn limit_reads(&mut self, size_max: usize) {
+        self.wire.limit_reads(size_max);
+    }
+
+    /// Whether there is more of what was read together with the head.
+    pub(super) fn came_with_head(&self) -> bool {
+        self.wire.came_with_head()
+    }
+
+    /// The memory that the last frame lies in: its number on this connection, and its size.
+    pub(super) const fn block(&self) -> (u32, usize) {
+        self.wire.block()
     }
 
     /// Whether the response has ended.

@@ -23,7 +23,7 @@ use super::head::{self, Encoding, Head};
 use crate::upstream::request::RequestBody;
 
 /// Least room for a read. Small responses fit at once.
-const READ_SIZE: usize = 8 * 1024;
+pub(crate) const READ_SIZE: usize = 8 * 1024;
 /// Most room for a read, once the sandbox has filled the smaller ones.
 const READ_SIZE_MAX: usize = 128 * 1024;
 /// Data up to this size is copied behind what is written before it: cheaper than another part.
@@ -41,6 +41,11 @@ pub(super) struct Wire {
     stream: TcpStream,
     input: BytesMut,
     read_size: usize,
+    read_size_max: usize,
+    /// The memory that is read into: how many there were, and how large it is.
+    block: (u32, usize),
+    /// Nothing was read since the head of the response.
+    is_fresh: bool,
     head_size_max: usize,
     output: Output,
     encoding: Encoding,
@@ -57,6 +62,9 @@ impl Wire {
             stream,
             input: BytesMut::new(),
             read_size: READ_SIZE,
+            read_size_max: READ_SIZE_MAX,
+            block: (0, 0),
+            is_fresh: false,
             head_size_max,
             output: Output::default(),
             encoding: Encoding::Done,
@@ -157,6 +165,7 @@ impl Wire {
                 }
                 continue;
             }
+            self.is_fresh = true;
             self.decoder = decoder;
             self.is_persistent = is_persistent && status != StatusCode::SWITCHING_PROTOCOLS;
             return Ok(Some(response));
@@ -191,6 +200,21 @@ impl Wire {
                 Err(error) => return Poll::Ready(Some(Err(error))),
             }
         }
+    }
+
+    /// Most room for a read from now on, and at most what it is by itself.
+    pub(super) fn limit_reads(&mut self, size_max: usize) {
+        self.read_size_max = size_max.min(READ_SIZE_MAX);
+    }
+
+    /// Whether there is more of what was read together with the head.
+    pub(super) fn came_with_head(&self) -> bool {
+        self.is_fresh && !self.input.is_empty()
+    }
+
+    /// The memory that was read into last: its number, and its size.
+    pub(super) const fn block(&self) -> (u32, usize) {
+        self.block
     }
 
     /// Whether the response has ended.
@@ -280,13 +304,18 @@ impl Wire {
 
     fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<Result<usize, WireError>> {
         if self.input.capacity() - self.input.len() < self.read_size / 2 {
+            let before = self.input.as_ptr();
             self.input.reserve(self.read_size);
+            if self.input.as_ptr() != before {
+                self.block = (self.block.0.wrapping_add(1), self.input.capacity());
+            }
         }
+        self.is_fresh = false;
         let room = self.input.capacity() - self.input.len();
         let size = ready!(poll_read_buf(Pin::new(&mut self.stream), cx, &mut self.input))
             .map_err(WireError::Io)?;
         if size == room {
-            self.read_size = (self.read_size * 2).min(READ_SIZE_MAX);
+            self.read_size = (self.read_size * 2).min(self.read_size_max);
         }
         Poll::Ready(Ok(size))
     }
