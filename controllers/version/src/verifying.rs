@@ -79,8 +79,8 @@ impl Verifying {
     pub(crate) fn has_room(&self, app: &ObjectKey) -> bool {
         let state = self.state.lock();
         let own = state.places(app);
-        let first = state.places_in(&app.namespace) == own;
-        state.total - own < limit(self.limit, first)
+        let is_first = state.places_in(&app.namespace) == own;
+        state.total - own < places_for(is_first, self.limit)
     }
 
     /// Has `app` wait for a place, behind those of its namespace that wait already. Returns the
@@ -115,7 +115,7 @@ impl State {
     /// As many of those that wait as places are free. They wait on until they say otherwise, so
     /// that a turn that is not taken is given again.
     fn turns(&self, limit: usize) -> Vec<ObjectKey> {
-        let free = |rank: usize| self::limit(limit, rank == 0).saturating_sub(self.total);
+        let free = |rank: usize| places_for(rank == 0, limit).saturating_sub(self.total);
         let most = free(0);
         if most == 0 {
             return Vec::new();
@@ -149,7 +149,7 @@ impl State {
 }
 
 /// How many places there are for an App: more for the first of its namespace.
-fn limit(limit: usize, is_first: bool) -> usize {
+fn places_for(is_first: bool, limit: usize) -> usize {
     if is_first { limit.saturating_mul(2) } else { limit }
 }
 

@@ -17,7 +17,7 @@ use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicUsize, Ordering};
 use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
@@ -28,6 +28,7 @@ use tokio::time::{Instant, Sleep, sleep};
 
 use crate::core::Core;
 use crate::metrics::Cut;
+use crate::moved::Moved;
 
 /// A client may hold one part in so many of what is left: alone, a ninth of all there is. Forty that
 /// come one after the other leave a hundredth, which is enough for those who read.
@@ -61,12 +62,11 @@ pub(crate) struct Share {
 #[derive(Debug)]
 pub(crate) struct Account {
     share: Arc<Share>,
-    born: Instant,
     held: AtomicI64,
     /// Heads among it.
     heads: AtomicUsize,
-    /// Milliseconds after `born`; when something moved last, or began to be held.
-    moved: AtomicU64,
+    /// Something of it, or it began to be held.
+    moved: Moved,
 }
 
 /// For what room is needed.
@@ -135,7 +135,7 @@ impl Share {
 impl Account {
     pub(crate) fn new(share: Arc<Share>) -> Self {
         let (held, heads) = (AtomicI64::new(0), AtomicUsize::new(0));
-        Self { share, born: Instant::now(), held, heads, moved: AtomicU64::new(0) }
+        Self { share, held, heads, moved: Moved::new() }
     }
 
     pub(crate) fn has_room(&self, need: Need) -> bool {
@@ -156,7 +156,7 @@ impl Account {
         self.share.core.metrics.response_buffers.inc_by(size);
         self.share.held.fetch_add(size, Ordering::SeqCst);
         if self.held.fetch_add(size, Ordering::SeqCst) == 0 {
-            self.note();
+            self.moved.note();
         }
         Charge { account: Arc::clone(self), size, is_head: false }
     }
@@ -170,7 +170,7 @@ impl Account {
 
     /// Something of what is held has moved, and as much is held as before.
     pub(crate) fn note(&self) {
-        self.moved.store(self.now(), Ordering::Relaxed);
+        self.moved.note();
     }
 
     /// Counts a piece of a response, beside what it shares with others.
@@ -190,8 +190,7 @@ impl Account {
 
     /// Whether the client took nothing of what is held for it for that long.
     pub(crate) fn is_stuck_for(&self, limit: Duration) -> bool {
-        let moved = self.moved.load(Ordering::Relaxed);
-        !self.is_empty() && Duration::from_millis(self.now().saturating_sub(moved)) >= limit
+        !self.is_empty() && self.moved.last().elapsed() >= limit
     }
 
     /// Ready when there is room, with an error when there was none for as long as a client may take
@@ -248,19 +247,15 @@ impl Account {
         }
         false
     }
-
-    fn now(&self) -> u64 {
-        u64::try_from(self.born.elapsed().as_millis()).unwrap_or(u64::MAX)
-    }
 }
 
 impl Drop for Charge {
     fn drop(&mut self) {
-        let Account { share, held, heads, .. } = &*self.account;
+        let Account { share, held, heads, moved } = &*self.account;
         if self.is_head {
             heads.fetch_sub(1, Ordering::SeqCst);
         }
-        self.account.note();
+        moved.note();
         held.fetch_sub(self.size, Ordering::SeqCst);
         share.held.fetch_sub(self.size, Ordering::SeqCst);
         share.core.metrics.response_buffers.dec_by(self.size);

@@ -54,6 +54,7 @@ mod lending;
 mod listener;
 mod metrics;
 mod model;
+mod moved;
 mod proxy;
 mod settings;
 mod sharded;

@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 
-use netlink_packet_core::{DefaultNla, Emitable, NLM_F_ACK, NetlinkBuffer};
+use netlink_packet_core::{DefaultNla, Emitable, NLA_F_NESTED, NLM_F_ACK, NetlinkBuffer};
 use netlink_packet_netfilter::conntrack::{
     ConntrackAttribute, IPTuple, ProtoTuple, Protocol as Transport, Tuple,
 };
@@ -68,8 +68,6 @@ const SOURCE_PORT: u32 = 1 << 4;
 const DESTINATION_PORT: u32 = 1 << 5;
 /// The kernel looks through its whole table for each filter: beyond a few, one reading is less.
 const FILTERS_MAX: usize = 8;
-/// The flag of an attribute that holds attributes.
-const NESTED: u16 = 1 << 15;
 
 /// What is known of one direction of a connection.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -376,7 +374,7 @@ fn filter(original: &Direction, reply: &Direction) -> Vec<u8> {
         emit(&tuple(direction.to_tuple()), &mut attributes);
     }
     // Not as one of the crate's attributes: those it does not know lose the flag.
-    emit(&DefaultNla::new(FILTER | NESTED, flags), &mut attributes);
+    emit(&DefaultNla::new(FILTER | NLA_F_NESTED, flags), &mut attributes);
     attributes
 }
 
@@ -390,7 +388,7 @@ fn entry(body: &[u8]) -> Option<Entry> {
     let mut name = Vec::new();
     for kind in [ORIGINAL, ID, ZONE] {
         if let Some(value) = wire::attribute(body, kind) {
-            let kind = if kind == ORIGINAL { kind | NESTED } else { kind };
+            let kind = if kind == ORIGINAL { kind | NLA_F_NESTED } else { kind };
             emit(&DefaultNla::new(kind, value.to_vec()), &mut name);
         }
     }

@@ -8,7 +8,7 @@
 
 use std::ffi::CStr;
 
-use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REQUEST};
+use netlink_packet_core::{NLA_F_NESTED, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REQUEST};
 use nftnl::nftnl_sys::libc;
 
 use crate::element::{Data, Element, Key};
@@ -34,8 +34,6 @@ const FLAGS: u16 = 3;
 const VALUE: u16 = 1;
 /// That an interval ends before an element.
 const INTERVAL_END: u32 = libc::NFT_SET_ELEM_INTERVAL_END as u32;
-/// The flag of an attribute that holds attributes.
-const NESTED: u16 = 1 << 15;
 
 /// Bytes of an attribute without its value.
 const ATTRIBUTE: usize = 4;
@@ -136,10 +134,10 @@ fn item(bytes: &mut Vec<u8>, element: &Element, data: &Data) {
 /// Appends an attribute that holds what `write` appends: whole attributes.
 fn nest(bytes: &mut Vec<u8>, kind: u16, write: impl FnOnce(&mut Vec<u8>)) {
     let start = bytes.len();
-    bytes.extend_from_slice(&header(0, NESTED | kind));
+    bytes.extend_from_slice(&header(0, NLA_F_NESTED | kind));
     write(bytes);
     let size = bytes.len() - start;
-    bytes[start..start + ATTRIBUTE].copy_from_slice(&header(size, NESTED | kind));
+    bytes[start..start + ATTRIBUTE].copy_from_slice(&header(size, NLA_F_NESTED | kind));
 }
 
 /// Appends an attribute with its padding.

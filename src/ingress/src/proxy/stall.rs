@@ -8,7 +8,7 @@
 //! client takes anything.
 
 use std::pin::Pin;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Weak};
 use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
@@ -16,10 +16,10 @@ use std::time::Duration;
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use parking_lot::Mutex;
-use tokio::time::Instant;
 
 use crate::buffers::{self, Account, Charge, Need, NoRoom, Share, Wait};
 use crate::metrics::Cut;
+use crate::moved::Moved;
 use crate::upstream::{Backing, DownloadError, UpstreamBody};
 
 /// Entries that may be stale before they are looked through.
@@ -30,7 +30,6 @@ const TRAILERS_SIZE_MIN: usize = 1024;
 /// The responses on their way over one connection, and what is held of them.
 #[derive(Debug)]
 pub(crate) struct Streams {
-    born: Instant,
     pub(super) account: Arc<Account>,
     responses: Mutex<Vec<Weak<Held>>>,
 }
@@ -42,14 +41,13 @@ struct Held {
     /// `None`: it has ended, or was taken away.
     body: Mutex<Option<Box<UpstreamBody>>>,
     account: Arc<Account>,
-    born: Instant,
     /// Pieces that the client has not taken.
     pieces: AtomicU32,
     /// Who waits for room: first in turn when the client takes a piece, because this is what it
     /// reads.
     waiting: Mutex<Option<Waker>>,
-    /// Milliseconds after `born`; when the client took one, or got one while it had none.
-    moved: AtomicU64,
+    /// The client took one, or got one while it had none.
+    moved: Moved,
 }
 
 /// A response's own end of its body.
@@ -72,17 +70,16 @@ struct Piece {
 impl Streams {
     pub(super) fn new(share: Arc<Share>) -> Self {
         let account = Arc::new(Account::new(share));
-        Self { born: Instant::now(), account, responses: Mutex::new(Vec::new()) }
+        Self { account, responses: Mutex::new(Vec::new()) }
     }
 
     pub(super) fn hold(&self, body: Box<UpstreamBody>) -> Hold {
         let held = Arc::new(Held {
             body: Mutex::new(Some(body)),
             account: Arc::clone(&self.account),
-            born: self.born,
             pieces: AtomicU32::new(0),
             waiting: Mutex::new(None),
-            moved: AtomicU64::new(0),
+            moved: Moved::new(),
         });
         let mut responses = self.responses.lock();
         if responses.len() >= STALE_COUNT_MAX {
@@ -99,13 +96,10 @@ impl Streams {
         let mut has_stalled = false;
         let mut responses = self.responses.lock();
         responses.retain(|held| held.strong_count() > 0);
-        for held in
-            responses.iter().filter_map(Weak::upgrade).filter(|held| held.has_stalled(limit))
-        {
+        let held = responses.iter().filter_map(Weak::upgrade);
+        for held in held.filter(|held| held.has_stalled(limit)) {
             has_stalled = true;
-            // The lock is free again before the body, and with it the slot, is dropped.
-            let body = held.body.lock().take();
-            if body.is_some() {
+            if held.let_go() {
                 self.account.cut(Cut::Stream);
             }
         }
@@ -126,8 +120,7 @@ impl Streams {
 
 impl Held {
     fn has_stalled(&self, limit: Duration) -> bool {
-        let spent = self.now().saturating_sub(self.moved.load(Ordering::Relaxed));
-        self.pieces.load(Ordering::Acquire) > 0 && Duration::from_millis(spent) >= limit
+        self.pieces.load(Ordering::Acquire) > 0 && self.moved.last().elapsed() >= limit
     }
 
     fn need(&self) -> Need {
@@ -137,8 +130,11 @@ impl Held {
         }
     }
 
-    fn now(&self) -> u64 {
-        u64::try_from(self.born.elapsed().as_millis()).unwrap_or(u64::MAX)
+    /// Drops the body, if there is one still.
+    fn let_go(&self) -> bool {
+        // The lock is free again before the body, and with it the slot, is dropped.
+        let body = self.body.lock().take();
+        body.is_some()
     }
 }
 
@@ -148,7 +144,7 @@ impl Hold {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, DownloadError>>> {
         if ready!(self.poll_room(cx)).is_err() {
-            self.let_go();
+            self.held.let_go();
             return Poll::Ready(Some(Err(DownloadError::NotTaken)));
         }
         let mut body = self.held.body.lock();
@@ -199,7 +195,7 @@ impl Hold {
         let held = Arc::clone(&self.held);
         let own = Some(held.account.charge_piece(own));
         if held.pieces.load(Ordering::Relaxed) == 0 {
-            held.moved.store(held.now(), Ordering::Relaxed);
+            held.moved.note();
         }
         held.pieces.fetch_add(1, Ordering::Release);
         Frame::data(Bytes::from_owner(Piece { data, held, own, backing }))
@@ -226,17 +222,11 @@ impl Hold {
         }
         frame
     }
-
-    fn let_go(&self) {
-        // The lock is free again before the body, and with it the slot, is dropped.
-        let body = self.held.body.lock().take();
-        drop(body);
-    }
 }
 
 impl Drop for Hold {
     fn drop(&mut self) {
-        self.let_go();
+        self.held.let_go();
     }
 }
 
@@ -250,7 +240,7 @@ impl Drop for Piece {
     fn drop(&mut self) {
         // Who is woken finds what this makes room for.
         (self.own, self.backing) = (None, None);
-        self.held.moved.store(self.held.now(), Ordering::Relaxed);
+        self.held.moved.note();
         self.held.pieces.fetch_sub(1, Ordering::Release);
         let waiting = self.held.waiting.lock().take();
         if let Some(waker) = waiting {

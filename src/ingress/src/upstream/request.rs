@@ -2,7 +2,7 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -14,6 +14,7 @@ use tokio::time::Instant;
 
 use super::gap::Gap;
 use crate::buffers::{Account, Charge};
+use crate::moved::Moved;
 
 /// A request that may be sent, with what the sender watches while it is.
 #[derive(Debug)]
@@ -28,10 +29,8 @@ pub(crate) struct Outgoing {
 /// has said anything.
 #[derive(Debug)]
 pub(crate) struct Upload {
-    began: Instant,
-    /// Milliseconds from `began` to the last byte that moved, of the response too while there is
-    /// more of the request to come.
-    moved: AtomicU64,
+    /// A byte, of the response too while there is more of the request to come.
+    moved: Moved,
     state: AtomicU8,
 }
 
@@ -51,7 +50,7 @@ pub(crate) enum UploadState {
 
 impl Upload {
     fn new() -> Self {
-        Self { began: Instant::now(), moved: AtomicU64::new(0), state: AtomicU8::new(0) }
+        Self { moved: Moved::new(), state: AtomicU8::new(0) }
     }
 
     pub(crate) fn state(&self) -> UploadState {
@@ -66,24 +65,19 @@ impl Upload {
 
     /// When the last byte moved.
     pub(crate) fn moved(&self) -> Instant {
-        self.began + Duration::from_millis(self.moved.load(Ordering::Relaxed))
+        self.moved.last()
     }
 
     /// Something of the response has come. Matters, and costs, only while the request is not over.
     pub(super) fn answered(&self) {
         if self.state() == UploadState::Flowing {
-            self.note();
+            self.moved.note();
         }
     }
 
     fn set(&self, state: UploadState) {
-        self.note();
+        self.moved.note();
         self.state.store(state as u8, Ordering::Release);
-    }
-
-    fn note(&self) {
-        let elapsed = u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX);
-        self.moved.store(elapsed, Ordering::Relaxed);
     }
 }
 

@@ -3,18 +3,18 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use futures::StreamExt;
-use http::{Method, Request};
+use futures::{SinkExt, StreamExt};
+use http::Request;
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use hyper::client::conn::http2;
-use hyper::ext::Protocol;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use portolan_ingress::{AppProtocol, SandboxPhase, Settings, Slots};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
+use tokio_tungstenite::tungstenite::Message;
 
 use crate::client::{Body, empty, get, h1_over, h2, h2_over};
 use crate::frames::{
@@ -22,6 +22,7 @@ use crate::frames::{
 };
 use crate::gateway::{App, Gateway, soon, until};
 use crate::program::Program;
+use crate::upgrades::connect_h2;
 
 const HELD: &str = "response_buffers_bytes";
 /// What is read at once for a client over HTTP/2, with what describes it.
@@ -322,26 +323,9 @@ async fn streams_that_nobody_reads_do_not_stop_a_sandbox_over_http2() {
 
 #[tokio::test]
 async fn a_tunnel_whose_client_reads_nothing_is_counted_and_cut() {
-    use futures::SinkExt;
-    use tokio_tungstenite::WebSocketStream;
-    use tokio_tungstenite::tungstenite::Message;
-    use tokio_tungstenite::tungstenite::protocol::Role;
     let (_program, gateway, app) =
         mk_gateway(|settings| settings.write_stall = Duration::from_millis(500)).await;
-    let mut sender = h2(gateway.http).await;
-    let request = Request::get("http://shop.example/echo").body(empty()).unwrap();
-    soon("a response", sender.send_request(request)).await.unwrap();
-    let request = Request::builder()
-        .method(Method::CONNECT)
-        .uri("http://shop.example/websocket")
-        .header("sec-websocket-version", "13")
-        .extension(Protocol::from_static("websocket"))
-        .body(empty())
-        .unwrap();
-    let response = soon("a response", sender.send_request(request)).await.unwrap();
-    let upgraded = soon("the stream", hyper::upgrade::on(response)).await.unwrap();
-    let io = TokioIo::new(upgraded);
-    let socket = WebSocketStream::from_raw_socket(io, Role::Client, None).await;
+    let (_connection, socket) = connect_h2(&gateway).await;
     let (mut sink, _unread) = socket.split();
     let sending =
         tokio::spawn(

@@ -4,7 +4,9 @@ use std::time::Duration;
 
 use futures::{SinkExt, StreamExt};
 use http::{Method, Request};
+use hyper::client::conn::http2;
 use hyper::ext::Protocol;
+use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
 use portolan_ingress::Slots;
 use tokio::net::TcpStream;
@@ -12,7 +14,7 @@ use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::protocol::Role;
 
-use crate::client::{empty, get, h2, raw, send};
+use crate::client::{Body, empty, get, h2, raw, send};
 use crate::gateway::{Gateway, soon};
 use crate::program::Program;
 
@@ -22,6 +24,28 @@ pub(crate) async fn connect(gateway: &Gateway) -> WebSocketStream<TcpStream> {
     let (socket, response) = soon("the handshake", handshake).await.unwrap();
     assert_eq!(response.status(), 101);
     socket
+}
+
+/// The same as a stream of HTTP/2, with its connection.
+pub(crate) async fn connect_h2(
+    gateway: &Gateway,
+) -> (http2::SendRequest<Body>, WebSocketStream<TokioIo<Upgraded>>) {
+    let mut sender = h2(gateway.http).await;
+    // The gateway's settings, which allow it, arrive with the first answer.
+    let request = Request::get("http://shop.example/echo").body(empty()).unwrap();
+    soon("a response", sender.send_request(request)).await.unwrap();
+    let request = Request::builder()
+        .method(Method::CONNECT)
+        .uri("http://shop.example/websocket")
+        .header("sec-websocket-version", "13")
+        .extension(Protocol::from_static("websocket"))
+        .body(empty())
+        .unwrap();
+    let response = soon("a response", sender.send_request(request)).await.unwrap();
+    assert_eq!(response.status(), 200);
+    let upgraded = soon("the stream", hyper::upgrade::on(response)).await.unwrap();
+    let io = TokioIo::new(upgraded);
+    (sender, WebSocketStream::from_raw_socket(io, Role::Client, None).await)
 }
 
 #[tokio::test]
@@ -75,22 +99,7 @@ async fn silence_ends_it_at_its_own_limit() {
 async fn websockets_come_over_http2_too() {
     let program = Program::start().await;
     let (gateway, app) = Gateway::serving(program.address, Slots::Limited(1));
-    let mut sender = h2(gateway.http).await;
-    // The gateway's settings, which allow it, arrive with the first answer.
-    let request = Request::get("http://shop.example/echo").body(empty()).unwrap();
-    soon("a response", sender.send_request(request)).await.unwrap();
-    let request = Request::builder()
-        .method(Method::CONNECT)
-        .uri("http://shop.example/websocket")
-        .header("sec-websocket-version", "13")
-        .extension(Protocol::from_static("websocket"))
-        .body(empty())
-        .unwrap();
-    let response = soon("a response", sender.send_request(request)).await.unwrap();
-    assert_eq!(response.status(), 200);
-    let upgraded = soon("the stream", hyper::upgrade::on(response)).await.unwrap();
-    let mut socket =
-        WebSocketStream::from_raw_socket(TokioIo::new(upgraded), Role::Client, None).await;
+    let (_connection, mut socket) = connect_h2(&gateway).await;
     socket.send(Message::text("hello")).await.unwrap();
     let answer = soon("the echo", socket.next()).await.unwrap().unwrap();
     assert_eq!(answer, Message::text("hello"));

@@ -34,7 +34,7 @@ fn attributes_are_in_those_that_hold_them() {
     let (before, bytes) = bytes.split_at(8);
     assert_eq!(before, [0xff; 8], "what was there stays");
     // Of a nested attribute the length counts the padding of what it holds.
-    assert_eq!(bytes[..4], header(4 + (4 + 12) + 4 + 8, NESTED | 1));
+    assert_eq!(bytes[..4], header(4 + (4 + 12) + 4 + 8, NLA_F_NESTED | 1));
     assert_eq!(wire::attributes(bytes).map(|(kind, _)| kind).collect::<Vec<_>>(), [1, 6]);
     let outer = wire::attribute(bytes, 1).expect("the outer");
     let inner: Vec<_> = wire::attributes(outer).collect();
