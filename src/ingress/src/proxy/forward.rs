@@ -327,7 +327,14 @@ fn pass_on(
         exchange.status = Some(parts.status);
         return Response::from_parts(parts, ResponseBody::upstream(body, exchange));
     }
-    let switched = upgrade.and_then(|upgrade| upgrade.meet(parts, body, hop.upgrade));
+    let switched = match upgrade {
+        Some(upgrade) => upgrade.meet(parts, body, hop.upgrade),
+        // Nobody asked, and the connection speaks nobody knows what.
+        None => {
+            drop(body.into_flight());
+            None
+        }
+    };
     match switched {
         Some((response, tunnel)) => {
             exchange.status = Some(response.status());

@@ -23,7 +23,7 @@ use crate::activator::Slot;
 use crate::buffers::{Account, Charge, Need};
 use crate::core::Core;
 use crate::metrics::Cut;
-use crate::upstream::{Connection, Switched, UpstreamBody};
+use crate::upstream::{Switched, UpstreamBody, hang_up, is_out_of_reach, leave};
 
 const SEC_WEBSOCKET_KEY: HeaderName = HeaderName::from_static("sec-websocket-key");
 const SEC_WEBSOCKET_ACCEPT: HeaderName = HeaderName::from_static("sec-websocket-accept");
@@ -80,9 +80,8 @@ impl Upgrade {
         body: Box<UpstreamBody>,
         protocol: Option<HeaderValue>,
     ) -> Option<(Response<()>, Tunnel)> {
-        let (slot, connection) = body.into_flight()?.into_load()?;
-        let Connection::H1(connection) = connection else { return None };
-        let sandbox = connection.into_switched();
+        // Dropped, it takes its connection with it, which speaks nobody knows what.
+        let flight = body.into_flight()?;
         match self.form {
             Form::Header => {
                 response.headers.insert(CONNECTION, HeaderValue::from_static("Upgrade"));
@@ -93,6 +92,7 @@ impl Upgrade {
                 response.status = StatusCode::OK;
             }
         }
+        let (slot, sandbox) = flight.into_switched()?;
         let tunnel = Tunnel { client: self.client, form: self.form, sandbox, slot };
         Some((Response::from_parts(response, ()), tunnel))
     }
@@ -111,7 +111,7 @@ impl Tunnel {
     /// Copies until either side has had enough, on a task of its own: the connection's task ends
     /// with the switch.
     pub(super) fn start(self, core: &Arc<Core>, idle: Duration, exchange: Box<Exchange>) {
-        let Self { client, form, sandbox, slot } = self;
+        let Self { client, form, mut sandbox, slot } = self;
         core.metrics.upgrades.inc();
         let settings = &core.settings;
         let limits = Limits {
@@ -128,14 +128,17 @@ impl Tunnel {
         };
         let mut record = Record { core: Arc::clone(core), exchange };
         core.spawn_stream(async move {
-            match client.await {
-                Ok(client) => {
-                    record.exchange.bytes = copy(TokioIo::new(client), sandbox, &limits).await;
-                }
-                Err(_) => drop(sandbox),
+            let mut is_lost = false;
+            if let Ok(client) = client.await {
+                let copied = copy(TokioIo::new(client), &mut sandbox, &limits).await;
+                (record.exchange.bytes, is_lost) = (copied.bytes, copied.is_lost);
             }
-            // After both sockets, which the copy has dropped.
-            drop(slot);
+            if is_lost {
+                drop(sandbox);
+                leave(&record.core, slot);
+            } else {
+                hang_up(&record.core, slot, sandbox).await;
+            }
             drop(record);
         });
     }
@@ -181,9 +184,17 @@ impl Limits {
     }
 }
 
+/// What became of a connection that switched protocols.
+struct Copied {
+    /// Bytes that went to the client.
+    bytes: u64,
+    /// The sandbox is out of reach.
+    is_lost: bool,
+}
+
 /// Copies until both sides have ended, one broke, neither has sent anything for too long, or the
-/// client takes nothing. Returns the bytes that went to the client.
-async fn copy<A, B>(client: A, sandbox: B, limits: &Limits) -> u64
+/// client takes nothing. Hangs up on the client.
+async fn copy<A, B>(client: A, sandbox: B, limits: &Limits) -> Copied
 where
     A: AsyncRead + AsyncWrite + Unpin,
     B: AsyncRead + AsyncWrite + Unpin,
@@ -226,7 +237,7 @@ where
             }
         }
     }
-    client.written
+    Copied { bytes: client.written, is_lost: sandbox.is_lost }
 }
 
 /// Notes when bytes move.
@@ -238,6 +249,7 @@ struct Watched<'a, T> {
     hung_up: Option<&'a Notify>,
     brake: Brake<'a>,
     written: u64,
+    is_lost: bool,
 }
 
 /// A side that takes nothing.
@@ -266,7 +278,7 @@ impl Brake<'_> {
 
 impl<'a, T> Watched<'a, T> {
     const fn new(io: T, began: Instant, moved: &'a AtomicU64, brake: Brake<'a>) -> Self {
-        Self { io, began, moved, hung_up: None, brake, written: 0 }
+        Self { io, began, moved, hung_up: None, brake, written: 0, is_lost: false }
     }
 
     fn now(&self) -> u64 {
@@ -275,6 +287,12 @@ impl<'a, T> Watched<'a, T> {
 
     fn note(&self) {
         self.moved.store(self.now(), Ordering::Relaxed);
+    }
+
+    fn note_end<R>(&mut self, result: &Poll<io::Result<R>>) {
+        if let Poll::Ready(Err(error)) = result {
+            self.is_lost |= is_out_of_reach(error);
+        }
     }
 }
 
@@ -286,6 +304,7 @@ impl<T: AsyncRead + Unpin> AsyncRead for Watched<'_, T> {
     ) -> Poll<io::Result<()>> {
         let filled = buf.filled().len();
         let result = Pin::new(&mut self.io).poll_read(cx, buf);
+        self.note_end(&result);
         if result.is_ready() {
             self.note();
             if let Some(hung_up) = self.hung_up.filter(|_| buf.filled().len() == filled) {
@@ -303,6 +322,7 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Watched<'_, T> {
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
         let result = Pin::new(&mut self.io).poll_write(cx, buf);
+        self.note_end(&result);
         if let Poll::Ready(Ok(size)) = &result {
             self.written += *size as u64;
             self.note();

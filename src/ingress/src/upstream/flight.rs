@@ -2,7 +2,8 @@
 //! that comes, with the slot that it runs on.
 //!
 //! The slot is freed when the response has ended, or when the connection is closed. Under
-//! `Strict` a request that the client gave up is read to its end instead, for a while.
+//! `Strict` the program has to end it: a response that the client gave up is read to its end, and
+//! where a request was not sent whole, the program is waited for to hang up; both for a while only.
 
 use std::future::{Future, poll_fn};
 use std::pin::{Pin, pin};
@@ -14,13 +15,14 @@ use bytes::Bytes;
 use http::{Request, Response, StatusCode};
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
+use tokio::io::{self, AsyncWriteExt};
 use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::gap::Gap;
 use super::h1::WireError;
 use super::request::{Outgoing, RequestBody, Upload, UploadState};
-use super::{Connection, ExchangeError, h1, h2};
+use super::{Connection, ExchangeError, Switched, h1, h2};
 use crate::activator::Slot;
 use crate::core::Core;
 use crate::model::{Concurrency, RouteTimeouts};
@@ -185,8 +187,9 @@ impl Flight {
 
     fn failed(self, error: ExchangeError) -> SendError {
         match self.upload.as_ref().map(|upload| upload.state()) {
-            // We broke it off. The drop knows what to do.
+            // We broke it off.
             Some(state @ (UploadState::TooLarge | UploadState::Stalled | UploadState::Broken)) => {
+                self.break_off();
                 SendError::Upload(state)
             }
             _ => {
@@ -239,38 +242,81 @@ impl Flight {
     }
 
     /// The connection broke. From a sandbox that is out of reach others stay away until it answers
-    /// again; under `Strict` for good, which is the drop's business: it may still be at work.
+    /// again; under `Strict` for good, which is the drop's business: it may still be at work. So
+    /// may one that does not speak HTTP.
     fn broke(mut self, error: &ExchangeError) {
-        if !error.is_out_of_reach() {
-            return self.close();
+        if error.is_upload() {
+            return self.break_off();
         }
-        let is_soft = |(slot, _): &(Slot, Connection)| slot.concurrency() == Concurrency::Soft;
-        if let Some((slot, connection)) = self.load.take_if(|load| is_soft(load)) {
-            drop(connection);
-            slot.give_back_dead();
+        if error.is_out_of_reach() {
+            let is_soft = |(slot, _): &(Slot, Connection)| slot.concurrency() == Concurrency::Soft;
+            if let Some((slot, connection)) = self.load.take_if(|load| is_soft(load)) {
+                drop(connection);
+                slot.give_back_dead();
+            }
+        } else if !error.is_protocol() {
+            // The program hung up.
+            self.close();
         }
     }
 
-    /// Lets go of slot and connection, which have become part of the client's.
-    pub(crate) fn into_load(mut self) -> Option<(Slot, Connection)> {
-        self.load.take()
+    /// The rest of the request will never come.
+    fn break_off(mut self) {
+        let is_told = |(slot, connection): &(Slot, Connection)| {
+            slot.concurrency() == Concurrency::Strict && matches!(connection, Connection::H1(_))
+        };
+        if let Some((slot, Connection::H1(connection))) = self.load.take_if(|load| is_told(load)) {
+            let core = Arc::clone(&self.core);
+            let connection = connection.into_switched();
+            self.core.spawn(async move { hang_up(&core, slot, connection).await });
+        }
+    }
+
+    /// Lets go of slot and connection, which have become part of the client's. `None`: there is no
+    /// connection of its own.
+    pub(crate) fn into_switched(mut self) -> Option<(Slot, Switched)> {
+        let is_own = |(_, connection): &(Slot, Connection)| matches!(connection, Connection::H1(_));
+        match self.load.take_if(|load| is_own(load))? {
+            (slot, Connection::H1(connection)) => Some((slot, connection.into_switched())),
+            (_, Connection::H2(_)) => None,
+        }
     }
 }
 
 impl Drop for Flight {
     fn drop(&mut self) {
-        let is_strict =
-            self.load.as_ref().is_some_and(|(slot, _)| slot.concurrency() == Concurrency::Strict);
-        if !is_strict {
-            return self.close();
-        }
-        // The program may still be at work on what we no longer listen to, and nobody can say for
-        // how long.
         if let Some((slot, connection)) = self.load.take() {
-            self.core.metrics.retired.inc();
             drop(connection);
-            slot.give_back_retired();
+            leave(&self.core, slot);
         }
+    }
+}
+
+/// Gives back the slot of a program that may still be at work on what we no longer listen to, and
+/// nobody can say for how long: under `Strict` its sandbox gets no more requests.
+pub(crate) fn leave(core: &Core, slot: Slot) {
+    if slot.concurrency() == Concurrency::Strict {
+        core.metrics.retired.inc();
+        slot.give_back_retired();
+    }
+}
+
+/// Tells a program that no more will come. The slot is free when it has hung up in turn, for which
+/// it has some time under `Strict`, and at once otherwise.
+pub(crate) async fn hang_up(core: &Core, slot: Slot, mut connection: Switched) {
+    if slot.concurrency() == Concurrency::Soft {
+        drop(connection);
+        return drop(slot);
+    }
+    let ended = timeout(core.settings.strict_wait, async {
+        connection.shutdown().await?;
+        io::copy(&mut connection, &mut io::sink()).await
+    });
+    let has_hung_up = ended.await.is_ok_and(|ended| !ended.is_err_and(|e| h1::is_out_of_reach(&e)));
+    drop(connection);
+    match has_hung_up {
+        true => drop(slot),
+        false => leave(core, slot),
     }
 }
 

@@ -24,8 +24,8 @@ use tokio::time::timeout;
 use crate::core::Core;
 use crate::model::AppProtocol;
 
-pub(crate) use flight::{Backing, DownloadError, Flight, SendError, UpstreamBody};
-pub(crate) use h1::{READ_SIZE, Switched};
+pub(crate) use flight::{Backing, DownloadError, Flight, SendError, UpstreamBody, hang_up, leave};
+pub(crate) use h1::{READ_SIZE, Switched, is_out_of_reach};
 pub(crate) use request::{Outgoing, RequestBody, UploadState};
 
 /// Silence before the kernel asks a sandbox for a sign of life, the pause until it asks again, and
@@ -102,6 +102,14 @@ impl ExchangeError {
         match self {
             Self::H1(error) => error.is_protocol(),
             Self::H2(error) => error.is_parse(),
+        }
+    }
+
+    /// Whether it is our request that was not whole.
+    fn is_upload(&self) -> bool {
+        match self {
+            Self::H1(error) => error.is_upload(),
+            Self::H2(error) => error.is_user(),
         }
     }
 }

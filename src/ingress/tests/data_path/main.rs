@@ -22,6 +22,7 @@ mod restart;
 mod slots;
 mod smuggling;
 mod stress;
+mod strict;
 mod tls;
 mod upgrades;
 mod wake;

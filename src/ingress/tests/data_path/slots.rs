@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use portolan_ingress::{Concurrency, Probe, SandboxPhase, Slots};
+use portolan_ingress::{Probe, SandboxPhase, Slots};
 
 use crate::client::{fetch, get, h1, post, read_until, send};
 use crate::gateway::{App, Gateway, mk_pool, soon, until};
@@ -91,49 +91,6 @@ async fn a_response_given_up_midway_frees_its_slot() {
     drop(response);
     app.reaches(0, 0).await;
     assert_eq!(fetch(gateway.http, get("/echo")).await.status, 200);
-}
-
-#[tokio::test]
-async fn strict_waits_for_the_end_of_what_nobody_wants() {
-    let program = Program::start().await;
-    let (gateway, app) = Gateway::serving(program.address, Slots::Limited(1));
-    app.configure(&app.pool, program.address.port(), |config| {
-        config.concurrency = Concurrency::Strict;
-    });
-    let request = tokio::spawn(send(gateway.http, get("/stubborn")));
-    program.begins(1).await;
-    request.abort();
-    let next = tokio::spawn(fetch(gateway.http, get("/stubborn")));
-    app.reaches(1, 1).await;
-    assert_eq!(program.begun(), 1, "the next one has not begun");
-    program.open_gate(2);
-    assert_eq!(soon("an answer", next).await.unwrap().status, 200);
-    assert_eq!(program.peak(), 1, "never two at once");
-    assert!(!app.demand().sandboxes[0].retired);
-}
-
-#[tokio::test]
-async fn strict_retires_a_sandbox_that_does_not_end() {
-    let program = Program::start().await;
-    let gateway = Gateway::start_with(|settings| {
-        settings.strict_wait = Duration::from_millis(50);
-    });
-    let app = gateway.app("shop", program.address.port());
-    app.configure(&app.pool, program.address.port(), |config| {
-        config.concurrency = Concurrency::Strict;
-    });
-    app.sandbox("one", program.address.ip(), SandboxPhase::Ready, Slots::Limited(1));
-    let response = send(gateway.http, get("/ticks")).await;
-    drop(response);
-    until("it is retired", || {
-        let demand = app.demand();
-        if demand.sandboxes[0].retired && demand.running == 0 { Ok(()) } else { Err(demand) }
-    })
-    .await;
-    let request = tokio::spawn(send(gateway.http, get("/echo")));
-    app.reaches(1, 0).await;
-    request.abort();
-    assert!(gateway.metric("retired_total") == 1.0);
 }
 
 #[tokio::test]

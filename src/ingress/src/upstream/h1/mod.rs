@@ -59,15 +59,24 @@ pub(crate) enum WireError {
 impl WireError {
     /// Whether the sandbox is out of reach, which says nothing of what it does.
     pub(super) fn is_out_of_reach(&self) -> bool {
-        use io::ErrorKind::{HostUnreachable, NetworkUnreachable, TimedOut};
-        let Self::Io(error) = self else { return false };
-        matches!(error.kind(), TimedOut | HostUnreachable | NetworkUnreachable)
+        matches!(self, Self::Io(error) if is_out_of_reach(error))
     }
 
     /// Whether the sandbox answered, and not in HTTP.
     pub(super) const fn is_protocol(&self) -> bool {
         !matches!(self, Self::Io(_) | Self::Closed | Self::Truncated | Self::Upload)
     }
+
+    /// Whether it is our request that was not whole.
+    pub(super) const fn is_upload(&self) -> bool {
+        matches!(self, Self::Upload)
+    }
+}
+
+/// Whether nothing of the other side arrives any more, which says nothing of what it does.
+pub(crate) fn is_out_of_reach(error: &io::Error) -> bool {
+    use io::ErrorKind::{HostUnreachable, NetworkUnreachable, TimedOut};
+    matches!(error.kind(), TimedOut | HostUnreachable | NetworkUnreachable)
 }
 
 /// A connection that runs no request, or the one it was taken for. Dropping it closes it.
