@@ -370,9 +370,13 @@ impl Front {
         facts.is_some_and(|facts| slice.controller.as_ref() == Some(&facts.uid))
     }
 
-    /// The same, or it was before the AppService went.
+    /// The same, or it was before the AppService went. Of one that went before this process came
+    /// nobody knows more than its slice says.
     fn has_owned(&self, slice: &SliceFacts) -> bool {
-        let is_former = self.former.is_some() && slice.controller == self.former;
+        let is_former = match &self.former {
+            Some(_) => slice.controller == self.former,
+            None => self.facts.is_none() && slice.controller.is_some(),
+        };
         is_former || self.owns(slice)
     }
 

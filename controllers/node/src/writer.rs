@@ -84,6 +84,9 @@ struct Running {
     rest: Duration,
     /// Set while connections are left that could not be ended.
     unended: Option<Retry>,
+    /// Where the table led before, while it is not known that nothing is left of what ended or was
+    /// led elsewhere when nobody looked.
+    unswept: Option<Former>,
 }
 
 /// When to try again, and how long the rest before that is.
@@ -143,7 +146,7 @@ impl Writer {
             let begun = Instant::now();
             match (self.open)()
                 .map_err(ForwardError::from)
-                .and_then(|kernel| start(kernel, desired, &self.inbox))
+                .and_then(|kernel| start(kernel, desired))
             {
                 Ok((mut running, opened, change)) => {
                     self.metrics.first.set(begun.elapsed().as_secs_f64());
@@ -151,6 +154,7 @@ impl Writer {
                     self.opened.send_replace(Some(opened));
                     tracing::info!(?change, elapsed = ?begun.elapsed(), "Programmed");
                     running.gone = gone;
+                    self.sweep(&mut running);
                     self.end_connections(&mut running);
                     return Some(running);
                 }
@@ -209,20 +213,29 @@ impl Writer {
             };
         }
         running.gone.extend(gone);
+        self.size(sizes);
+        let is_in_the_kernel = || {
+            if let Some(since) = since {
+                self.metrics.latency.observe(since.elapsed().as_secs_f64());
+            }
+        };
         // After a failure nothing is known for sure, so all is read again.
         if verify || !running.rest.is_zero() {
             let mut change = forwarder.verify()?;
+            is_in_the_kernel();
             // That it was read is no sign of anything; that it had to be read again is.
             change.resyncs -= 1;
             self.metrics.verified.inc();
+            // What came while the table was not as it should be was led elsewhere, or nowhere.
+            if change.commits > 0 {
+                running.unswept.get_or_insert_default();
+            }
+            self.sweep(running);
             self.end_connections(running);
             return Ok(change);
         }
         let made = forwarder.advance()?;
-        if let Some(since) = since {
-            self.metrics.latency.observe(since.elapsed().as_secs_f64());
-        }
-        self.size(sizes);
+        is_in_the_kernel();
         if let Some(conntrack) = &mut running.conntrack {
             forwarder.end_at_once(conntrack);
         }
@@ -231,13 +244,37 @@ impl Writer {
         Ok(sum(made, settled))
     }
 
+    /// Ends what is left of what ended, or was led elsewhere, when nobody looked. All slices have
+    /// been listed by now. What fails is tried again with the next reading of the table.
+    fn sweep(&self, running: &mut Running) {
+        let Running { forwarder, conntrack, unswept, .. } = running;
+        if conntrack.is_none() {
+            *conntrack = open_conntrack();
+            let filters = conntrack.as_ref().map(Conntrack::filters);
+            self.opened.send_if_modified(|opened| {
+                let opened = opened.as_mut().filter(|opened| opened.filters != filters);
+                opened.map(|opened| opened.filters = filters).is_some()
+            });
+        }
+        let (Some(conntrack), Some(former)) = (conntrack, &*unswept) else { return };
+        let is_there = |address| self.inbox.may_have(address);
+        match conntrack.sweep(forwarder.table().desired(), former, is_there) {
+            Ok(ended) => {
+                tracing::info!(ended, "Swept connections");
+                *unswept = None;
+            }
+            Err(error) => self.fail_to_end(&error),
+        }
+    }
+
     /// Lets the kernel forget connections that lead nowhere any more. What cannot be ended is tried
     /// again, after a rest: a sender of UDP would go on for ever.
     fn end_connections(&self, running: &mut Running) {
-        let Running { forwarder, conntrack, gone, unended, .. } = running;
+        let Running { forwarder, conntrack, gone, unended, unswept, .. } = running;
         let Some(conntrack) = conntrack else {
-            // Nothing is led anywhere without connection tracking.
+            // A sweep makes up for it, should connection tracking come.
             gone.clear();
+            unswept.get_or_insert_default();
             return;
         };
         // Whoever has the address by now must not lose what it has open.
@@ -312,37 +349,27 @@ impl Writer {
 }
 
 /// Programs a kernel for the first time.
-fn start(
-    kernel: Kernel,
-    desired: Ruleset,
-    inbox: &Inbox,
-) -> Result<(Running, Opened, Change), ForwardError> {
+fn start(kernel: Kernel, desired: Ruleset) -> Result<(Running, Opened, Change), ForwardError> {
     let (port, features) = (kernel.port(), kernel.features());
     let (mut forwarder, change) = Forwarder::start(kernel, desired)?;
     if change.commits > 0 {
-        // A packet under way that the table of before led would bring back what is ended here.
+        // A packet under way that the table of before led would bring back what is ended later.
         forwarder.kernel().await_packets();
     }
-    let former = forwarder.take_former();
-    let conntrack = open_conntrack(forwarder.table().desired(), &former, inbox);
+    let unswept = Some(forwarder.take_former());
+    let conntrack = open_conntrack();
     let filters = conntrack.as_ref().map(Conntrack::filters);
     let (gone, rest) = (BTreeSet::new(), Duration::ZERO);
-    let running = Running { forwarder, conntrack, gone, rest, unended: None };
+    let running = Running { forwarder, conntrack, gone, rest, unended: None, unswept };
     Ok((running, Opened { port, features, filters }, change))
 }
 
-/// Connection tracking, swept of what ended while no agent ran. All slices have been listed by now.
-fn open_conntrack(desired: &Ruleset, former: &Former, inbox: &Inbox) -> Option<Conntrack> {
-    let mut conntrack = Conntrack::open()
-        .inspect_err(|error| {
-            tracing::error!(error = %ErrorChain(error), "No connection tracking");
-        })
-        .ok()?;
-    match conntrack.sweep(desired, former, |address| inbox.may_have(address)) {
-        Ok(ended) => tracing::info!(ended, "Swept connections"),
-        Err(error) => tracing::warn!(error = %ErrorChain(&error), "Connections not swept"),
-    }
-    Some(conntrack)
+fn open_conntrack() -> Option<Conntrack> {
+    let opened = Conntrack::open();
+    let tell = |error: &ConntrackError| {
+        tracing::error!(error = %ErrorChain(error), "No connection tracking");
+    };
+    opened.inspect_err(tell).ok()
 }
 
 fn sum(a: Change, b: Change) -> Change {

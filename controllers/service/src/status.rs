@@ -154,8 +154,13 @@ fn finding(situation: &Situation, plan: &Plan, outcome: &Outcome) -> Option<Find
     {
         return Some(refused);
     }
-    if let Some(problem) = plan.ports.iter().find_map(port_problem) {
-        return Some(problem);
+    let mut problems = plan.ports.iter().filter_map(port_problem);
+    if let Some(first) = problems.next() {
+        let told = |told: Finding, next: Finding| {
+            let message = format!("{}; {}", told.message, next.message);
+            Finding { message, ..told }
+        };
+        return Some(problems.fold(first, told));
     }
     let is_open = outcome.failure.is_some()
         || plan.ports.iter().any(|one| matches!(one.hold, Hold::Unknown(_) | Hold::Taking));

@@ -556,6 +556,16 @@ fn two_ports_cannot_have_one_node_port() {
     );
 }
 
+#[test]
+fn every_port_that_is_not_had_is_told() {
+    let mut service = app_service(Some(22));
+    service.spec.ports[2].node_port = Some(80);
+    let situation = settled(service);
+    for expected in ["node port 22/TCP (port irc) ", "; node port 80/UDP (port voice) "] {
+        check_ready(&situation, &Outcome::default(), "NodePortReserved", expected);
+    }
+}
+
 // === endpoints ===
 
 /// `name ready/serving/terminating` of each endpoint of the IPv4 slice.

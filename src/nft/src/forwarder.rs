@@ -186,7 +186,7 @@ impl Forwarder {
     /// As for [`Self::start`].
     pub fn remove(mut kernel: Kernel) -> Result<(), ForwardError> {
         match kernel.read()? {
-            Found::Absent => Ok(()),
+            Found::Absent => Ok(kernel.remove_stand_in()?),
             Found::Foreign(comment) => Err(ForwardError::Foreign(comment)),
             Found::Outdated | Found::Current(..) => Ok(kernel.remove()?),
         }

@@ -212,7 +212,8 @@ impl Table {
         transaction
     }
 
-    /// All elements that the desired state makes of a table without any, but for refused ones.
+    /// All elements that the desired state makes, but for refused ones. What is known to have been
+    /// in the table stays as it was where it can: who is led by its address goes on to its endpoint.
     pub fn elements(&self) -> Elements {
         in_order(&self.rendered()).into_iter().collect()
     }
@@ -220,7 +221,7 @@ impl Table {
     /// The same by owner.
     pub(crate) fn rendered(&self) -> Programmed {
         let owners = self.owners().into_iter().filter(|owner| !self.refused.contains(owner));
-        let rendered = owners.map(|owner| (owner, self.target(owner, &[])));
+        let rendered = owners.map(|owner| (owner, self.target(owner, &self.owned(owner))));
         let rendered = rendered.filter(|(_, owned)| !owned.is_empty());
         rendered.map(|(owner, owned)| (owner, Kept::pack(&owned))).collect()
     }

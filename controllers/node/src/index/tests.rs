@@ -224,6 +224,21 @@ fn an_address_may_be_had_while_any_slice_lists_it_or_one_is_full() {
 }
 
 #[test]
+fn a_slice_tells_so_of_an_app_service_that_went_before_this_process_came() {
+    let mut index = Index::default();
+    let (two, one) =
+        (slice("chat", &[IRC], &["10.8.0.1x", "10.8.0.2x"]), slice("chat", &[IRC], &["10.8.0.2x"]));
+    put_slice(&mut index, "v4", None, Some(two.clone()));
+    put_slice(&mut index, "v4", Some(two), Some(one.clone()));
+    assert_eq!(index.take_changes().gone, [ip("10.8.0.1")].into());
+    let nobodys =
+        |endpoints: &[&str]| SliceFacts { controller: None, ..slice("other", &[IRC], endpoints) };
+    put_slice(&mut index, "other", None, Some(nobodys(&["10.8.0.9"])));
+    put_slice(&mut index, "other", Some(nobodys(&["10.8.0.9"])), Some(nobodys(&[])));
+    assert_eq!(index.take_changes().gone, [].into(), "nobody owns it");
+}
+
+#[test]
 fn a_slice_goes_on_to_tell_what_is_gone_when_its_app_service_is() {
     let mut index = Index::default();
     put_service(&mut index, "chat", service(&["10.96.0.1"], &[("irc", Protocol::Tcp, 6667, None)]));

@@ -14,6 +14,17 @@ fn a_table_that_the_kernel_has_needs_nothing() {
 }
 
 #[test]
+fn a_table_that_others_deleted_is_made_as_it_was() {
+    let mut table = programmed(ruleset(2, 40));
+    table.set_service(port(1), remote((2..=40).chain([100])));
+    apply(&mut table);
+    let before = in_order(&table.programmed).into_iter().collect::<Elements>();
+    let anew = Table::new(table.desired().clone()).elements();
+    assert!(before != anew, "how it came to be shows");
+    assert!(before == table.elements(), "as it was");
+}
+
+#[test]
 fn another_endpoint_replaces_one_slot_only() {
     let mut table = programmed(ruleset(40, 3));
     table.set_service(port(7), remote([100, 2, 3]));
