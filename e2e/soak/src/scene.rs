@@ -34,7 +34,9 @@ const VALUES: [&str; 2] = ["gateway.service.type=NodePort", "gateway.service.htt
 pub(crate) const GATEWAYS: &str = "app.kubernetes.io/component=gateway";
 /// Selects the controllers' Pods.
 pub(crate) const CONTROLLERS: &str = "app.kubernetes.io/component=controller";
-/// How long a gateway, and a sandbox that Portolan takes away, let a stream go on.
+/// How long a gateway that leaves lets a stream go on.
+const GATEWAY_DRAIN: Duration = Duration::from_secs(60);
+/// How long a sandbox that Portolan takes away does.
 const DRAIN: Duration = Duration::from_secs(30);
 /// How long a sandbox that somebody else deletes does: then its program is asked to end, and what
 /// becomes of its streams is the program's affair.
@@ -327,7 +329,11 @@ fn note(pods: &[Pod], departures: &mut Departures) {
             continue;
         }
         let is_sandbox = pod.labels().contains_key("portolan.dev/pool");
-        let limit = if is_sandbox && !is_marked { PRE_STOP } else { DRAIN };
+        let limit = match (is_sandbox, is_marked) {
+            (false, _) => GATEWAY_DRAIN,
+            (true, false) => PRE_STOP,
+            (true, true) => DRAIN,
+        };
         let address = pod.status.as_ref().and_then(|status| status.pod_ip.clone());
         for who in [Some(pod.name_any()), address].into_iter().flatten() {
             departures.leaving.entry(who).or_insert_with(|| (Instant::now(), limit));
