@@ -20,6 +20,11 @@ app.kubernetes.io/name: portolan
 app.kubernetes.io/component: {{ . }}
 {{- end }}
 
+{{/* Label of a gateway's Pod to which visitors are sent, and what its Services select. */}}
+{{- define "portolan.visitors" -}}
+portolan.dev/visitors: "yes"
+{{- end }}
+
 {{- define "portolan.image" -}}
 {{- if .Values.image.digest -}}
 {{ .Values.image.repository }}@{{ .Values.image.digest }}

@@ -3,7 +3,7 @@
 use jiff::Timestamp;
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{ContainerStatus, Pod};
-use portolan_api::Gateway;
+use portolan_api::{Gateway, GatewayReport, gateway, labels};
 use portolan_reconcile::Target;
 
 /// Label selector of the gateways' Pods.
@@ -26,11 +26,38 @@ pub(crate) struct HeldLease {
 pub(crate) struct Process {
     /// UID of the Pod.
     pub(crate) pod: Option<String>,
+    /// The Pod, at any version.
+    pub(crate) target: Target,
+    /// Whether its label has visitors sent there.
+    pub(crate) takes_visitors: bool,
     /// When the last process ended, in whole seconds, rounded down; `None` while one runs.
     pub(crate) ended: Option<Timestamp>,
     /// The instances that ended, the last two at most: a gateway writes its own into its
     /// container's termination message when it starts.
     pub(crate) dead: Vec<String>,
+}
+
+/// What a gateway says of others.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Witness {
+    /// The gateway that says it.
+    pub(crate) gateway: String,
+    /// The instances where nobody listens any more.
+    pub(crate) unheard: Vec<String>,
+}
+
+impl Witness {
+    /// `None` if it says nothing.
+    pub(crate) fn of(report: GatewayReport) -> Option<Self> {
+        let (gateway, unheard) = (report.spec.gateway, report.spec.unheard);
+        (!unheard.is_empty()).then_some(Self { gateway, unheard })
+    }
+
+    /// The Pods of whom it speaks: of those others, and for its own word.
+    pub(crate) fn concerns(&self) -> impl Iterator<Item = &str> {
+        let others = self.unheard.iter().filter_map(|instance| gateway::pod_of(instance));
+        others.chain([self.gateway.as_str()])
+    }
 }
 
 impl HeldLease {
@@ -45,10 +72,14 @@ impl HeldLease {
 
 impl Process {
     pub(crate) fn of(pod: Pod) -> Option<Self> {
+        let target = Target::of(&pod);
+        let label = pod.metadata.labels.as_ref().and_then(|all| all.get(labels::VISITORS));
+        let takes_visitors = label.is_some_and(|value| value == labels::VISITORS_YES);
         let statuses = pod.status.and_then(|status| status.container_statuses).unwrap_or_default();
         let gateway = statuses.into_iter().find(|status| status.name == CONTAINER);
         let dead = gateway.as_ref().map(dead).unwrap_or_default();
-        Some(Self { pod: pod.metadata.uid, ended: gateway.and_then(ended), dead })
+        let (pod, ended) = (pod.metadata.uid, gateway.and_then(ended));
+        Some(Self { pod, target, takes_visitors, ended, dead })
     }
 }
 

@@ -1,9 +1,33 @@
-//! Whether a gateway's process has ended. Pure.
+//! Whether a gateway's process has ended, for whom. Pure.
+
+use std::sync::Arc;
 
 use portolan_api::GatewayPhase;
 use portolan_reconcile::Target;
 
-use crate::observe::{HeldLease, Process};
+use crate::observe::{HeldLease, Process, Witness};
+
+/// Whether visitors are to be sent to a gateway: unless another one, of which nobody says the same,
+/// says that nobody listens there. Of two who say so of each other, both may be wrong.
+///
+/// Without its Lease nobody knows which process a gateway is, and nothing changes.
+pub(crate) fn takes_visitors(
+    name: &str,
+    process: &Process,
+    leases: &[Arc<HeldLease>],
+    witnesses: &[Arc<Witness>],
+) -> bool {
+    let lease_of = |name: &str| leases.iter().find(|lease| lease.gateway.name == name);
+    let is_missed = |lease: &HeldLease, by: &Witness| by.unheard.contains(&lease.gateway.instance);
+    let is_believed = |witness: &Witness| {
+        let lease = lease_of(&witness.gateway);
+        lease.is_some_and(|lease| !witnesses.iter().any(|by| is_missed(lease, by)))
+    };
+    match lease_of(name).filter(|lease| lease.pod == process.pod) {
+        Some(lease) => !witnesses.iter().any(|by| is_missed(lease, by) && is_believed(by)),
+        None => process.takes_visitors,
+    }
+}
 
 /// The Lease to take away.
 ///
@@ -57,7 +81,69 @@ mod tests {
     }
 
     fn process(ended: Option<i64>) -> Process {
-        Process { pod: Some("uid-of-pod".into()), ended: ended.map(at), dead: vec![] }
+        Process {
+            pod: Some("uid-of-pod".into()),
+            target: Target {
+                key: ObjectKey::new("system", "gw-1"),
+                uid: "uid-of-pod".into(),
+                resource_version: None,
+            },
+            takes_visitors: true,
+            ended: ended.map(at),
+            dead: vec![],
+        }
+    }
+
+    /// Whether visitors are sent to `gw-1`, after who says what of whom, by numbers.
+    #[track_caller]
+    fn check_visitors(said: &[(u8, u8)], expected: bool) {
+        let named = |number: &u8| format!("gw-{number}");
+        let leases = [1, 2, 3].map(|number| {
+            let mut held = lease(5_400);
+            held.gateway.name = named(&number);
+            held.gateway.instance = gateway::instance(&held.gateway.name, at(5_400));
+            Arc::new(held)
+        });
+        let witness = |(by, of): &(u8, u8)| {
+            let unheard = vec![gateway::instance(&named(of), at(5_400))];
+            Arc::new(Witness { gateway: named(by), unheard })
+        };
+        let witnesses: Vec<_> = said.iter().map(witness).collect();
+        assert_eq!(
+            takes_visitors("gw-1", &process(None), &leases, &witnesses),
+            expected,
+            "{said:?}"
+        );
+    }
+
+    #[test]
+    fn visitors_are_sent_elsewhere_on_the_word_of_one_that_is_heard_itself() {
+        check_visitors(&[], true);
+        check_visitors(&[(2, 1)], false);
+        check_visitors(&[(2, 3)], true);
+        // Of two who say it of each other, either may be cut off.
+        check_visitors(&[(2, 1), (1, 2)], true);
+        check_visitors(&[(2, 1), (3, 2)], true);
+        check_visitors(&[(2, 1), (3, 1), (1, 2)], false);
+        // Nobody knows who says so.
+        check_visitors(&[(4, 1)], true);
+    }
+
+    #[test]
+    fn the_next_process_takes_visitors_again() {
+        let (was, is) = (lease(5_400), lease(9_000));
+        let word = Witness { gateway: "gw-2".into(), unheard: vec![was.gateway.instance.clone()] };
+        let mut other = lease(5_400);
+        other.gateway.name = "gw-2".into();
+        other.gateway.instance = "gw-2.1".into();
+        let (other, words) = (Arc::new(other), [Arc::new(word)]);
+        let before = Process { takes_visitors: false, ..process(None) };
+        let now = |leases: &[Arc<HeldLease>]| takes_visitors("gw-1", &before, leases, &words);
+        assert!(!now(&[Arc::new(was), Arc::clone(&other)]));
+        assert!(!now(&[Arc::clone(&other)]), "until its Lease tells which process it is");
+        assert!(now(&[Arc::new(is.clone()), Arc::clone(&other)]));
+        let foreign = HeldLease { pod: Some("uid-of-another".into()), ..is };
+        assert!(!now(&[Arc::new(foreign), other]), "the Lease of another Pod");
     }
 
     #[test]

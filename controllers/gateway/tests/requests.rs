@@ -48,10 +48,17 @@ fn ended(time: &str) -> Value {
 
 /// Runs the controller for a while and returns the deletions that it sent.
 async fn deletions(statuses: Value) -> Vec<Sent> {
-    let (lease, pod) = (lease(), pod(&statuses));
+    let sent = run_with(vec![lease()], pod(&statuses), Value::Null).await;
+    sent.into_iter().filter(|sent| sent.method.as_str() == "DELETE").collect()
+}
+
+/// Runs the controller for a while and returns what it sent.
+async fn run_with(leases: Vec<Value>, pod: Value, report: Value) -> Vec<Sent> {
     let (wire, client) = Wire::answering(move |sent| match sent.path.rsplit('/').next() {
-        Some("leases") => listing("Lease", &lease),
-        Some("pods") => listing("Pod", &pod),
+        Some("leases") => listing("Lease", &leases),
+        Some("pods") => listing("Pod", std::slice::from_ref(&pod)),
+        Some("gatewayreports") => listing("GatewayReport", std::slice::from_ref(&report)),
+        Some("gw-1") if sent.method.as_str() == "PATCH" => Answer::Json(200, pod.clone()),
         _ => Answer::Json(200, json!({ "kind": "Status", "status": "Success" })),
     });
     let context = context(client);
@@ -60,12 +67,37 @@ async fn deletions(statuses: Value) -> Vec<Sent> {
     sleep(Duration::from_secs(60)).await;
     context.shutdown().cancel();
     running.await.expect("it does not panic").expect("it ends as it was told");
-    wire.sent().into_iter().filter(|sent| sent.method.as_str() == "DELETE").collect()
+    wire.sent()
 }
 
-fn listing(kind: &str, object: &Value) -> Answer {
-    let added = json!({ "type": "ADDED", "object": object });
-    Answer::Watch(vec![added, initial_events_end(kind, 12)])
+fn listing(kind: &str, objects: &[Value]) -> Answer {
+    let there = objects.iter().filter(|object| !object.is_null());
+    let added = there.map(|object| json!({ "type": "ADDED", "object": object }));
+    Answer::Watch(added.chain([initial_events_end(kind, 12)]).collect())
+}
+
+#[tokio::test(start_paused = true)]
+async fn visitors_are_sent_elsewhere_when_another_gateway_hears_nobody() {
+    let mut other = lease();
+    other["metadata"]["name"] = json!("gw-2");
+    other["metadata"]["uid"] = json!("uid-of-other-lease");
+    other["spec"]["holderIdentity"] = json!("gw-2.1");
+    let report = json!({
+        "apiVersion": "portolan.dev/v1alpha1", "kind": "GatewayReport",
+        "metadata": {
+            "name": "gw-2-state", "namespace": "system", "uid": "uid-of-report",
+            "resourceVersion": "9",
+        },
+        "spec": { "gateway": "gw-2", "shard": "State", "unheard": ["gw-1.186a0"] },
+    });
+    let mut pod = pod(&json!([]));
+    pod["metadata"]["labels"] = json!({ "portolan.dev/visitors": "yes" });
+    let sent = run_with(vec![lease(), other], pod, report).await;
+    let written: Vec<_> = sent.iter().filter(|sent| sent.method.as_str() != "GET").collect();
+    let [patch] = written[..] else { panic!("{written:?}") };
+    assert_eq!(patch.path, "/api/v1/namespaces/system/pods/gw-1");
+    assert_eq!(patch.body["metadata"]["uid"], "uid-of-pod");
+    assert_eq!(patch.body["metadata"]["labels"], json!({ "portolan.dev/visitors": "no" }));
 }
 
 #[tokio::test(start_paused = true)]

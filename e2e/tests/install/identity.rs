@@ -79,6 +79,7 @@ impl Gateway {
             pools: Vec::new(),
             epochs: Vec::new(),
             certificates: Vec::new(),
+            unheard: Vec::new(),
         };
         let params = PostParams { dry_run: true, ..PostParams::default() };
         reports.create(&params, &GatewayReport::new("e2e-identity", spec)).await.map(drop)

@@ -19,6 +19,11 @@ pub fn instance(pod: &str, started: Timestamp) -> String {
     format!("{pod}.{:x}", started.as_millisecond())
 }
 
+/// The Pod of a process named by [`instance`].
+pub fn pod_of(instance: &str) -> Option<&str> {
+    instance.rsplit_once('.').map(|(pod, _)| pod)
+}
+
 /// How far a gateway is in its life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
 pub enum GatewayPhase {

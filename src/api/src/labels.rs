@@ -28,6 +28,14 @@ pub const COMPONENT: &str = "app.kubernetes.io/component";
 /// Value of [`COMPONENT`] on gateway Pods and their Leases.
 pub const COMPONENT_GATEWAY: &str = "gateway";
 
+/// Label of a gateway's Pod: whether visitors are sent there. The gateways' Services select
+/// [`VISITORS_YES`].
+pub const VISITORS: &str = "portolan.dev/visitors";
+/// Value of [`VISITORS`]: they are. Every gateway begins with it.
+pub const VISITORS_YES: &str = "yes";
+/// Value of [`VISITORS`]: they are not, since its process is believed to have ended.
+pub const VISITORS_NO: &str = "no";
+
 /// Label of a Service: which proxy serves it. With the value [`MANAGER`], Portolan's node agents
 /// do, and no other.
 pub const SERVICE_PROXY: &str = "service.kubernetes.io/service-proxy-name";

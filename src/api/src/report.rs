@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 pub enum ReportShard {
     /// Requests queued and running.
     Demand,
-    /// Epochs followed, and certificates that could not be used.
+    /// Epochs followed, certificates that could not be used, and gateways that have ended.
     State,
 }
 
@@ -52,6 +52,11 @@ pub struct GatewayReportSpec {
     #[schemars(length(max = 16384))]
     #[x_kube(merge_strategy = ListMerge::Atomic)]
     pub certificates: Vec<CertificateReport>,
+    /// Processes of other gateways that were linked to this one, and where nobody listens any more.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 1024), inner(length(max = 320)))]
+    #[x_kube(merge_strategy = ListMerge::Atomic)]
+    pub unheard: Vec<String>,
 }
 
 /// The requests of one pool in one gateway.

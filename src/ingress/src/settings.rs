@@ -88,7 +88,8 @@ pub struct Settings {
     /// HTTP/1.1 ask their clients to reconnect: whoever balances the load needs a moment to notice,
     /// and a connection closed while it is not used may cross with its next request.
     pub lame_duck: Duration,
-    /// How long requests may run on after that. Streams are cut at the end of it.
+    /// How long requests may run on after that: no shorter than `wait`. Streams are cut at the end
+    /// of it.
     pub drain: Duration,
     /// Who may say for whom a connection is made: `X-Forwarded-*` is kept and appended to.
     pub trusted_proxies: Vec<Cidr>,
@@ -155,7 +156,8 @@ impl Settings {
             h2_given_up_max: 256,
             h2_ping_interval: Duration::from_secs(20),
             lame_duck: Duration::from_secs(5),
-            drain: Duration::from_secs(30),
+            // Nobody is cut off who waits for a sandbox: that is the longest wait.
+            drain: Duration::from_secs(60),
             trusted_proxies: Vec::new(),
             cluster_domain: Cow::Borrowed("cluster.local"),
             access_log: AccessLog::On,

@@ -145,6 +145,7 @@ impl GatewayArgs {
         // Its last word comes when nothing runs any more: until then, switches wait for this
         // gateway.
         tasks.spawn_last("lease", |drained: CancellationToken| lease.keep(drained, is_square));
+        let unheard = peers.as_ref().map(Peers::unheard);
         if let Some(peers) = peers {
             metrics.register(|registry| peers.register(registry));
             // To the end: while this gateway drains it still lends, also to those that come.
@@ -161,7 +162,7 @@ impl GatewayArgs {
         let to_the_end = ctx.until(tasks.drained());
         let (feed, watches) = Feed::start(&to_the_end, &ingress, &state, self.feed(&identity, api));
         watches.into_iter().for_each(|(name, watch)| tasks.spawn_last(name, |_| watch));
-        let reporter = Reporter::new(&to_the_end, identity, ingress.clone(), state, &feed);
+        let reporter = Reporter::new(&to_the_end, identity, ingress.clone(), state, unheard, &feed);
         tasks.spawn_last("report", |_| reporter.run());
         metrics.register(|registry| feed.register(registry));
         let (fed, stop) = (ingress.clone(), ctx.shutdown());
@@ -385,7 +386,9 @@ mod tests {
 
     #[test]
     fn kubelets_wait_until_a_gateway_has_settled_up() {
-        let cut_after = Settings::standard().cut_after();
+        let settings = Settings::standard();
+        assert!(settings.drain >= settings.wait, "nobody who waits is cut off");
+        let cut_after = settings.cut_after();
         assert!(SETTLE_UP_MIN < SHUTDOWN_MARGIN);
         let ended = seconds("sleep: { seconds:") + cut_after + SHUTDOWN_MARGIN;
         assert!(ended < seconds("terminationGracePeriodSeconds:"), "{ended:?}");

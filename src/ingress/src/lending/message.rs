@@ -18,9 +18,10 @@ const COUNT_MAX: u32 = 1 << 20;
 /// Longest UID.
 const UID_SIZE_MAX: usize = 63;
 
-/// A message. Both ends lend and borrow, so both send all of them.
+/// A message. Both ends lend and borrow, so both send all of them. Fields that a later release may
+/// add are ignored: gateways of two releases live side by side for as long as an upgrade takes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub enum Message {
     /// First of all, in one or more parts: the slots of yours that I still use.
     Hello {
@@ -145,6 +146,15 @@ mod tests {
         ] {
             assert_eq!(Message::decode(&message.encode()), Ok(message));
         }
+    }
+
+    #[test]
+    fn what_a_later_release_adds_is_ignored() {
+        let later = r#"{"hello":{"holds":[],"is_last":true,"release":2}}"#;
+        let hello = Message::Hello { holds: Vec::new(), is_last: true };
+        assert_eq!(Message::decode(later.as_bytes()), Ok(hello));
+        let later = r#"{"lent":{"pool":"p","sandbox":"s","count":1,"until":3}}"#;
+        assert!(Message::decode(later.as_bytes()).is_ok());
     }
 
     #[test]

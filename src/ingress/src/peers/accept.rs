@@ -29,6 +29,7 @@ use crate::peers::credentials::{Credential, digest};
 use crate::peers::exchange::{Outgoing, exchange};
 use crate::peers::metrics::Metrics;
 use crate::peers::roster::Roster;
+use crate::peers::unheard::Unheard;
 use crate::peers::verify::server_config;
 use crate::peers::{Broken, Lending};
 
@@ -47,6 +48,7 @@ pub(crate) struct Acceptor<L> {
     pub(crate) lending: L,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) newest: Arc<Newest>,
+    pub(crate) unheard: Unheard,
 }
 
 /// The newest connection of each peer, by whose token the one before is ended.
@@ -140,7 +142,8 @@ impl<L: Lending> Acceptor<L> {
         };
         let replaced = self.newest.replace(&peer);
         let mut link = self.lending.link(Arc::clone(&peer));
-        let _open = self.metrics.open();
+        self.unheard.remove(&peer);
+        let open = self.metrics.open();
         tracing::info!(%peer, "Linked by another gateway");
         let broken = tokio::select! {
             biased;
@@ -149,13 +152,17 @@ impl<L: Lending> Acceptor<L> {
             ended = &mut connection => ended.map_or_else(Broken::Connection, |()| Broken::Closed),
             () = self.disowned(&peer, &digest) => Broken::Disowned,
         };
-        drop(link);
+        drop((link, open));
         // Whatever came last: the end of a link that was replaced is nobody's fault.
         let broken = if replaced.is_cancelled() { Broken::Replaced } else { broken };
         self.metrics.broke(&peer, &broken);
-        if matches!(broken, Broken::Replaced) {
+        match broken {
             // Whoever dialled the next one gives up the old one when it has the answer.
-            let _ = timeout(ESTABLISH, connection).await;
+            Broken::Replaced => _ = timeout(ESTABLISH, connection).await,
+            Broken::Connection(_) | Broken::Closed => {
+                self.unheard.listen(&peer, &self.roster).await;
+            }
+            Broken::Disowned | Broken::Violation(_) => {}
         }
         Ok(())
     }

@@ -23,6 +23,7 @@ use crate::peers::credentials::{Credential, digest};
 use crate::peers::exchange::{Outgoing, exchange};
 use crate::peers::metrics::Metrics;
 use crate::peers::roster::{Peer, Roster};
+use crate::peers::unheard::{Unheard, is_nobody};
 use crate::peers::verify::client_config;
 use crate::peers::{Broken, Lending, LinkEnd};
 
@@ -61,6 +62,7 @@ pub(crate) struct Dialler<L> {
     pub(crate) roster: watch::Receiver<Arc<Roster>>,
     pub(crate) lending: L,
     pub(crate) metrics: Arc<Metrics>,
+    pub(crate) unheard: Unheard,
 }
 
 /// A connection that the other end has agreed to.
@@ -81,6 +83,7 @@ impl<L: Lending> Dialler<L> {
     /// Keeps a link while the peer is in the roster.
     pub(crate) async fn run(mut self) {
         let mut pause = PAUSE_MIN;
+        let mut has_met = false;
         loop {
             let known = self.roster.borrow().get(&self.peer).cloned();
             let Some(peer) = known else {
@@ -89,8 +92,15 @@ impl<L: Lending> Dialler<L> {
             };
             let begun = Instant::now();
             match self.dial(&peer).await {
-                Ok(established) => self.hold(established).await,
+                Ok(established) => {
+                    has_met = true;
+                    self.unheard.remove(&self.peer);
+                    self.hold(established).await;
+                }
                 Err(error) => {
+                    if has_met && matches!(&error, DialError::Connect(error) if is_nobody(error)) {
+                        self.unheard.add(&self.peer, &self.roster.borrow());
+                    }
                     self.metrics.failed.inc();
                     tracing::debug!(peer = %self.peer, error = %ErrorChain(&error),
                         "No link to another gateway");

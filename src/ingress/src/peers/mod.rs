@@ -20,7 +20,7 @@
 //! - No private key leaves the process.
 //! - Per link, one message waits to be sent and at most one is gathered; both are bounded.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::future::pending;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -44,6 +44,7 @@ use crate::peers::credentials::{Credentials, Rotation};
 use crate::peers::dial::Dialler;
 use crate::peers::metrics::Metrics;
 use crate::peers::roster::{Census, Roster};
+use crate::peers::unheard::Unheard;
 use crate::report::{Identity, Shown};
 
 mod accept;
@@ -55,6 +56,7 @@ mod frame;
 mod ingress;
 mod metrics;
 mod roster;
+mod unheard;
 mod verify;
 
 #[cfg(test)]
@@ -131,6 +133,7 @@ pub struct Peers<L> {
     lending: L,
     credentials: Credentials,
     metrics: Arc<Metrics>,
+    unheard: Unheard,
 }
 
 /// The Leases of all gateways.
@@ -156,8 +159,9 @@ impl<L: Lending> Peers<L> {
         config: PeersConfig,
         lending: L,
     ) -> Result<Self, CredentialError> {
-        let (credentials, metrics) = (Credentials::generate()?, Arc::default());
-        Ok(Self { identity, config, lending, credentials, metrics })
+        let credentials = Credentials::generate()?;
+        let (metrics, unheard) = (Arc::default(), Unheard::default());
+        Ok(Self { identity, config, lending, credentials, metrics, unheard })
     }
 
     /// What the Lease has to show.
@@ -167,6 +171,12 @@ impl<L: Lending> Peers<L> {
             certificates: self.credentials.shown(),
             published: self.credentials.published(),
         }
+    }
+
+    /// The processes of other gateways, by instance, whose link broke and where nobody listens any
+    /// more.
+    pub fn unheard(&self) -> watch::Receiver<BTreeSet<Arc<str>>> {
+        self.unheard.subscribe()
     }
 
     /// Registers the metrics.
@@ -190,6 +200,7 @@ impl<L: Lending> Peers<L> {
             lending: self.lending.clone(),
             metrics: Arc::clone(&self.metrics),
             newest: Arc::new(Newest::default()),
+            unheard: self.unheard.clone(),
         };
         let dialled = dial_all(acceptor.clone());
         let follow =
@@ -250,11 +261,12 @@ async fn until(then: Option<Timestamp>, now: Timestamp) {
 
 /// Dials those of the roster whose names come after ours, each for as long as it lives.
 async fn dial_all<L: Lending>(acceptor: Acceptor<L>) {
-    let Acceptor { own, credential, mut roster, lending, metrics, newest } = acceptor;
+    let Acceptor { own, credential, mut roster, lending, metrics, newest, unheard } = acceptor;
     let mut dialled: BTreeMap<Arc<str>, AbortOnDropHandle<()>> = BTreeMap::new();
     loop {
         let now = Arc::clone(&roster.borrow_and_update());
         newest.retain(&now);
+        unheard.retain(&now);
         dialled.retain(|peer, _| now.get(peer).is_some());
         for (peer, _) in now.iter().filter(|(peer, _)| **peer > own) {
             dialled.entry(Arc::clone(peer)).or_insert_with(|| {
@@ -265,6 +277,7 @@ async fn dial_all<L: Lending>(acceptor: Acceptor<L>) {
                     roster: roster.clone(),
                     lending: lending.clone(),
                     metrics: Arc::clone(&metrics),
+                    unheard: unheard.clone(),
                 };
                 AbortOnDropHandle::new(tokio::spawn(dialler.run()))
             });

@@ -14,6 +14,8 @@ use crate::lending::PeerEnd;
 pub(crate) struct Peer {
     pub(crate) address: SocketAddr,
     pub(crate) certificates: Vec<String>,
+    /// It takes visitors: it does not leave.
+    pub(crate) serves: bool,
 }
 
 /// The other gateways that live and can be reached, by instance.
@@ -96,8 +98,9 @@ impl Census {
             let instance: Arc<str> = gateway.instance.as_str().into();
             alive.insert(Arc::clone(&instance), gateway.name.clone());
             if let Some(peer) = &gateway.peer {
-                let certificates = peer.certificates.clone();
-                roster.peers.insert(instance, Peer { address: peer.address, certificates });
+                let (address, certificates) = (peer.address, peer.certificates.clone());
+                let serves = gateway.phase == GatewayPhase::Serving;
+                roster.peers.insert(instance, Peer { address, certificates, serves });
             }
         }
         let before = std::mem::replace(&mut self.alive, alive);
@@ -188,6 +191,7 @@ mod tests {
         let peer = |digest: &str| Peer {
             address: "10.0.0.7:8444".parse().unwrap(),
             certificates: vec![digest.into()],
+            serves: true,
         };
         let roster = Roster::of([("a.1".into(), peer("aa")), ("b.1".into(), peer("bb"))]);
         assert!(roster.knows("aa") && !roster.knows("cc"));

@@ -17,6 +17,7 @@ use super::accept::{Acceptor, Newest};
 use super::credentials::Credential;
 use super::metrics::Metrics;
 use super::roster::{Peer, Roster};
+use super::unheard::Unheard;
 use crate::lending::PeerEnd;
 
 use super::{Lending, LinkEnd, Violation, dial_all};
@@ -93,6 +94,7 @@ struct Place {
     roster: watch::Sender<Arc<Roster>>,
     book: Book,
     metrics: Arc<Metrics>,
+    unheard: Unheard,
     _tasks: JoinSet<()>,
 }
 
@@ -104,6 +106,7 @@ impl Place {
         let roster = watch::Sender::new(Arc::new(Roster::default()));
         let book = Book::default();
         let metrics = Arc::<Metrics>::default();
+        let unheard = Unheard::default();
         let acceptor = Acceptor {
             own: name.into(),
             credential: credential.subscribe(),
@@ -111,11 +114,13 @@ impl Place {
             lending: book.clone(),
             metrics: Arc::clone(&metrics),
             newest: Arc::<Newest>::default(),
+            unheard: unheard.clone(),
         };
         let mut tasks = JoinSet::new();
         tasks.spawn(dial_all(acceptor.clone()));
         tasks.spawn(async move { match acceptor.run(listener).await {} });
-        Self { name: name.into(), address, credential, roster, book, metrics, _tasks: tasks }
+        let (name, _tasks) = (name.into(), tasks);
+        Self { name, address, credential, roster, book, metrics, unheard, _tasks }
     }
 
     fn digest(&self) -> String {
@@ -123,7 +128,8 @@ impl Place {
     }
 
     fn peer(&self) -> (Arc<str>, Peer) {
-        (Arc::clone(&self.name), Peer { address: self.address, certificates: vec![self.digest()] })
+        let certificates = vec![self.digest()];
+        (Arc::clone(&self.name), Peer { address: self.address, certificates, serves: true })
     }
 
     fn sees(&self, peers: impl IntoIterator<Item = (Arc<str>, Peer)>) {

@@ -22,7 +22,7 @@ mod writer;
 
 pub use identity::Identity;
 pub use lease::{HeldLease, Shown};
-pub use writer::Reporter;
+pub use writer::{Reporter, Unheard};
 
 /// The component name in metrics and field managers.
 const COMPONENT: &str = "gateway";

@@ -1,10 +1,13 @@
 //! The reports of a gateway: its demand, its state.
 
+use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::time::Duration;
 
 use portolan_api::{GatewayReport, GatewayReportSpec, ReportShard, SandboxPool};
 use portolan_process::ErrorChain;
 use portolan_reconcile::{Cache, Context, ObjectKey, RunError, Writer};
+use tokio::sync::watch;
 use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 
 use crate::Ingress;
@@ -24,21 +27,29 @@ pub struct Reporter {
     identity: Identity,
     ingress: Ingress,
     state: State,
+    unheard: Unheard,
     pools: Cache<SandboxPool, PoolFacts>,
     ctx: Context,
 }
 
+/// The processes of other gateways where nobody listens any more, as
+/// [`crate::peers::Peers::unheard`] has them.
+pub type Unheard = watch::Receiver<BTreeSet<Arc<str>>>;
+
 impl Reporter {
-    /// A reporter for what `ingress` serves and `state` holds.
+    /// A reporter for what `ingress` serves and `state` holds. Without links to other gateways there
+    /// is no `unheard`.
     pub fn new(
         ctx: &Context,
         identity: Identity,
         ingress: Ingress,
         state: State,
+        unheard: Option<Unheard>,
         feed: &crate::feed::Feed,
     ) -> Self {
-        let pools = feed.pools.clone();
-        Self { writer: ctx.writer(COMPONENT), identity, ingress, state, pools, ctx: ctx.clone() }
+        let (writer, pools) = (ctx.writer(COMPONENT), feed.pools.clone());
+        let unheard = unheard.unwrap_or_else(|| watch::channel(BTreeSet::new()).1);
+        Self { writer, identity, ingress, state, unheard, pools, ctx: ctx.clone() }
     }
 
     /// Writes until the context shuts down.
@@ -58,7 +69,7 @@ impl Reporter {
 
     async fn report_demand(&self) {
         // What an earlier process of this Pod has left behind is not true any more.
-        self.write("demand", self.spec(ReportShard::Demand)).await;
+        self.write(|| self.spec(ReportShard::Demand)).await;
         let mut book = Book::default();
         let mut last = Instant::now();
         loop {
@@ -78,12 +89,14 @@ impl Reporter {
             }
             if due == Due::Now {
                 sleep_until(last + BATCH).await;
-                self.take(&mut book);
             }
-            let entries = book.entries(self.ctx.now());
-            let spec =
-                GatewayReportSpec { pools: entries.clone(), ..self.spec(ReportShard::Demand) };
-            self.write("demand", spec).await;
+            let mut entries = Vec::new();
+            self.write(|| {
+                self.take(&mut book);
+                entries = book.entries(self.ctx.now());
+                GatewayReportSpec { pools: entries.clone(), ..self.spec(ReportShard::Demand) }
+            })
+            .await;
             book.written(entries);
             last = Instant::now();
         }
@@ -101,14 +114,21 @@ impl Reporter {
     }
 
     async fn report_state(&self) {
+        let mut unheard = self.unheard.clone();
         loop {
-            let spec = GatewayReportSpec {
+            unheard.mark_unchanged();
+            self.write(|| GatewayReportSpec {
                 epochs: self.state.epochs(),
                 certificates: self.state.certificates(),
+                unheard: self.unheard.borrow().iter().map(|peer| peer.to_string()).collect(),
                 ..self.spec(ReportShard::State)
-            };
-            self.write("state", spec).await;
-            self.state.changed().await;
+            })
+            .await;
+            tokio::select! {
+                () = self.state.changed() => {}
+                // When its sender is gone there will be no more.
+                Ok(()) = unheard.changed() => {}
+            }
             sleep(BATCH).await;
         }
     }
@@ -120,16 +140,75 @@ impl Reporter {
             pools: Vec::new(),
             epochs: Vec::new(),
             certificates: Vec::new(),
+            unheard: Vec::new(),
         }
     }
 
-    /// Writes until it is written: what is reported is waited for.
-    async fn write(&self, shard: &str, spec: GatewayReportSpec) {
-        let metadata = self.identity.metadata(format!("{}-{shard}", self.identity.pod));
-        let report = GatewayReport { metadata, spec };
-        while let Err(error) = self.writer.apply(&report).await {
+    /// Writes until it is written: what is reported is waited for. What that is may change
+    /// meanwhile, and has to if it is refused for what it says.
+    async fn write(&self, mut spec: impl FnMut() -> GatewayReportSpec) {
+        loop {
+            let spec = spec();
+            let shard = match spec.shard {
+                ReportShard::Demand => "demand",
+                ReportShard::State => "state",
+            };
+            let metadata = self.identity.metadata(format!("{}-{shard}", self.identity.pod));
+            let report = GatewayReport { metadata, spec };
+            let Err(error) = self.writer.apply(&report).await else { return };
             tracing::warn!(shard, error = %ErrorChain(&error), "Report not written");
             sleep(PAUSE).await;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use jiff::Timestamp;
+    use portolan_reconcile::Watch;
+    use portolan_reconcile::testing::{Answer, Wire, context};
+    use serde_json::json;
+
+    use super::*;
+    use crate::{Metrics, Settings};
+
+    #[tokio::test(start_paused = true)]
+    async fn what_was_refused_is_not_asked_for_again_when_there_is_something_else_to_say() {
+        let state = State::default();
+        let app = |name: &str| ObjectKey::new("team-a", name);
+        state.follow(&app("one"), 1);
+        let (wire, client) = {
+            let state = state.clone();
+            Wire::answering(move |sent| {
+                if sent.body["spec"]["epochs"][0]["name"] == "one" {
+                    state.forget(&app("one"));
+                    state.follow(&app("two"), 2);
+                    return Answer::failure(422, "Invalid", "too much");
+                }
+                Answer::Json(200, sent.body.clone())
+            })
+        };
+        let ctx = context(client);
+        let identity = Identity::new("system".into(), "gw-1".into(), None, Timestamp::UNIX_EPOCH);
+        let reporter = Reporter {
+            writer: ctx.writer(COMPONENT),
+            identity,
+            ingress: Ingress::new(Settings::standard(), Arc::new(Metrics::new())),
+            state,
+            unheard: watch::channel(BTreeSet::new()).1,
+            pools: Watch::<SandboxPool>::new().project(PoolFacts::of).start(&ctx, COMPONENT).0,
+            ctx,
+        };
+        let told = async {
+            while wire.sent().len() < 2 {
+                sleep(PAUSE).await;
+            }
+        };
+        tokio::select! {
+            () = reporter.report_state() => unreachable!("it never ends"),
+            () = told => {}
+        }
+        let second = &wire.sent()[1].body["spec"]["epochs"];
+        assert_eq!(*second, json!([{ "namespace": "team-a", "name": "two", "epoch": 2 }]));
     }
 }

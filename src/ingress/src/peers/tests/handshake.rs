@@ -98,7 +98,8 @@ async fn is_let_in(config: ClientConfig, address: SocketAddr) -> bool {
 async fn only_a_living_gateway_with_its_own_key_is_let_in() {
     let place = Place::new("b").await;
     let (known, stranger) = (Credential::generate().unwrap(), Credential::generate().unwrap());
-    let peer = Peer { address: place.address, certificates: vec![known.digest().to_string()] };
+    let certificates = vec![known.digest().to_string()];
+    let peer = Peer { address: place.address, certificates, serves: true };
     place.sees([("a".into(), peer)]);
     let (v13, v12) = (&rustls::version::TLS13, &rustls::version::TLS12);
     for (why, expected, key, version) in [
@@ -167,6 +168,7 @@ async fn one_request_is_answered_and_for_oneself_only() {
     let peer = |credential: &Credential| Peer {
         address: place.address,
         certificates: vec![credential.digest().to_string()],
+        serves: true,
     };
     place.sees([("a".into(), peer(&own)), ("b".into(), peer(&other)), ("z".into(), peer(&own))]);
     for (method, path, name, expected) in [

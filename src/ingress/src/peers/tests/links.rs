@@ -1,5 +1,7 @@
 //! Links that come about, break, come back and are renewed.
 
+use std::collections::BTreeSet;
+
 use super::*;
 use crate::peers::connection::{INSTANCE, PATH};
 use crate::peers::exchange::Outgoing;
@@ -16,6 +18,16 @@ async fn pair() -> (Place, Place) {
     a.sees([b.peer()]);
     b.sees([a.peer()]);
     (a, b)
+}
+
+/// Waits until so many attempts have failed and links have broken.
+async fn fails(place: &Place, count: u64) {
+    let failing = async {
+        while place.metrics.failures() < count {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    timeout(LIMIT, failing).await.expect("it fails");
 }
 
 #[tokio::test]
@@ -37,6 +49,47 @@ async fn a_link_that_breaks_comes_back() {
     a.sees([again.peer()]);
     assert_eq!(a.received(2).await, ["hello 1", "hello 1"]);
     assert_eq!(again.received(1).await, ["hello 2"]);
+}
+
+#[tokio::test]
+async fn either_end_notices_that_nobody_listens_any_more() {
+    for is_dialler in [true, false] {
+        let (a, b) = pair().await;
+        a.received(1).await;
+        b.received(1).await;
+        let (gone, left) = if is_dialler { (a, b) } else { (b, a) };
+        let (name, mut unheard) = (Arc::clone(&gone.name), left.unheard.subscribe());
+        drop(gone);
+        let noticed = timeout(LIMIT, unheard.wait_for(|unheard| unheard.contains(&name))).await;
+        assert_eq!(noticed.expect("it is noticed").unwrap().len(), 1);
+        // Its Lease is taken away.
+        left.sees([]);
+        let forgotten = timeout(LIMIT, unheard.wait_for(BTreeSet::is_empty)).await;
+        assert!(forgotten.is_ok_and(|known| known.is_ok()), "nobody is left to be heard");
+    }
+}
+
+#[tokio::test]
+async fn nobody_is_missed_who_leaves() {
+    let (a, b) = pair().await;
+    a.received(1).await;
+    let (name, peer) = b.peer();
+    a.sees([(Arc::clone(&name), Peer { serves: false, ..peer })]);
+    let failures = a.metrics.failures();
+    drop(b);
+    // The link that broke, and two attempts that failed.
+    fails(&a, failures + 3).await;
+    assert!(a.unheard.subscribe().borrow().is_empty());
+}
+
+#[tokio::test]
+async fn nobody_is_missed_who_was_never_met() {
+    let (a, b) = (Place::new("a").await, Place::new("b").await);
+    let peer = b.peer();
+    drop(b);
+    a.sees([peer]);
+    fails(&a, 3).await;
+    assert!(a.unheard.subscribe().borrow().is_empty());
 }
 
 #[tokio::test]
@@ -136,7 +189,8 @@ async fn a_hostile_peer_is_disconnected_and_counted() {
     ] {
         let place = Place::new("b").await;
         let own = Credential::generate().unwrap();
-        let peer = Peer { address: place.address, certificates: vec![own.digest().to_string()] };
+        let certificates = vec![own.digest().to_string()];
+        let peer = Peer { address: place.address, certificates, serves: true };
         place.sees([("a".into(), peer)]);
         misbehave(&place, &own, chunks).await;
         assert_eq!((place.metrics.violations(), place.book.begun()), (1, 1));
