@@ -22,6 +22,7 @@ impl AppReconciler {
             addresses,
             wanted: _,
             activation: _,
+            withheld: _,
             settled_epoch: _,
             wanted_since: _,
             look_again: _,

@@ -1,9 +1,11 @@
-//! The AppServices of an App: which ones it should have, and what leads there. Pure.
+//! The AppServices of an App: which ones it should have, what leads there, and who else holds the
+//! node ports of a version. Pure.
 //!
 //! They are created and replaced rather than applied: a name may be another App's (`a-b` with the
 //! service `c` and `a` with `b-c` want the same), and an apply would take it over.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::Resource;
@@ -12,7 +14,7 @@ use portolan_api::{
     App, AppService, AppServicePort, AppServiceSpec, AppVersion, Port, VersionService, labels,
     names,
 };
-use portolan_reconcile::Target;
+use portolan_reconcile::{ObjectKey, Target};
 use serde::Serialize;
 
 use crate::observe::Seen;
@@ -42,6 +44,27 @@ pub(crate) enum Followed<'a> {
     Active(&'a AppVersion),
     /// None serves yet, so the one that will: an address exists before anything answers on it.
     Coming(&'a AppVersion),
+}
+
+/// A node port that a version asks for and another App holds.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub(crate) struct Withheld {
+    /// The service that asks for it.
+    service: String,
+    /// The name of its port.
+    port: String,
+    /// The node port as people read it: `6697/TCP`.
+    node_port: String,
+    /// The AppService that holds it.
+    holder: ObjectKey,
+}
+
+impl fmt::Display for Withheld {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { service, port, node_port, holder } = self;
+        write!(f, "service {service}: node port {node_port} (port {port}) ")?;
+        write!(f, "is held by AppService {holder}")
+    }
 }
 
 /// What leads to the AppServices that this version needs. Without a version nothing is known of
@@ -90,6 +113,68 @@ pub(crate) fn addressed(
 /// The Apps whose AppService may have this name: each part of it that ends before a hyphen.
 pub(crate) fn possible_apps(name: &str) -> impl Iterator<Item = &str> {
     name.match_indices('-').map(|(end, _)| &name[..end])
+}
+
+/// The node ports that a switch from one version to another would be the first to ask for, and
+/// would not get, in the order of the version that comes.
+///
+/// A port that the version before asks for as well is none of them: with it no switch makes
+/// anything worse, and an App that waits for its port can be changed in all other respects.
+pub(crate) fn withheld(
+    app: &App,
+    from: &AppVersion,
+    to: &AppVersion,
+    seen: &Seen,
+) -> Vec<Withheld> {
+    let before = asked(from);
+    let ports = to.spec.services.iter().flat_map(|service| {
+        let name = &service.name;
+        service.ports.iter().map(move |port| (name, port))
+    });
+    let withheld = ports.filter_map(|(service, port)| {
+        let value = node_port(port).filter(|value| !before.contains(value))?;
+        let mut holders = seen.holders.get(&value)?.iter();
+        // What the App holds itself moves from one of its services to another.
+        let holder = holders.find(|holder| !is_ours(holder.as_ref(), app))?;
+        Some(Withheld {
+            service: service.clone(),
+            port: port.name.clone(),
+            node_port: value.to_ascii_uppercase(),
+            holder: ObjectKey::of(holder.as_ref()),
+        })
+    });
+    withheld.collect()
+}
+
+/// The node ports that a version asks for, as Claims say them.
+pub(crate) fn asked(version: &AppVersion) -> BTreeSet<String> {
+    let ports = version.spec.services.iter().flat_map(|service| &service.ports);
+    ports.filter_map(node_port).collect()
+}
+
+/// The node ports that an AppService says it holds and still asks for, as Claims say them: one
+/// that it does not ask for any more goes to whoever does.
+pub(crate) fn held(service: &AppService) -> BTreeSet<String> {
+    let held = service.status.as_ref().map(|status| status.node_ports.as_slice());
+    let held = held.unwrap_or_default();
+    let ports = service.spec.ports.iter().filter_map(|port| {
+        let number = port.node_port?;
+        let is_held = held.iter().any(|held| held.name == port.name && held.port == number);
+        is_held.then(|| names::node_port(number, port.r#type.transport()))
+    });
+    ports.collect()
+}
+
+/// The node ports that an AppService came to hold or gave up between two states of it, as Claims
+/// say them.
+pub(crate) fn moved(old: Option<&AppService>, new: Option<&AppService>) -> BTreeSet<String> {
+    let old = old.map(held).unwrap_or_default();
+    let new = new.map(held).unwrap_or_default();
+    old.symmetric_difference(&new).cloned().collect()
+}
+
+fn node_port(port: &Port) -> Option<String> {
+    port.node_port.map(|number| names::node_port(number, port.r#type.transport()))
 }
 
 fn desired(app: &App, followed: Followed<'_>) -> BTreeMap<String, AppService> {

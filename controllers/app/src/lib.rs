@@ -3,7 +3,7 @@
 //! It makes the version that the spec asks for, activates it once all its pools are verified,
 //! tells when every gateway follows, keeps the App's NetworkPolicy and prunes its history. It
 //! knows neither Pods nor how pools are filled, and never deletes a pool: pools go with the last
-//! version that owns them.
+//! version that owns them. Who holds a node port it knows from the AppServices, not from Claims.
 //!
 //! Entry point: [`run`]. Invariants: activation is one write of `status.activation`, with an epoch
 //! that only grows; nothing of the version that serves is touched while another is on its way.
@@ -36,7 +36,7 @@ mod tests;
 pub use error::Error;
 pub use plan::Settings;
 
-use observe::{BY_APP, BY_SETTLING, EpochFacts, RouteFacts, UNSETTLED};
+use observe::{BY_APP, BY_NODE_PORT, BY_SETTLING, EpochFacts, RouteFacts, UNSETTLED};
 
 /// How long word of a rollout may wait that changes nothing yet.
 const PROGRESS_LIMIT: SignedDuration = SignedDuration::from_secs(3);
@@ -58,7 +58,10 @@ pub fn run(
     );
     let of = |version: &Packed<AppVersion>| app_of_version(&version.unpack());
     let versions = controller.watch(
-        Watch::<AppVersion>::new().pack().index(BY_APP, move |version| index(of(version))),
+        Watch::<AppVersion>::new()
+            .pack()
+            .index(BY_APP, move |version| index(of(version)))
+            .index(BY_NODE_PORT, |version| l4::asked(&version.unpack())),
         move |change| change.each(of),
     );
     let of = |pool: &Packed<SandboxPool>| app_of_pool(&pool.unpack());
@@ -78,10 +81,13 @@ pub fn run(
             .pack(),
         |change| change.each(|policy| app_of_policy(&policy.unpack())),
     );
-    let named = apps.clone();
+    let (named, known) = (apps.clone(), versions.clone());
     let services = controller.watch(
-        Watch::new().prune().index(BY_APP, |service: &AppService| index(app_of_service(service))),
-        move |change| apps_of_service(change, &named),
+        Watch::<AppService>::new()
+            .prune()
+            .index(BY_APP, |service| index(app_of_service(service)))
+            .index(BY_NODE_PORT, l4::held),
+        move |change| apps_of_service(change, &named, &known),
     );
     let reports = controller.watch(
         Watch::new().in_namespace(&settings.system_namespace).project(EpochFacts::of),
@@ -199,23 +205,37 @@ fn changed_epochs(old: Option<&EpochFacts>, new: Option<&EpochFacts>) -> Vec<Obj
     std::collections::BTreeSet::from_iter(changed).into_iter().cloned().collect()
 }
 
-/// The App that an AppService names; and, when the object of that name is another one or none,
-/// also every App that could want the name.
+/// The App that an AppService names, and the Apps that could ask for a node port which it came to
+/// hold or gave up; and, when the object of that name is another one or none, also every App that
+/// could want the name.
 fn apps_of_service(
     change: &Change<'_, AppService>,
     apps: &Cache<App, Packed<App>>,
+    versions: &Cache<AppVersion, Packed<AppVersion>>,
 ) -> Vec<ObjectKey> {
+    let mut keys = apps_asking(change, versions);
     if change.old.zip(change.new).is_some_and(|(old, new)| is_count(old, new)) {
-        return Vec::new();
+        return keys;
     }
     let uid = |service: Option<&Arc<AppService>>| service.and_then(|s| s.metadata.uid.clone());
-    let mut keys = change.each(app_of_service);
+    keys.extend(change.each(app_of_service));
     if uid(change.old) != uid(change.new) {
         let possible = l4::possible_apps(&change.key.name);
         let possible = possible.map(|app| ObjectKey::new(change.key.namespace.clone(), app));
         keys.extend(possible.filter(|key| apps.get(key).is_some()));
     }
     keys
+}
+
+/// The Apps of which some version asks for a node port that an AppService came to hold or gave up.
+/// Those whose switch waits for one are among them, whether or not they have said so yet.
+fn apps_asking(
+    change: &Change<'_, AppService>,
+    versions: &Cache<AppVersion, Packed<AppVersion>>,
+) -> Vec<ObjectKey> {
+    let moved = l4::moved(change.old.map(AsRef::as_ref), change.new.map(AsRef::as_ref));
+    let asking = moved.iter().flat_map(|port| versions.unpack_by_index(BY_NODE_PORT, port));
+    asking.filter_map(|version| app_of_version(&version)).collect()
 }
 
 /// Whether nothing changed but numbers that an App does not report, such as that of its endpoints.

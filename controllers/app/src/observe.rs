@@ -1,6 +1,6 @@
 //! All reads, from caches: the App, its versions, pools and Routes, and what gateways report.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use jiff::Timestamp;
@@ -13,10 +13,12 @@ use portolan_api::{
 };
 use portolan_reconcile::ObjectKey;
 
-use crate::AppReconciler;
+use crate::{AppReconciler, l4};
 
 /// Index of versions, pools and Routes: the key of their App.
 pub(crate) const BY_APP: &str = "app";
+/// Index of versions and AppServices: the node ports that they ask for, or hold.
+pub(crate) const BY_NODE_PORT: &str = "node-port";
 /// Index of Apps: the one entry [`UNSETTLED`] lists those whose activation gateways have not all
 /// reported.
 pub(crate) const BY_SETTLING: &str = "settling";
@@ -104,6 +106,10 @@ pub(crate) struct Seen {
     pub(crate) policy: Option<Arc<NetworkPolicy>>,
     /// AppServices that name it, and those that have a name it could want, by name.
     pub(crate) services: BTreeMap<String, Arc<AppService>>,
+    /// AppServices of any App, its own among them, that hold a node port which one of its versions
+    /// asks for, by node port as Claims say it. Usually one for each; two while one of them has
+    /// not said yet that it lost it.
+    pub(crate) holders: BTreeMap<String, Vec<Arc<AppService>>>,
 }
 
 impl AppReconciler {
@@ -128,6 +134,7 @@ impl AppReconciler {
             by_name(self.versions.unpack_by_index(BY_APP, &index), |v| v.metadata.name.clone());
         Seen {
             services: self.observe_services(key, &app, versions.values()),
+            holders: self.observe_holders(versions.values()),
             versions,
             pools: by_name(self.pools.unpack_by_index(BY_APP, &index), |p| p.metadata.name.clone()),
             routes: by_name(self.routes.by_index(BY_APP, &index), |r| Some(r.key.name.clone())),
@@ -152,6 +159,18 @@ impl AppReconciler {
         let held = names
             .filter_map(|name| self.services.get(&ObjectKey::new(key.namespace.clone(), name)));
         by_name(own.into_iter().chain(held).collect(), |service| service.metadata.name.clone())
+    }
+
+    fn observe_holders<'a>(
+        &self,
+        versions: impl Iterator<Item = &'a Arc<AppVersion>>,
+    ) -> BTreeMap<String, Vec<Arc<AppService>>> {
+        let asked: BTreeSet<String> = versions.flat_map(|version| l4::asked(version)).collect();
+        let holders = asked.into_iter().map(|port| {
+            let holders = self.services.by_index(BY_NODE_PORT, &port);
+            (port, holders)
+        });
+        holders.collect()
     }
 }
 

@@ -11,7 +11,7 @@ use portolan_api::resolve::{self, pool_name};
 use portolan_api::{Activation, App, AppVersion, SandboxPool, labels, names};
 use serde::Serialize;
 
-use crate::l4::{self, Addresses, Followed};
+use crate::l4::{self, Addresses, Followed, Withheld};
 use crate::observe::{GatewaySeen, Seen};
 use crate::policy::network_policy;
 
@@ -45,6 +45,8 @@ pub(crate) struct Plan {
     pub(crate) create: Option<AppVersion>,
     /// The switch that gateways are to follow; `None` before the first.
     pub(crate) activation: Option<Activation>,
+    /// The node ports for which the switch to what is wanted waits; what serves goes on.
+    pub(crate) withheld: Vec<Withheld>,
     /// The last epoch that all live gateways follow.
     pub(crate) settled_epoch: Option<i64>,
     /// When `wanted` began to be wanted.
@@ -77,7 +79,8 @@ pub(crate) fn plan(seen: &Seen, settings: &Settings, now: Timestamp) -> Option<P
     let app = seen.app.as_deref().filter(|app| app.metadata.deletion_timestamp.is_none())?;
     let (wanted, create) = wanted(app, seen);
     let wanted_since = wanted_since(app, &wanted, now);
-    let activation = activation(app, &wanted, seen);
+    let withheld = withheld(app, &wanted, seen);
+    let activation = activation(app, &wanted, &withheld, seen);
     let live: Vec<_> = seen.gateways.iter().filter(|gateway| gateway.lapses > now).collect();
     let followed = followed(app, &wanted, create.as_ref(), seen);
     let addresses = l4::addresses(app, followed, seen);
@@ -106,6 +109,7 @@ pub(crate) fn plan(seen: &Seen, settings: &Settings, now: Timestamp) -> Option<P
         wanted,
         create,
         activation,
+        withheld,
         settled_epoch,
         wanted_since,
         look_again,
@@ -177,16 +181,35 @@ fn wanted_since(app: &App, wanted: &Wanted, now: Timestamp) -> Timestamp {
     since.map_or(now, |since| since.0)
 }
 
-/// The switch after this pass: to the wanted version as soon as all its pools are verified, in
-/// one write, with the next epoch.
-fn activation(app: &App, wanted: &Wanted, seen: &Seen) -> Option<Activation> {
+/// The node ports that keep the wanted version from taking over from one that serves. Claims decide
+/// in the end: what could not be known before the switch, the AppService tells after it.
+///
+/// A first version waits for none: nothing serves that would go on, and its other ports can.
+fn withheld(app: &App, wanted: &Wanted, seen: &Seen) -> Vec<Withheld> {
+    let standing = app.status.as_ref().and_then(|status| status.activation.as_ref());
+    let (Some(standing), Wanted::Version(wanted)) = (standing, wanted) else { return Vec::new() };
+    match (own(app, &standing.version, seen), own(app, wanted, seen)) {
+        (Some(from), Some(to)) => l4::withheld(app, from, to, seen),
+        // One that is made by this plan is looked at when it is there.
+        _ => Vec::new(),
+    }
+}
+
+/// The switch after this pass: to the wanted version as soon as all its pools are verified and
+/// nobody withholds a node port, in one write, with the next epoch.
+fn activation(
+    app: &App,
+    wanted: &Wanted,
+    withheld: &[Withheld],
+    seen: &Seen,
+) -> Option<Activation> {
     let standing = app.status.as_ref().and_then(|status| status.activation.clone());
     let Wanted::Version(name) = wanted else { return standing };
     if standing.as_ref().is_some_and(|standing| standing.version == *name) {
         return standing;
     }
     let is_verified = seen.versions.get(name).is_some_and(|version| is_verified(version, seen));
-    if !is_verified {
+    if !is_verified || !withheld.is_empty() {
         return standing;
     }
     let epoch = standing.map_or(FIRST_EPOCH, |standing| standing.epoch + 1);
@@ -209,15 +232,19 @@ fn followed<'a>(
     create: Option<&'a AppVersion>,
     seen: &'a Seen,
 ) -> Option<Followed<'a>> {
-    let known = |name: &str| {
-        let version = seen.versions.get(name).map(AsRef::as_ref);
-        version.filter(|version| is_ours(*version, app))
-    };
     match (app.status.as_ref().and_then(|status| status.activation.as_ref()), wanted) {
-        (Some(activation), _) => known(&activation.version).map(Followed::Active),
-        (None, Wanted::Version(name)) => create.or_else(|| known(name)).map(Followed::Coming),
+        (Some(activation), _) => own(app, &activation.version, seen).map(Followed::Active),
+        (None, Wanted::Version(name)) => {
+            create.or_else(|| own(app, name, seen)).map(Followed::Coming)
+        }
         (None, Wanted::Missing(_) | Wanted::Taken(_)) => None,
     }
+}
+
+/// The version of this App that has the name.
+fn own<'a>(app: &App, name: &str, seen: &'a Seen) -> Option<&'a AppVersion> {
+    let version = seen.versions.get(name).map(AsRef::as_ref);
+    version.filter(|version| is_ours(*version, app))
 }
 
 /// Whether every live gateway reports the epoch or a later one.

@@ -34,7 +34,11 @@ pub(crate) fn status(
     let mut conditions =
         Conditions::new(observed.map_or(&[][..], |status| &status.conditions), generation, now);
     let mut set = |kind: &str, (verdict, reason, message): Word| {
-        conditions.set(kind, verdict, reason, &message);
+        if kind == READY && reason == reason::NODE_PORT_CONFLICT {
+            conditions.set_naming(kind, verdict, reason, &message);
+        } else {
+            conditions.set(kind, verdict, reason, &message);
+        }
     };
     let stuck = stuck(plan, refusal);
     set(READY, stuck.clone().unwrap_or_else(|| ready(app, seen, plan, &services, now)));
@@ -149,9 +153,11 @@ fn progressing(app: &App, seen: &Seen, plan: &Plan, now: Timestamp) -> Word {
 /// What keeps a rollout from even beginning, or from going on.
 fn stuck(plan: &Plan, refusal: Option<&str>) -> Option<Word> {
     match &plan.wanted {
-        Wanted::Version(_) => refusal.map(|refusal| {
-            (Verdict::False, reason::OBJECT_REFUSED, format!("{refusal}; {}", serving(plan)))
-        }),
+        Wanted::Version(name) => {
+            let refused = refusal.map(|refusal| (reason::OBJECT_REFUSED, refusal.to_owned()));
+            let (reason, message) = refused.or_else(|| withheld(name, plan))?;
+            Some((Verdict::False, reason, format!("{message}; {}", serving(plan))))
+        }
         Wanted::Missing(name) => Some((
             Verdict::False,
             reason::VERSION_NOT_FOUND,
@@ -167,6 +173,19 @@ fn stuck(plan: &Plan, refusal: Option<&str>) -> Option<Word> {
             ),
         )),
     }
+}
+
+/// The node ports for which the switch waits. It is told at once: whether the version is verified
+/// meanwhile changes nothing about it.
+fn withheld(version: &str, plan: &Plan) -> Option<(&'static str, String)> {
+    if plan.withheld.is_empty() {
+        return None;
+    }
+    let ports = Vec::from_iter(plan.withheld.iter().map(ToString::to_string)).join(", ");
+    let message = format!(
+        "{ports}; choose another, or have it released there: version {version} takes over then by itself"
+    );
+    Some((reason::NODE_PORT_CONFLICT, message))
 }
 
 fn is_settled(plan: &Plan) -> bool {

@@ -53,6 +53,9 @@ pub(crate) fn report(
     let is_told = finding.is_some() && is_told(situation, outcome);
     let observed_generation = if is_told { Some(generation) } else { before.observed_generation };
     match finding {
+        Some(Finding { verdict, reason, message }) if is_contested(plan) => {
+            conditions.set_naming(READY, verdict, reason, message);
+        }
         Some(Finding { verdict, reason, message }) => {
             conditions.set(READY, verdict, reason, message);
         }
@@ -120,6 +123,12 @@ fn dispute(plan: &Plan) -> Dispute {
         true => Dispute::Unknown,
         false => Dispute::Nobody,
     }
+}
+
+/// Whether a Claim of another stands in the way. Which one, and who holds it, is news whenever it
+/// is another, because there is something else to do.
+fn is_contested(plan: &Plan) -> bool {
+    plan.ports.iter().any(|one| matches!(one.hold, Hold::Lost(_) | Hold::Reserved(_)))
 }
 
 /// A port that is held, or of which nothing new could be found out.

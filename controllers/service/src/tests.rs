@@ -158,8 +158,12 @@ fn other() -> Holder {
 
 /// The settled situation, but another has, or had, the Claim on the node port.
 fn contended(holder: Holder, state: HolderState) -> Situation {
+    contended_on(6697, holder, state)
+}
+
+fn contended_on(port: i32, holder: Holder, state: HolderState) -> Situation {
     let mut situation = settled(app_service(None));
-    let service = app_service(Some(6697));
+    let service = app_service(Some(port));
     situation.asked = fresh(service.clone()).asked;
     let asked = &mut situation.asked[0];
     asked.claim = Some((Arc::new(claim(asked.port, &holder)), state));
@@ -431,6 +435,22 @@ fn the_loser_names_the_holder_and_waits() {
     check_steps(&situation, &[]);
     let expected = "node port 6697/TCP (port irc) is held by AppService team-b/game-lobby";
     check_ready(&situation, &Outcome::default(), "NodePortConflict", expected);
+}
+
+#[test]
+fn that_another_port_is_lost_or_to_another_is_told_anew() {
+    let mut said = None;
+    let mut told = |port: i32, holder: Holder| {
+        let mut situation = contended_on(port, holder, HolderState::Asks);
+        Arc::make_mut(&mut situation.service).status = said.take();
+        let Report { status, transitions } = report_on(&situation, &Outcome::default());
+        said = Some(status);
+        transitions.len()
+    };
+    assert_eq!(told(6697, other()), 1, "a conflict");
+    assert_eq!(told(6697, other()), 0, "the same one");
+    assert_eq!(told(6698, other()), 1, "another port");
+    assert_eq!(told(6698, Holder { name: "game-den".into(), ..other() }), 1, "another holder");
 }
 
 #[test]

@@ -23,6 +23,8 @@ struct Cluster {
     services: Vec<Value>,
     slices: Vec<Value>,
     claims: Vec<Value>,
+    /// A Claim that has the name which is wanted, and that the watch does not show.
+    unseen: Option<Value>,
     reports: Vec<Value>,
     create: OnCreate,
     create_slice: OnCreate,
@@ -46,6 +48,7 @@ impl Cluster {
             services: vec![],
             slices: vec![],
             claims: vec![],
+            unseen: None,
             reports: vec![],
             create: allocated,
             create_slice: stored,
@@ -67,7 +70,20 @@ impl Cluster {
         sent.filter(counted).collect()
     }
 
+    /// What is answered about the Claim that the watch does not show, if there is one.
+    fn answer_unseen(&self, sent: &Sent) -> Option<Answer> {
+        let claim = self.unseen.clone()?;
+        match (sent.method.as_str(), sent.path.strip_prefix(CLAIMS)?) {
+            ("POST", "") => Some(Answer::failure(409, "AlreadyExists", "it exists")),
+            ("GET", name) if name.starts_with('/') => Some(Answer::Json(200, claim)),
+            _ => None,
+        }
+    }
+
     fn answer(&self, sent: &Sent) -> Answer {
+        if let Some(answer) = self.answer_unseen(sent) {
+            return answer;
+        }
         match (sent.method.as_str(), sent.path.as_str()) {
             ("GET", path) if path.ends_with("/appservices") => {
                 listing("AppService", vec![self.app_service.clone()])
@@ -266,6 +282,23 @@ async fn a_port_that_a_service_has_at_an_address_of_a_node_is_not_taken() {
         let status = writes.iter().rfind(|one| one.path == STATUS).expect("it is told");
         let ready = &status.body["status"]["conditions"][0];
         assert_eq!(ready["reason"], expected, "{ready}");
+    }
+}
+
+/// As after a creation whose answer was lost; also when somebody has deleted the Claim meanwhile
+/// and a finalizer keeps it.
+#[tokio::test(start_paused = true)]
+async fn a_claim_of_its_own_that_no_watch_has_shown_is_taken_once() {
+    let made = Cluster::fresh().writes().await;
+    for deleted in [Value::Null, json!("2026-01-01T00:00:00Z")] {
+        let answer = stored(only(&made, "POST", CLAIMS));
+        let Answer::Json(_, mut claim) = answer else { unreachable!("it is stored") };
+        claim["metadata"]["deletionTimestamp"] = deleted;
+        let writes = Cluster { unseen: Some(claim), ..Cluster::fresh() }.writes().await;
+        only(&writes, "POST", CLAIMS);
+        let status = &only(&writes, "PATCH", STATUS).body["status"];
+        assert_eq!(status["nodePorts"], json!([{ "name": "irc", "port": 6697 }]));
+        assert_eq!(status["conditions"][0]["reason"], "Available");
     }
 }
 

@@ -26,6 +26,7 @@ async fn transitions_become_events_and_repetitions_are_counted_up() -> anyhow::R
             to: Verdict::False,
             reason: "CrashLooping".to_owned(),
             message: "exit code 1".to_owned(),
+            is_naming: false,
         };
         for _ in 0..3 {
             events.publish_transitions(&object, "Reconcile", std::slice::from_ref(&crashing));

@@ -138,7 +138,9 @@ impl Claims {
         self.cache.observe(claim, pass);
     }
 
-    /// Creation is the lock: who is refused has lost, and reads who has won.
+    /// Creation is the lock: who is refused has lost, and reads who has won. That may be itself, by
+    /// a creation of which it never learned; the cache has such a Claim afterwards like one that
+    /// was created here.
     ///
     /// # Errors
     ///
@@ -154,7 +156,11 @@ impl Claims {
             }
             Created::AlreadyExists => {
                 match self.writer.get::<Claim>(&self.realm.key(value)).await {
-                    Observed::Present(there) if there.spec == wanted.spec => Ok(Taken::Won),
+                    // One that is being deleted holds until it is gone, which the watch shows.
+                    Observed::Present(there) if there.spec == wanted.spec => {
+                        self.cache.observe(there, pass);
+                        Ok(Taken::Won)
+                    }
                     Observed::Present(there) => Ok(Taken::Lost(Box::new(there))),
                     Observed::Absent => Err(Error::Stale),
                     Observed::Unknown(why) => Err(Error::Holder { why }),

@@ -36,7 +36,8 @@ impl From<bool> for Verdict {
     }
 }
 
-/// One condition that flipped, or whose reason changed: what an Event tells.
+/// One condition that flipped, whose reason changed, or that names something else now: what an
+/// Event tells.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 pub struct Transition {
     /// The condition's type.
@@ -49,6 +50,9 @@ pub struct Transition {
     pub reason: String,
     /// The condition's message.
     pub message: String,
+    /// Whether the message names what stands in the way: another message is another Event then,
+    /// and not a repetition of the one before.
+    pub is_naming: bool,
 }
 
 /// Builds an object's conditions from those it has.
@@ -81,18 +85,42 @@ impl<'a> Conditions<'a> {
         reason: &str,
         message: impl Into<String>,
     ) -> &mut Self {
-        let (verdict, message) = (verdict.into(), cut(message.into()));
+        let is_naming = false;
+        self.put(is_naming, (type_, verdict.into(), reason, message.into()))
+    }
+
+    /// As [`Conditions::set`], for a message that names who or what stands in the way: that it
+    /// names another is a transition too. Not for a message in which something counts up.
+    pub fn set_naming(
+        &mut self,
+        type_: &str,
+        verdict: impl Into<Verdict>,
+        reason: &str,
+        message: impl Into<String>,
+    ) -> &mut Self {
+        let is_naming = true;
+        self.put(is_naming, (type_, verdict.into(), reason, message.into()))
+    }
+
+    fn put(&mut self, is_naming: bool, word: (&str, Verdict, &str, String)) -> &mut Self {
+        let (type_, verdict, reason, message) = word;
+        let message = cut(message);
         let before = self.observed.iter().find(|condition| condition.type_ == type_);
         let since = before.filter(|condition| condition.status == verdict.as_str());
+        let is_same = before.is_some_and(|was| {
+            let is_named = !is_naming || was.message == message;
+            was.status == verdict.as_str() && was.reason == reason && is_named
+        });
         self.conditions.retain(|condition| condition.type_ != type_);
         self.transitions.retain(|transition| transition.type_ != type_);
-        if before.is_none_or(|was| was.status != verdict.as_str() || was.reason != reason) {
+        if !is_same {
             self.transitions.push(Transition {
                 type_: type_.to_owned(),
                 from: before.map(|condition| condition.status.clone()),
                 to: verdict,
                 reason: reason.to_owned(),
                 message: message.clone(),
+                is_naming,
             });
         }
         self.conditions.push(Condition {
@@ -178,6 +206,37 @@ mod tests {
         let mut conditions = Conditions::new(&observed, 1, later());
         conditions.set("Ready", true, "Serving", "as set up");
         assert_eq!(conditions.finish(), (observed, vec![]));
+    }
+
+    #[test]
+    fn that_something_else_is_named_is_a_transition_and_that_something_counts_up_is_none() {
+        let message = "node port 6697/TCP is held by AppService team-b/game-lobby";
+        let mut before = Conditions::new(&[], 1, THEN);
+        before.set("Ready", false, "NodePortConflict", message);
+        let observed = before.finish().0;
+        let transitions = |is_naming: bool, message: &str| {
+            let mut conditions = Conditions::new(&observed, 1, later());
+            if is_naming {
+                conditions.set_naming("Ready", false, "NodePortConflict", message);
+            } else {
+                conditions.set("Ready", false, "NodePortConflict", message);
+            }
+            let (conditions, transitions) = conditions.finish();
+            assert_eq!(conditions[0].last_transition_time, Time(THEN), "the status is the same");
+            transitions
+        };
+        let other = "node port 6698/TCP is held by AppService team-b/game-lobby";
+        assert_eq!(transitions(false, other), []);
+        assert_eq!(transitions(true, message), []);
+        let expected = Transition {
+            type_: "Ready".to_owned(),
+            from: Some("False".to_owned()),
+            to: Verdict::False,
+            reason: "NodePortConflict".to_owned(),
+            message: other.to_owned(),
+            is_naming: true,
+        };
+        assert_eq!(transitions(true, other), [expected]);
     }
 
     #[test]

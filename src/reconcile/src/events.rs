@@ -83,6 +83,17 @@ impl Events {
         reason: &str,
         note: &str,
     ) {
+        self.send(object.object_ref(&()), type_, action, reason, note);
+    }
+
+    fn send(
+        &self,
+        regarding: ObjectReference,
+        type_: EventType,
+        action: &str,
+        reason: &str,
+        note: &str,
+    ) {
         let end = (0..=note.len().min(NOTE_MAX)).rev().find(|end| note.is_char_boundary(*end));
         let event = Event {
             type_,
@@ -91,7 +102,7 @@ impl Events {
             note: Some(note[..end.unwrap_or(0)].to_owned()),
             secondary: None,
         };
-        if self.waiting.try_send((event, object.object_ref(&()))).is_err() {
+        if self.waiting.try_send((event, regarding)).is_err() {
             self.dropped.inc();
         }
     }
@@ -110,13 +121,25 @@ impl Events {
         transitions: &[Transition],
     ) {
         for transition in transitions.iter().filter(|transition| is_news(transition)) {
-            let Transition { type_, from, to, reason, message } = transition;
+            let Transition { type_, from, to, reason, message, is_naming: _ } = transition;
             let bad = type_ == "Ready" && *to == Verdict::False && from.is_some();
             let event_type = if bad { EventType::Warning } else { EventType::Normal };
             let note = format!("{type_}={}: {message}", to.as_str());
-            self.publish(object, event_type, action, reason, &note);
+            self.send(regarding(object, transition), event_type, action, reason, &note);
         }
     }
+}
+
+/// What the Event of a transition is about. The recorder counts an Event up whatever its note says,
+/// as long as all else is the same, and keeps the first note; so an Event that names something is
+/// about one version of the object, which the write that goes with it has ended.
+fn regarding<K: Resource<DynamicType = ()>>(
+    object: &K,
+    transition: &Transition,
+) -> ObjectReference {
+    let version = object.meta().resource_version.clone();
+    let resource_version = version.filter(|_| transition.is_naming);
+    ObjectReference { resource_version, ..object.object_ref(&()) }
 }
 
 fn is_news(transition: &Transition) -> bool {
@@ -175,7 +198,35 @@ impl Publisher {
 
 #[cfg(test)]
 mod tests {
+    use k8s_openapi::{api::core::v1::ConfigMap, apimachinery::pkg::apis::meta::v1::ObjectMeta};
+
     use super::*;
+
+    fn mk_transition(type_: &str, from: Option<&str>, to: Verdict, is_naming: bool) -> Transition {
+        let (type_, from) = (type_.to_owned(), from.map(str::to_owned));
+        let (reason, message) = (String::new(), String::new());
+        Transition { type_, from, to, reason, message, is_naming }
+    }
+
+    #[test]
+    fn an_event_that_names_something_is_no_repetition_of_one_about_another_version() {
+        let object = |version: &str| {
+            let metadata = ObjectMeta {
+                name: Some("chat-irc".to_owned()),
+                uid: Some("uid".to_owned()),
+                resource_version: Some(version.to_owned()),
+                ..ObjectMeta::default()
+            };
+            ConfigMap { metadata, ..ConfigMap::default() }
+        };
+        let about = |version: &str, is_naming: bool| {
+            let transition = mk_transition("Ready", Some("False"), Verdict::False, is_naming);
+            regarding(&object(version), &transition)
+        };
+        assert_eq!(about("7", false), about("8", false), "it is counted up");
+        assert_ne!(about("7", true), about("8", true));
+        assert_eq!(about("7", true).uid, about("7", false).uid, "it is the same object");
+    }
 
     #[test]
     fn what_goes_wrong_is_news_and_what_goes_well_is_not() {
@@ -194,9 +245,7 @@ mod tests {
             ("ServicesReady", Some("False"), Verdict::True, false),
         ];
         for (type_, from, to, expected) in cases {
-            let from = from.map(str::to_owned);
-            let (reason, message) = (String::new(), String::new());
-            let transition = Transition { type_: type_.into(), from, to, reason, message };
+            let transition = mk_transition(type_, from, to, false);
             assert_eq!(is_news(&transition), expected, "{transition:?}");
         }
     }

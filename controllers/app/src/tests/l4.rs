@@ -1,14 +1,17 @@
 //! Situations of an App whose services have addresses of their own.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use portolan_api::{AppService, AppServiceStatus, SessionAffinity};
-use serde_json::{Value, json};
+use portolan_reconcile::Transition;
+use serde_json::{Value, from_value, json};
 
-use super::{World, ready_condition};
-use crate::l4::{Addresses, possible_apps};
+use super::{World, condition, ready_condition};
+use crate::l4::{Addresses, held, moved, possible_apps};
 use crate::plan::{Plan, Wanted};
+use crate::status::status;
 
 impl World {
     /// Stores what the API server would, as seen by the service controller: each AppService has
@@ -44,6 +47,18 @@ impl World {
         self.pass();
         self.ready();
         self.settle();
+    }
+
+    /// Lets this AppService be all that holds node ports.
+    fn hold(&mut self, service: &AppService) {
+        let holders = held(service).into_iter().map(|port| (port, vec![Arc::new(service.clone())]));
+        self.seen.holders = holders.collect();
+    }
+
+    /// What Events tell of the App after this pass.
+    fn told(&self) -> Vec<Transition> {
+        let app = self.seen.app.as_ref().expect("there is an App");
+        status(app, &self.seen, &self.plan(), None, self.now).1
     }
 
     /// What is told the API server, by name.
@@ -238,6 +253,132 @@ fn what_is_wrong_with_an_address_is_the_apps_word_too() {
     world.check("Ready", "False NodePortConflict");
     world.service("shop-irc").status = None;
     world.check("ServicesReady", "Unknown Starting");
+}
+
+/// An AppService of another App that holds a node port.
+fn lobby(number: i32, kind: &str) -> AppService {
+    from_value(json!({
+        "metadata": { "name": "game-lobby", "namespace": "team-b", "uid": "uid-of-game-lobby" },
+        "spec": { "app": "game", "service": "lobby", "ports": [
+            { "name": "play", "port": 1, "type": kind, "targetPort": 1, "nodePort": number },
+        ] },
+        "status": { "nodePorts": [{ "name": "play", "port": number }] },
+    }))
+    .expect("an AppService")
+}
+
+/// An App whose first version had the node port 6697/tcp and whose second one gave it up; and the
+/// first version.
+fn gave_up() -> (World, String) {
+    let mut world = serving();
+    let (first, _) = world.active().expect("a version serves");
+    world.apply(services(&[web()]));
+    world.roll_out();
+    (world, first)
+}
+
+#[test]
+fn a_rollback_waits_for_a_node_port_that_another_app_holds() {
+    let (mut world, first) = gave_up();
+    let before = world.active();
+    world.hold(&lobby(6697, "tcp"));
+    world.app().spec.version = Some(first.clone());
+    world.roll_out();
+    assert_eq!(world.active(), before, "what serves goes on serving");
+    world.check_addresses(&[], &[], &[]);
+    world.check("Ready", "False NodePortConflict");
+    world.check("Progressing", "False NodePortConflict");
+    world.check("ServicesReady", "True Available");
+    let conditions = world.status().conditions;
+    let message = &condition(&conditions, "Ready").unwrap().message;
+    let holder =
+        "service irc: node port 6697/TCP (port irc) is held by AppService team-b/game-lobby;";
+    assert!(message.starts_with(holder), "{message}");
+    let serves = format!("; version {} keeps serving", before.unwrap().0);
+    assert!(message.ends_with(&serves), "{message}");
+
+    world.seen.holders.clear();
+    world.settle();
+    assert_eq!(world.active(), Some((first, 3)), "it goes on by itself");
+    world.check("Ready", "True Available");
+}
+
+#[test]
+fn a_new_version_and_an_old_manifest_wait_for_a_node_port_too() {
+    for port in [6667, 7000] {
+        let (mut world, _) = gave_up();
+        let before = world.active();
+        world.hold(&lobby(6697, "tcp"));
+        world.apply(services(&[web(), irc(port)]));
+        world.roll_out();
+        assert_eq!(world.active(), before);
+        world.check("Ready", "False NodePortConflict");
+    }
+}
+
+#[test]
+fn a_switch_waits_for_no_other_port_than_one_it_would_be_the_first_to_ask_for() {
+    let rolls_back = |holder: &AppService| {
+        let (mut world, first) = gave_up();
+        world.hold(holder);
+        world.app().spec.version = Some(first.clone());
+        world.roll_out();
+        world.active() == Some((first, 3))
+    };
+    assert!(!rolls_back(&lobby(6697, "tcp")));
+    assert!(!rolls_back(&lobby(6697, "http")), "the transport is the same");
+    assert!(rolls_back(&lobby(6697, "udp")), "another transport");
+    assert!(rolls_back(&lobby(6698, "tcp")), "another number");
+    let mut own = lobby(6697, "tcp");
+    own.metadata.owner_references = serving().service("shop-irc").metadata.owner_references.clone();
+    assert!(rolls_back(&own), "another service of the App");
+
+    // The version that serves asks for it, too.
+    let mut world = serving();
+    world.hold(&lobby(6697, "tcp"));
+    world.apply(services(&[web(), irc(7000)]));
+    world.roll_out();
+    assert_eq!(world.active().map(|(_, epoch)| epoch), Some(2));
+
+    // Nothing serves that would go on.
+    let mut world = World::new(services(&[web(), irc(6667)]));
+    world.hold(&lobby(6697, "tcp"));
+    world.roll_out();
+    assert_eq!(world.active().map(|(_, epoch)| epoch), Some(1));
+}
+
+#[test]
+fn that_another_node_port_is_withheld_is_told_anew() {
+    let (mut world, first) = gave_up();
+    world.app().spec.version = Some(first);
+    let is_told = |world: &mut World, holder: &AppService| {
+        world.hold(holder);
+        let told = world.told().into_iter().any(|one| one.type_ == "Ready" && one.is_naming);
+        world.pass();
+        told
+    };
+    let mut den = lobby(6697, "tcp");
+    den.metadata.name = Some("game-den".into());
+    assert!(is_told(&mut world, &lobby(6697, "tcp")), "a conflict");
+    assert!(!is_told(&mut world, &lobby(6697, "tcp")), "the same one");
+    assert!(is_told(&mut world, &den), "another holder");
+}
+
+#[test]
+fn a_node_port_is_held_while_it_is_said_to_be_and_asked_for() {
+    let holding = lobby(6697, "udp");
+    let port = || BTreeSet::from(["6697/udp".to_owned()]);
+    assert_eq!(held(&holding), port());
+    let mut unheld = holding.clone();
+    unheld.status = None;
+    assert_eq!(held(&unheld), BTreeSet::new(), "it only asks");
+    let mut left = holding.clone();
+    left.spec.ports[0].node_port = Some(6698);
+    assert_eq!(held(&left), BTreeSet::new(), "it asks for another");
+    assert_eq!(moved(None, Some(&holding)), port());
+    assert_eq!(moved(Some(&holding), None), port());
+    assert_eq!(moved(Some(&holding), Some(&unheld)), port());
+    assert_eq!(moved(Some(&holding), Some(&holding)), BTreeSet::new());
 }
 
 #[test]

@@ -68,10 +68,18 @@ struct Measured {
     /// Of all Apps, until they sleep.
     writes: Writes,
     idle: Writes,
-    busy: Writes,
+    busy: Busy,
     controller: f64,
     gateway: f64,
     gateway_peak: f64,
+}
+
+/// What came of the busy Apps.
+struct Busy {
+    writes: Writes,
+    /// Requests that were not answered with 200, and one of them.
+    failed: u64,
+    example: Option<String>,
 }
 
 impl AppsArgs {
@@ -94,7 +102,7 @@ impl AppsArgs {
             format!(
                 "Writes per second with {} busy Apps: {}.",
                 self.busy,
-                measured.busy.text(BUSY_TIME.as_secs_f64())
+                measured.busy.writes.text(BUSY_TIME.as_secs_f64())
             ),
             format!("Writes while idle: {}.", measured.idle.text(1.0)),
             "Run it with `make bench-apps`.".into(),
@@ -134,7 +142,10 @@ impl AppsArgs {
         let gateway = stub.memory("gateway0")?.now / MEBIBYTE;
         println!("==> {controller:.1} MiB in the controllers, {gateway:.1} MiB in a gateway");
         let busy = stub.inside(async || self.busy(stub).await)?;
-        println!("==> {} writes in {BUSY_TIME:?} of load", busy.total());
+        println!("==> {} writes in {BUSY_TIME:?} of load", busy.writes.total());
+        if let Some(example) = &busy.example {
+            println!("==> {} requests failed: {example}", busy.failed);
+        }
         let gateway_peak = relist_peak(stub).await?;
         Ok(Measured {
             raw,
@@ -159,9 +170,9 @@ impl AppsArgs {
     }
 
     /// One request a second for each of the busy Apps, in turn through all gateways.
-    async fn busy(&self, stub: &Stub) -> anyhow::Result<Writes> {
+    async fn busy(&self, stub: &Stub) -> anyhow::Result<Busy> {
         let client = stub.client().await?;
-        let mut before = None;
+        let (mut before, mut failed, mut example) = (None, 0, None);
         let mut second = interval(Duration::from_secs(1));
         second.set_missed_tick_behavior(MissedTickBehavior::Delay);
         // They have to be awake before it counts.
@@ -178,16 +189,20 @@ impl AppsArgs {
             });
             let mut requests = stream::iter(requests).buffer_unordered(64);
             while let Some(answered) = requests.next().await {
-                answered?;
+                // One of tens of thousands must not cost the figures that took an hour.
+                if let Err(failure) = answered {
+                    failed += 1;
+                    example.get_or_insert_with(|| format!("{failure:#}"));
+                }
             }
         }
         let before = before.context("the load was too short")?;
-        Ok(Writes::read(&client).await?.since(&before))
+        Ok(Busy { writes: Writes::read(&client).await?.since(&before), failed, example })
     }
 
     fn rows(&self, measured: &Measured) -> Vec<Row> {
         let per_app = measured.first.until_ready();
-        let busy = count_u64(measured.busy.total()) / BUSY_TIME.as_secs_f64();
+        let busy = count_u64(measured.busy.writes.total()) / BUSY_TIME.as_secs_f64();
         let rate = count(self.apps) / measured.time.as_secs_f64();
         let at_most = |figure: String, aim: f64, measured: f64, unit: &str| Row {
             figure,
@@ -212,6 +227,12 @@ impl AppsArgs {
                 "",
             ),
             at_most(format!("API writes per second, {} busy Apps", self.busy), 20.0, busy, ""),
+            at_most(
+                "requests to the busy Apps that failed".into(),
+                0.0,
+                count_u64(measured.busy.failed),
+                "",
+            ),
             Row::known(
                 "Apps to Ready per second, × raw writes per second",
                 format!("{rate:.0} / {:.0} = {:.3}", measured.raw, rate / measured.raw),

@@ -483,6 +483,12 @@ impl Slot {
         &self.upstream
     }
 
+    /// What it shares with everything else, reached through the slot because a count of its own
+    /// would be one more that all requests on all processors write.
+    pub(crate) fn core(&self) -> &Arc<Core> {
+        &self.pool.as_ref().expect("nobody has a slot that was forgotten").core
+    }
+
     /// What happens to the slot if the client gives up.
     pub(crate) const fn concurrency(&self) -> Concurrency {
         self.concurrency

@@ -21,10 +21,10 @@ use crate::report::Identity;
 /// A Route.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct RouteFacts {
-    pub(crate) key: ObjectKey,
+    pub(crate) key: Arc<ObjectKey>,
     pub(crate) uid: String,
     /// The host as written, which is what Claims name.
-    pub(crate) host: String,
+    pub(crate) host: Arc<str>,
     pub(crate) config: RouteConfig,
     /// Name of the Secret with its certificate.
     pub(crate) secret: Option<String>,
@@ -53,8 +53,16 @@ impl RouteFacts {
                 api::Redirect::Disabled => PlainHttp::Serve,
             },
         };
-        let secret = spec.tls.map(|tls| tls.secret_name);
-        Some(Self { key, uid: route.metadata.uid?, host: spec.host, config, secret })
+        let (uid, secret) = (route.metadata.uid?, spec.tls.map(|tls| tls.secret_name));
+        Some(Self { key: key.shared(), uid, host: written(&spec.host, &config), config, secret })
+    }
+}
+
+/// The host of a Route as it is written, which is nearly always the text that its pattern has.
+pub(crate) fn written(host: &str, config: &RouteConfig) -> Arc<str> {
+    match &config.host {
+        HostPattern::Exact(normal) if **normal == *host => normal.clone(),
+        _ => host.into(),
     }
 }
 
@@ -76,7 +84,7 @@ fn timeouts(spec: Option<&api::RouteTimeouts>) -> RouteTimeouts {
 /// The Claim of a host.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct ClaimFacts {
-    pub(crate) host: String,
+    pub(crate) host: Arc<str>,
     pub(crate) namespace: String,
     pub(crate) uid: String,
 }
@@ -89,7 +97,7 @@ impl ClaimFacts {
             return None;
         }
         let holder = claim.spec.holder;
-        Some(Self { host: claim.spec.value, namespace: holder.namespace, uid: holder.uid })
+        Some(Self { host: claim.spec.value.into(), namespace: holder.namespace, uid: holder.uid })
     }
 }
 

@@ -1,6 +1,6 @@
 //! Which Routes are served: those whose host's Claim names them. Pure.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use portolan_reconcile::ObjectKey;
@@ -12,10 +12,11 @@ use crate::host::HostPattern;
 /// Routes and Claims, and what is served of them.
 #[derive(Debug, Default)]
 pub(crate) struct Hosts {
-    routes: HashMap<ObjectKey, Arc<RouteFacts>>,
-    by_host: HashMap<String, BTreeSet<ObjectKey>>,
-    claims: HashMap<String, Arc<ClaimFacts>>,
-    served: HashMap<ObjectKey, Arc<RouteFacts>>,
+    routes: HashMap<Arc<ObjectKey>, Arc<RouteFacts>>,
+    /// In no order. Nearly always one, for which a set would have room for eleven.
+    by_host: HashMap<Arc<str>, Vec<Arc<ObjectKey>>>,
+    claims: HashMap<Arc<str>, Arc<ClaimFacts>>,
+    served: HashMap<Arc<ObjectKey>, Arc<RouteFacts>>,
 }
 
 /// What follows from one change.
@@ -32,30 +33,32 @@ pub(crate) struct Changes {
 impl Hosts {
     /// A Route has come, changed or gone.
     pub(crate) fn route(&mut self, key: &ObjectKey, new: Option<Arc<RouteFacts>>) -> Changes {
+        let key = key.shared();
         let old = match &new {
             Some(route) => self.routes.insert(key.clone(), route.clone()),
-            None => self.routes.remove(key),
+            None => self.routes.remove(&key),
         };
         if let Some(old) = &old
             && let Some(keys) = self.by_host.get_mut(&old.host)
         {
-            keys.remove(key);
+            keys.retain(|other| *other != key);
             if keys.is_empty() {
                 self.by_host.remove(&old.host);
             }
         }
         if let Some(route) = &new {
-            self.by_host.entry(route.host.clone()).or_default().insert(key.clone());
+            let keys = self.by_host.entry(route.host.clone());
+            keys.or_insert_with(|| Vec::with_capacity(1)).push(key.clone());
         }
         let mut changes = Changes::default();
-        self.settle(key, &mut changes);
+        self.settle(&key, &mut changes);
         changes
     }
 
     /// The Claim of a host has come, changed or gone.
-    pub(crate) fn claim(&mut self, host: &str, new: Option<Arc<ClaimFacts>>) -> Changes {
+    pub(crate) fn claim(&mut self, host: &Arc<str>, new: Option<Arc<ClaimFacts>>) -> Changes {
         match new {
-            Some(claim) => self.claims.insert(host.to_string(), claim),
+            Some(claim) => self.claims.insert(host.clone(), claim),
             None => self.claims.remove(host),
         };
         let mut changes = Changes::default();
@@ -82,7 +85,7 @@ impl Hosts {
     }
 
     /// Brings what is served in line for one Route.
-    fn settle(&mut self, key: &ObjectKey, changes: &mut Changes) {
+    fn settle(&mut self, key: &Arc<ObjectKey>, changes: &mut Changes) {
         let desired = self.routes.get(key).filter(|route| self.holds(route)).cloned();
         let current = self.served.get(key);
         if desired.as_ref() == current {
@@ -99,7 +102,7 @@ impl Hosts {
             }
             None => {
                 self.served.remove(key);
-                changes.withdrawn.push(key.clone());
+                changes.withdrawn.push(ObjectKey::clone(key));
             }
         }
     }

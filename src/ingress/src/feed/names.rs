@@ -13,7 +13,8 @@ use crate::model::ServiceKey;
 /// they did not mean.
 #[derive(Debug, Default)]
 pub(crate) struct Names {
-    bearers: BTreeMap<String, BTreeSet<ServiceKey>>,
+    /// In no order. Nearly always one, for which a set would have room for eleven.
+    bearers: BTreeMap<String, Vec<ServiceKey>>,
 }
 
 impl Names {
@@ -30,7 +31,7 @@ impl Names {
         for service in gone {
             let name = name_of(service);
             if let Some(bearers) = self.bearers.get_mut(&name) {
-                bearers.remove(service);
+                bearers.retain(|bearer| bearer != service);
                 if bearers.is_empty() {
                     self.bearers.remove(&name);
                 }
@@ -39,7 +40,11 @@ impl Names {
         }
         for service in come {
             let name = name_of(service);
-            self.bearers.entry(name.clone()).or_default().insert(service.clone());
+            let bearers = self.bearers.entry(name.clone());
+            let bearers = bearers.or_insert_with(|| Vec::with_capacity(1));
+            if !bearers.contains(service) {
+                bearers.push(service.clone());
+            }
             changed.insert(name);
         }
         changed

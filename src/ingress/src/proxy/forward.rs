@@ -175,15 +175,15 @@ impl Errand<'_> {
     /// Sends the request to the sandbox of one slot.
     async fn attempt(&self, mut slot: Slot, mut outgoing: Outgoing) -> Result<Answer, TryError> {
         let wake = slot.wake().copied();
-        let upstream = Arc::clone(slot.upstream());
-        let protocol = self.protocol.unwrap_or(upstream.protocol());
+        let (sandbox, protocol) = (slot.upstream().address(), slot.upstream().protocol());
+        let protocol = self.protocol.unwrap_or(protocol);
         address(&mut outgoing.request, protocol, &self.host);
         for _ in 0..STALE_CONNECTIONS_MAX {
             let began = wake.is_some().then(Instant::now);
-            let mut connection = match upstream.connect(self.core, protocol).await {
+            let mut connection = match slot.upstream().connect(self.core, protocol).await {
                 Ok(connection) => connection,
                 Err(error) => {
-                    tracing::debug!(address = %upstream.address(), ?error, "Sandbox is dead");
+                    tracing::debug!(address = %sandbox, ?error, "Sandbox is dead");
                     break;
                 }
             };
@@ -194,12 +194,12 @@ impl Errand<'_> {
             });
             connection.limit_reads(self.read_size_max);
             let timeouts = self.route.timeouts;
-            let flight = Flight::new(Arc::clone(self.core), timeouts, slot, connection);
+            let flight = Flight::new(timeouts, slot, connection);
             match flight.send(outgoing).await {
                 Ok(response) => return Ok(Answer { response, timing }),
                 Err(SendError::Unsent(untouched)) => (slot, outgoing) = *untouched,
                 Err(error) => {
-                    tracing::debug!(address = %upstream.address(), ?error, "Request failed");
+                    tracing::debug!(address = %sandbox, ?error, "Request failed");
                     return Err(TryError::Failed(code_of(&error)));
                 }
             }

@@ -1,5 +1,6 @@
 //! Header hygiene: what must not pass a proxy, and what it must say about the client.
 
+use bytes::Bytes;
 use http::header::{
     CONNECTION, EXPECT, FORWARDED, HOST, HeaderMap, HeaderName, HeaderValue, PROXY_AUTHENTICATE,
     PROXY_AUTHORIZATION, TE, TRANSFER_ENCODING, UPGRADE,
@@ -182,7 +183,7 @@ fn append(headers: &HeaderMap, client: &HeaderValue) -> Option<HeaderValue> {
         return None;
     }
     list.extend_from_slice(client.as_bytes());
-    HeaderValue::from_maybe_shared(bytes::Bytes::from(list)).ok()
+    HeaderValue::from_maybe_shared(Bytes::from(list)).ok()
 }
 
 /// The client's request id if it is harmless in logs, else a new one. The header is set to it.
@@ -209,7 +210,9 @@ fn new_request_id() -> HeaderValue {
         pair[0] = DIGITS[usize::from(byte >> 4)];
         pair[1] = DIGITS[usize::from(byte & 0xf)];
     }
-    HeaderValue::from_bytes(&text).expect("hexadecimal digits are a header value")
+    // Counted from the start, since it is copied into two messages and a record.
+    let text = Bytes::from_owner(text);
+    HeaderValue::from_maybe_shared(text).expect("hexadecimal digits are a header value")
 }
 
 #[cfg(test)]

@@ -43,6 +43,8 @@ impl Format {
         let is_json = headers
             .get_all(ACCEPT)
             .iter()
+            // Every request comes by here, and hardly any of them names it.
+            .filter(|value| value.as_bytes().iter().any(|byte| matches!(byte, b'j' | b'J')))
             .filter_map(|value| value.to_str().ok())
             .flat_map(|value| value.split(','))
             .filter_map(|range| range.split(';').next())

@@ -135,9 +135,9 @@ impl Tunnel {
             }
             if is_lost {
                 drop(sandbox);
-                leave(&record.core, slot);
+                leave(slot);
             } else {
-                hang_up(&record.core, slot, sandbox).await;
+                hang_up(slot, sandbox).await;
             }
             drop(record);
         });

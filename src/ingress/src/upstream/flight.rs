@@ -57,7 +57,6 @@ pub(crate) enum DownloadError {
 /// A request under way. Dropped before its end, it takes its connection with it.
 #[derive(Debug)]
 pub(crate) struct Flight {
-    core: Arc<Core>,
     timeouts: RouteTimeouts,
     upload: Option<Arc<Upload>>,
     /// `None` only once it has ended.
@@ -65,13 +64,8 @@ pub(crate) struct Flight {
 }
 
 impl Flight {
-    pub(crate) const fn new(
-        core: Arc<Core>,
-        timeouts: RouteTimeouts,
-        slot: Slot,
-        connection: Connection,
-    ) -> Self {
-        Self { core, timeouts, upload: None, load: Some((slot, connection)) }
+    pub(crate) const fn new(timeouts: RouteTimeouts, slot: Slot, connection: Connection) -> Self {
+        Self { timeouts, upload: None, load: Some((slot, connection)) }
     }
 
     /// Sends the request and waits for the head of the response.
@@ -83,19 +77,20 @@ impl Flight {
         self,
         outgoing: Outgoing,
     ) -> Result<Response<Box<UpstreamBody>>, SendError> {
-        let is_strict =
-            self.load.as_ref().is_some_and(|(slot, _)| slot.concurrency() == Concurrency::Strict);
-        if !is_strict {
-            return self.run(outgoing).await;
-        }
+        let Some(core) = self.core_if_strict() else { return self.run(outgoing).await };
         // Runs on its own, so that it survives a client that goes away.
-        let core = Arc::clone(&self.core);
         let (sender, result) = oneshot::channel();
         core.spawn(async move {
             // If nobody listens any more the body is dropped here, which reads it to its end.
             let _ = sender.send(self.run(outgoing).await);
         });
         result.await.unwrap_or(Err(SendError::Timeout))
+    }
+
+    /// `None` unless the program's slot is `Strict`, and once the flight has ended.
+    fn core_if_strict(&self) -> Option<Arc<Core>> {
+        let (slot, _) = self.load.as_ref()?;
+        (slot.concurrency() == Concurrency::Strict).then(|| Arc::clone(slot.core()))
     }
 
     async fn run(mut self, outgoing: Outgoing) -> Result<Response<Box<UpstreamBody>>, SendError> {
@@ -119,10 +114,10 @@ impl Flight {
         let connection = self.h1();
         connection.begin(&mut request);
         let at = |time: Duration| began + time.min(timeouts.response_header);
-        let mut response = timeout_at(at(SOON), connection.head(&mut request)).await.ok();
+        let mut response = connection.head_before(at(SOON), &mut request).await;
         if response.is_none() {
             connection.expect_word(true);
-            response = timeout_at(at(HEARD), connection.head(&mut request)).await.ok();
+            response = connection.head_before(at(HEARD), &mut request).await;
             connection.expect_word(false);
         }
         if response.is_none() {
@@ -181,7 +176,10 @@ impl Flight {
                 let (number, size) = connection.block();
                 Backing::Read { number, size }
             }
-            _ => Backing::Window(self.core.settings.h2_upstream_window as usize),
+            Some((slot, Connection::H2(_))) => {
+                Backing::Window(slot.core().settings.h2_upstream_window as usize)
+            }
+            None => unreachable!("nothing comes of a flight that has ended"),
         }
     }
 
@@ -225,7 +223,9 @@ impl Flight {
         let is_sent =
             self.upload.as_ref().is_none_or(|upload| upload.state() == UploadState::Complete);
         match connection {
-            Connection::H1(connection) if is_sent => connection.put_back(&self.core),
+            Connection::H1(connection) if is_sent => {
+                connection.put_back(slot.upstream(), slot.core());
+            }
             // The program answered without reading the whole request.
             Connection::H1(connection) => drop(connection),
             Connection::H2(_) => {}
@@ -266,9 +266,8 @@ impl Flight {
             slot.concurrency() == Concurrency::Strict && matches!(connection, Connection::H1(_))
         };
         if let Some((slot, Connection::H1(connection))) = self.load.take_if(|load| is_told(load)) {
-            let core = Arc::clone(&self.core);
-            let connection = connection.into_switched();
-            self.core.spawn(async move { hang_up(&core, slot, connection).await });
+            let (core, connection) = (Arc::clone(slot.core()), connection.into_switched());
+            core.spawn(hang_up(slot, connection));
         }
     }
 
@@ -287,28 +286,28 @@ impl Drop for Flight {
     fn drop(&mut self) {
         if let Some((slot, connection)) = self.load.take() {
             drop(connection);
-            leave(&self.core, slot);
+            leave(slot);
         }
     }
 }
 
 /// Gives back the slot of a program that may still be at work on what we no longer listen to, and
 /// nobody can say for how long: under `Strict` its sandbox gets no more requests.
-pub(crate) fn leave(core: &Core, slot: Slot) {
+pub(crate) fn leave(slot: Slot) {
     if slot.concurrency() == Concurrency::Strict {
-        core.metrics.retired.inc();
+        slot.core().metrics.retired.inc();
         slot.give_back_retired();
     }
 }
 
 /// Tells a program that no more will come. The slot is free when it has hung up in turn, for which
 /// it has some time under `Strict`, and at once otherwise.
-pub(crate) async fn hang_up(core: &Core, slot: Slot, mut connection: Switched) {
+pub(crate) async fn hang_up(slot: Slot, mut connection: Switched) {
     if slot.concurrency() == Concurrency::Soft {
         drop(connection);
         return drop(slot);
     }
-    let ended = timeout(core.settings.strict_wait, async {
+    let ended = timeout(slot.core().settings.strict_wait, async {
         connection.shutdown().await?;
         io::copy(&mut connection, &mut io::sink()).await
     });
@@ -316,7 +315,7 @@ pub(crate) async fn hang_up(core: &Core, slot: Slot, mut connection: Switched) {
     drop(connection);
     match has_hung_up {
         true => drop(slot),
-        false => leave(core, slot),
+        false => leave(slot),
     }
 }
 
@@ -507,18 +506,15 @@ impl Body for UpstreamBody {
 impl Drop for UpstreamBody {
     fn drop(&mut self) {
         let Some(flight) = self.flight.take() else { return };
-        let is_strict =
-            flight.load.as_ref().is_some_and(|(slot, _)| slot.concurrency() == Concurrency::Strict);
-        if let Some(source) = self.source.take().filter(|_| is_strict) {
-            let core = Arc::clone(&flight.core);
-            core.spawn(drain(source, flight));
+        if let Some((core, source)) = flight.core_if_strict().zip(self.source.take()) {
+            let limit = core.settings.strict_wait;
+            core.spawn(drain(source, flight, limit));
         }
     }
 }
 
 /// Reads a response nobody wants to its end. Too late, the flight's drop retires the sandbox.
-async fn drain(mut source: Source, mut flight: Flight) {
-    let limit = flight.core.settings.strict_wait;
+async fn drain(mut source: Source, mut flight: Flight, limit: Duration) {
     let read = async {
         while let Some(frame) = poll_fn(|cx| source.poll_frame(&mut flight, cx)).await {
             frame?;

@@ -144,12 +144,12 @@ impl Upstream {
     ///
     /// A connection being made is dropped.
     pub(crate) async fn connect(
-        self: &Arc<Self>,
+        &self,
         core: &Arc<Core>,
         protocol: AppProtocol,
     ) -> Result<Connection, ConnectError> {
         match protocol {
-            AppProtocol::Http1 => match self.idle.take(self) {
+            AppProtocol::Http1 => match self.idle.take() {
                 Some(connection) => Ok(Connection::H1(connection)),
                 None => h1::Connection::open(self, core).await.map(Connection::H1),
             },

@@ -32,7 +32,11 @@ impl World {
         });
         let claim = Claim::new("claim", serde_json::from_value(spec).expect("a Claim"));
         let facts = ClaimFacts::of(claim).expect("the Claim of a host");
-        self.hosts.claim(host, Some(Arc::new(facts)))
+        self.hosts.claim(&host.into(), Some(Arc::new(facts)))
+    }
+
+    fn unclaim(&mut self, host: &str) -> Changes {
+        self.hosts.claim(&host.into(), None)
     }
 }
 
@@ -82,7 +86,7 @@ fn a_host_that_changes_hands_is_withdrawn_before_it_is_served() {
     world.route("a", "shop", "shop.test", None);
     world.route("b", "shop", "shop.test", None);
     check(&world.claim("shop.test", "b", "uid-b-shop"), &["b/shop"], &["a/shop"]);
-    check(&world.hosts.claim("shop.test", None), &[], &["b/shop"]);
+    check(&world.unclaim("shop.test"), &[], &["b/shop"]);
 }
 
 #[test]
@@ -92,7 +96,7 @@ fn a_route_that_changes_its_host_leaves_the_old_one() {
     world.claim("new.test", "a", "uid-a-shop");
     world.route("a", "shop", "old.test", None);
     check(&world.route("a", "shop", "new.test", None), &["a/shop"], &[]);
-    check(&world.hosts.claim("old.test", None), &[], &[]);
+    check(&world.unclaim("old.test"), &[], &[]);
     check(&world.hosts.route(&key("a", "shop"), None), &[], &["a/shop"]);
 }
 
@@ -108,6 +112,6 @@ fn only_served_routes_want_certificates() {
     let host = HostPattern::parse("shop.test").expect("a host");
     assert_eq!(wanted, Wanted([(key("a", "tls"), vec![host])].into()));
     assert!(world.route("a", "shop", "shop.test", Some("other")).certificates);
-    assert!(world.hosts.claim("shop.test", None).certificates);
+    assert!(world.unclaim("shop.test").certificates);
     assert_eq!(world.hosts.certificates(None), Wanted::default());
 }

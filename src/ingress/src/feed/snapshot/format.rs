@@ -10,7 +10,7 @@ use portolan_reconcile::ObjectKey;
 use serde::{Deserialize, Serialize};
 
 use super::file::FileError;
-use crate::feed::facts::{AppFacts, ClaimFacts, PodFacts, PoolFacts, RouteFacts};
+use crate::feed::facts::{self, AppFacts, ClaimFacts, PodFacts, PoolFacts, RouteFacts};
 use crate::host::HostPattern;
 use crate::model::{
     AppProtocol, BootFailure, Concurrency, FailureKind, PlainHttp, PoolConfig, PoolId, PoolName,
@@ -188,7 +188,7 @@ impl Record {
             namespace: key.namespace,
             name: key.name,
             uid: uid.clone(),
-            host: host.clone(),
+            host: host.to_string(),
             app: service.app.to_string(),
             service: service.service.to_string(),
             timeouts_ms: [response_header, idle, upgrade_idle].map(|time| milliseconds(*time)),
@@ -200,7 +200,7 @@ impl Record {
 
     pub(super) fn claim(key: ObjectKey, claim: &ClaimFacts) -> Self {
         let ClaimFacts { host, namespace, uid } = claim.clone();
-        let (holder_namespace, holder_uid) = (namespace, uid);
+        let (host, holder_namespace, holder_uid) = (host.to_string(), namespace, uid);
         Self::Claim(ClaimRecord { name: key.name, host, holder_namespace, holder_uid })
     }
 
@@ -294,15 +294,15 @@ impl RouteRecord {
             request_body_max: self.request_body_max,
             plain_http: if self.redirect { PlainHttp::Redirect } else { PlainHttp::Serve },
         };
-        let (uid, host, secret) = (self.uid, self.host, self.secret);
-        Some((key.clone(), RouteFacts { key, uid, host, config, secret }))
+        let (uid, host, secret) = (self.uid, facts::written(&self.host, &config), self.secret);
+        Some((key.clone(), RouteFacts { key: key.shared(), uid, host, config, secret }))
     }
 }
 
 impl ClaimRecord {
     fn facts(self) -> (ObjectKey, ClaimFacts) {
         let Self { name, host, holder_namespace: namespace, holder_uid: uid } = self;
-        (ObjectKey::new("", name), ClaimFacts { host, namespace, uid })
+        (ObjectKey::new("", name), ClaimFacts { host: host.into(), namespace, uid })
     }
 }
 

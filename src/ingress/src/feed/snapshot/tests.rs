@@ -64,7 +64,8 @@ fn route(host: &str, plain_http: PlainHttp) -> (ObjectKey, RouteFacts) {
         plain_http,
     };
     let secret = (plain_http == PlainHttp::Redirect).then(|| "shop-tls".to_owned());
-    (key.clone(), RouteFacts { key, uid: "r".into(), host: host.into(), config, secret })
+    let (uid, host) = ("r".into(), host.into());
+    (key.clone(), RouteFacts { key: key.shared(), uid, host, config, secret })
 }
 
 fn pool(uid: &str, concurrency: Concurrency, probe: Probe) -> (ObjectKey, PoolFacts) {

@@ -5,6 +5,7 @@
 //! to that task and back. Here the request drives its connection ([`wire`]); [`head`] and
 //! [`decoder`] are the grammar, pure.
 
+mod alarm;
 mod decoder;
 mod head;
 mod idle;
@@ -18,6 +19,7 @@ use bytes::Bytes;
 use http::{Request, Response};
 use http_body::Frame;
 use prometheus_client::metrics::gauge::Gauge;
+use tokio::time::Instant;
 
 use self::wire::Wire;
 use super::request::RequestBody;
@@ -83,22 +85,35 @@ pub(crate) fn is_out_of_reach(error: &io::Error) -> bool {
 #[derive(Debug)]
 pub(crate) struct Connection {
     wire: Box<Wire>,
-    home: Arc<Upstream>,
     _counted: Counted,
 }
 
 impl Connection {
     /// Connects to a sandbox.
-    pub(super) async fn open(home: &Arc<Upstream>, core: &Core) -> Result<Self, ConnectError> {
+    pub(super) async fn open(home: &Upstream, core: &Core) -> Result<Self, ConnectError> {
         let stream = dial(home.address, core).await?;
         let wire = Box::new(Wire::new(stream, core.settings.header_size_max));
         let counted = Counted::new(&core.metrics.upstream_connections);
-        Ok(Self { wire, home: Arc::clone(home), _counted: counted })
+        Ok(Self { wire, _counted: counted })
     }
 
     /// Begins an exchange. Nothing of it is sent before somebody waits for the response.
     pub(super) fn begin(&mut self, request: &mut Request<RequestBody>) {
         self.wire.begin(request);
+    }
+
+    /// As [`Self::head`], until a moment; `None`: it has come first. Such a wait sets no timer of
+    /// its own, so it costs next to nothing.
+    ///
+    /// # Cancel safety
+    ///
+    /// The next call goes on.
+    pub(super) async fn head_before(
+        &mut self,
+        end: Instant,
+        request: &mut Request<RequestBody>,
+    ) -> Option<Result<Response<()>, WireError>> {
+        self.wire.head_before(end, request).await
     }
 
     /// Sends what is left of that request and waits for the head of its response.
@@ -159,11 +174,10 @@ impl Connection {
     }
 
     /// Puts the connection on the stack of its sandbox, if it may carry another request.
-    pub(super) fn put_back(mut self, core: &Arc<Core>) {
+    pub(super) fn put_back(mut self, home: &Arc<Upstream>, core: &Core) {
         if self.wire.is_reusable() {
             self.wire.rest();
-            let home = Arc::clone(&self.home);
-            home.idle.put(self, core);
+            home.idle.put(self, home, core);
         }
     }
 

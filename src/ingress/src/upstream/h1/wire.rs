@@ -10,14 +10,16 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
-use http::{HeaderMap, Method, Request, Response, StatusCode};
+use http::{HeaderMap, Request, Response, StatusCode};
 use http_body::{Body, Frame};
 use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
+use tokio::time::Instant;
 use tokio_util::io::poll_read_buf;
 
 use super::WireError;
+use super::alarm::Alarm;
 use super::decoder::{Decoded, Decoder};
 use super::head::{self, Encoding, Head};
 use crate::upstream::request::RequestBody;
@@ -54,6 +56,7 @@ pub(super) struct Wire {
     is_persistent: bool,
     /// The request has no body.
     is_bare: bool,
+    alarm: Alarm,
 }
 
 impl Wire {
@@ -72,6 +75,7 @@ impl Wire {
             interim_count: 0,
             is_persistent: true,
             is_bare: false,
+            alarm: Alarm::default(),
         }
     }
 
@@ -117,6 +121,23 @@ impl Wire {
         poll_fn(|cx| self.poll_head(request, cx)).await
     }
 
+    /// As [`Self::head`], until a moment; `None`: it has come first.
+    ///
+    /// # Cancel safety
+    ///
+    /// The next call goes on.
+    pub(super) async fn head_before(
+        &mut self,
+        end: Instant,
+        request: &mut Request<RequestBody>,
+    ) -> Option<Result<Response<()>, WireError>> {
+        let wait = |cx: &mut Context<'_>| match self.poll_head(request, cx) {
+            Poll::Ready(head) => Poll::Ready(Some(head)),
+            Poll::Pending => self.alarm.poll_after(end, cx).map(|()| None),
+        };
+        poll_fn(wait).await
+    }
+
     /// Whether the connection shall break if the sandbox's kernel does not acknowledge the request,
     /// which a program that is busy, stopped or hung does not keep it from.
     ///
@@ -138,10 +159,9 @@ impl Wire {
         request: &mut Request<RequestBody>,
         cx: &mut Context<'_>,
     ) -> Poll<Result<Response<()>, WireError>> {
-        let method = request.method().clone();
         self.poll_upload(request.body_mut(), cx)?;
         loop {
-            if let Some(head) = self.take_head(&method)? {
+            if let Some(head) = self.take_head(request)? {
                 return Poll::Ready(Ok(head));
             }
             if ready!(self.poll_read(cx))? == 0 {
@@ -150,9 +170,17 @@ impl Wire {
         }
     }
 
-    fn take_head(&mut self, method: &Method) -> Result<Option<Response<()>>, WireError> {
+    /// The head of the response, if it is there. It gets the room of the request's headers, which
+    /// nobody reads any more, unless the request may have to be sent again.
+    fn take_head(
+        &mut self,
+        request: &mut Request<RequestBody>,
+    ) -> Result<Option<Response<()>>, WireError> {
+        let method = request.method().clone();
+        let mut unused = HeaderMap::new();
+        let room = if self.is_untouched() { &mut unused } else { request.headers_mut() };
         while !self.input.is_empty() {
-            let Some(head) = head::parse(&mut self.input, method)? else {
+            let Some(head) = head::parse(&mut self.input, &method, room)? else {
                 let is_too_large = self.input.len() > self.head_size_max;
                 return if is_too_large { Err(WireError::HeadSize) } else { Ok(None) };
             };
