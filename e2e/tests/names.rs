@@ -1,10 +1,25 @@
 //! Names that Pods call services by: cluster DNS answers them, and a call wakes who sleeps.
 
+use std::fs::{self, File};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream, UdpSocket};
+use std::path::Path;
+use std::thread;
+use std::time::Duration;
+
 use anyhow::{Context, ensure};
-use portolan_cluster::wait;
+use nix::sched::{CloneFlags, setns};
+use portolan_cluster::paths::Paths;
+use portolan_cluster::{addresses, wait};
+use portolan_e2e::pods::running;
 use portolan_e2e::space::Space;
 use portolan_e2e::with_platform;
 use serde_json::{Value, json};
+
+/// How long an answer may take before it counts as none.
+const ANSWER: Duration = Duration::from_secs(5);
+/// A name that the DNS sample knows from the cluster's own server.
+const API_SERVER: &str = "kubernetes.default.svc.cluster.local";
 
 #[tokio::test]
 async fn a_name_wakes_its_service_and_goes_with_it() -> anyhow::Result<()> {
@@ -106,6 +121,149 @@ async fn a_name_leads_to_an_address_of_its_own_while_the_service_has_one() -> an
         .await
     })
     .await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_irc_and_dns_samples_answer_a_pod_at_their_addresses_and_names() -> anyhow::Result<()> {
+    with_platform("names-samples", async |space| {
+        space.apply(&samples(space)?).await?;
+        space.apply(&app("caller", &json!({}))).await?;
+        let ready = ["wait", "--for=condition=Ready", wait::KUBECTL_PATIENCE];
+        // The Apps first: before, there may be nothing of these names to wait for.
+        let apps = ["app/caller", "app/chat", "app/dns"];
+        let services = ["appservice/chat-irc", "appservice/dns-resolver"];
+        space.kubectl(&[&ready[..], &apps, &services].concat()).await?;
+        let callers = running(space.cluster(), space.namespace(), "portolan.dev/app=caller")?;
+        let network = callers.first().context("the caller runs")?.process()?.join("ns/net");
+
+        let irc = both_ways(space, &network, "chat-irc").await?;
+        for port in [6667, 6697] {
+            until_said(&network, &format!("IRC at {irc}:{port}"), || chat((irc, port).into()))
+                .await?;
+        }
+        let dns = SocketAddr::from((both_ways(space, &network, "dns-resolver").await?, 5300));
+        let expected = IpAddr::from(addresses::API_SERVICE);
+        for (transport, ask) in [("UDP", ask_udp as Ask), ("TCP", ask_tcp as Ask)] {
+            until_said(&network, &format!("DNS at {dns} over {transport}"), || {
+                let found = ask(dns, API_SERVER)?;
+                ensure!(found == expected, "{found} instead of {expected}");
+                Ok(())
+            })
+            .await?;
+        }
+        Ok(())
+    })
+    .await
+}
+
+/// The sample of services that do not speak HTTP, with node ports that only this test has.
+fn samples(space: &Space) -> anyhow::Result<String> {
+    let path = Paths::discover().repository.join("docs/samples/04-l4.yaml");
+    let sample = fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
+    Ok(sample
+        .replace("namespace: portolan-samples", &format!("namespace: {}", space.namespace()))
+        .replace("nodePort: 6697", "nodePort: 26698")
+        .replace("nodePort: 5300", "nodePort: 25301"))
+}
+
+/// The address of a service: what it reports, and what cluster DNS says of its name to a Pod.
+async fn both_ways(space: &Space, network: &Path, service: &str) -> anyhow::Result<IpAddr> {
+    let path = "jsonpath={.status.clusterIPs[0]}";
+    let reported = space.kubectl(&["get", "appservice", service, "-o", path]).await?;
+    let reported: IpAddr = reported.trim().parse().context("an address")?;
+    let name = format!("{service}.{}.svc.cluster.local", space.namespace());
+    until_said(network, &format!("{name} to be known"), || {
+        let found = ask_udp((addresses::DNS_SERVICE, 53).into(), &name)?;
+        ensure!(found == reported, "{found} instead of {reported}");
+        Ok(())
+    })
+    .await?;
+    Ok(reported)
+}
+
+/// Talks from a network until that succeeds: a node may know a moment later than the service's
+/// report what there is.
+async fn until_said(
+    network: &Path,
+    awaited: &str,
+    talk: impl Fn() -> anyhow::Result<()> + Sync,
+) -> anyhow::Result<()> {
+    wait::until(awaited, wait::PATIENCE, async || inside(network, &talk)).await
+}
+
+/// A thread is in one network, whatever the others of its process are in.
+fn inside<T: Send>(network: &Path, talk: impl FnOnce() -> T + Send) -> T {
+    let network = File::open(network).expect("the network of a Pod that runs");
+    thread::scope(|scope| {
+        let talking = scope.spawn(|| {
+            setns(network, CloneFlags::CLONE_NEWNET).expect("to enter the network");
+            talk()
+        });
+        talking.join().expect("no panic")
+    })
+}
+
+/// Registers with an IRC server and reads until it has welcomed us.
+fn chat(server: SocketAddr) -> anyhow::Result<()> {
+    let mut stream = TcpStream::connect_timeout(&server, ANSWER)?;
+    stream.set_read_timeout(Some(ANSWER))?;
+    // A name of its own: the server may not have noticed yet that the last visitor has left.
+    let name = format!("v{}", stream.local_addr()?.port());
+    write!(stream, "NICK {name}\r\nUSER {name} 0 * :A visitor\r\n")?;
+    let mut said = Vec::new();
+    for line in BufReader::new(stream).lines() {
+        let line = line.with_context(|| format!("after {said:?}"))?;
+        if line.contains(" 001 ") {
+            return Ok(());
+        }
+        said.push(line);
+    }
+    anyhow::bail!("it closed after {said:?}")
+}
+
+/// Asks a name server for the address of a name.
+type Ask = fn(SocketAddr, &str) -> anyhow::Result<IpAddr>;
+
+fn ask_udp(server: SocketAddr, name: &str) -> anyhow::Result<IpAddr> {
+    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
+    socket.set_read_timeout(Some(ANSWER))?;
+    socket.connect(server)?;
+    socket.send(&question(name)?)?;
+    let mut answer = [0; 512];
+    let size = socket.recv(&mut answer).context("no answer over UDP")?;
+    answered(&answer[..size])
+}
+
+fn ask_tcp(server: SocketAddr, name: &str) -> anyhow::Result<IpAddr> {
+    let mut stream = TcpStream::connect_timeout(&server, ANSWER)?;
+    stream.set_read_timeout(Some(ANSWER))?;
+    let question = question(name)?;
+    let length = u16::try_from(question.len())?.to_be_bytes();
+    stream.write_all(&[&length[..], &question].concat())?;
+    let mut length = [0; 2];
+    stream.read_exact(&mut length).context("no answer over TCP")?;
+    let mut answer = vec![0; usize::from(u16::from_be_bytes(length))];
+    stream.read_exact(&mut answer)?;
+    answered(&answer)
+}
+
+/// Asks for the IPv4 address of a name.
+fn question(name: &str) -> anyhow::Result<Vec<u8>> {
+    let mut question = b"\x00\x07\x01\x00\x00\x01\x00\x00\x00\x00\x00\x00".to_vec();
+    for label in name.split('.') {
+        question.push(u8::try_from(label.len())?);
+        question.extend(label.bytes());
+    }
+    question.extend([0, 0, 1, 0, 1]);
+    Ok(question)
+}
+
+/// The address in an answer without an error: it is at the end of its one record.
+fn answered(message: &[u8]) -> anyhow::Result<IpAddr> {
+    ensure!(message.len() > 12 && message[3] & 15 == 0, "refused: {message:?}");
+    ensure!(message[6..8] == [0, 1], "not one record: {message:?}");
+    let address = message.last_chunk::<4>().context("an address")?;
+    Ok((*address).into())
 }
 
 /// The echo program as an App with one service `web`.

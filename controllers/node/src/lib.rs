@@ -200,3 +200,6 @@ async fn listen_on(inbox: &Inbox, port: u32) -> std::io::Result<()> {
         inbox.verify();
     }
 }
+
+#[cfg(test)]
+mod tests;

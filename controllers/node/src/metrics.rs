@@ -121,3 +121,79 @@ impl Metrics {
         self.errors.get_or_create_owned(&ErrorLabel { reason }).inc();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use portolan_nft::Error;
+
+    use super::*;
+
+    /// All of them, each moved to a value of its own; what is scraped then.
+    fn moved() -> String {
+        let page = portolan_process::Metrics::new("portolan");
+        let metrics = page.register(Metrics::register);
+        let change = Change { commits: 1, added: 2, deleted: 3, replaced: true, resyncs: 4 };
+        // Counters count on.
+        metrics.count(&change);
+        metrics.count(&change);
+        metrics.count(&Change { replaced: false, ..change });
+        metrics.fail(&ForwardError::Foreign(None));
+        metrics.fail(&Error::Unknown.into());
+        metrics.fail(&Error::Unknown.into());
+        metrics.unended.inc();
+        metrics.verified.inc_by(5);
+        metrics.elements.set(6);
+        metrics.size(Sizes { services: 7, sandboxes: 8, crowded: 9 });
+        metrics.latency.observe(0.25);
+        metrics.first.set(0.5);
+        page.encode()
+    }
+
+    #[test]
+    fn each_says_what_was_done_and_how_much_there_is() {
+        let page = moved();
+        for sample in [
+            "commits_total 3",
+            "elements_added_total 6",
+            "elements_deleted_total 9",
+            "tables_replaced_total 2",
+            "resyncs_total 12",
+            "errors_total{reason=\"Foreign\"} 1",
+            "errors_total{reason=\"Unknown\"} 2",
+            "conntrack_errors_total 1",
+            "verifications_total 5",
+            "elements 6",
+            "services 7",
+            "sandboxes 8",
+            "crowded_ports 9",
+            "event_to_kernel_seconds_sum 0.25",
+            "event_to_kernel_seconds_bucket{le=\"0.1\"} 0",
+            "event_to_kernel_seconds_bucket{le=\"0.5\"} 1",
+            "first_programming_seconds 0.5",
+        ] {
+            let line = format!("\nportolan_node_{sample}\n");
+            assert!(page.contains(&line), "{sample} is not in {page}");
+        }
+    }
+
+    #[test]
+    fn those_that_are_worth_an_alert_are_there_under_the_names_of_the_pages() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/operations.md");
+        let text = std::fs::read_to_string(path).expect("the page for operators");
+        let named: Vec<_> =
+            text.split('`').filter(|word| word.starts_with("portolan_node_")).collect();
+        assert!(named.len() >= 5, "they are found: {named:?}");
+        let page = moved();
+        for name in named {
+            assert!(page.contains(&format!("\n{name}")), "{name} is not in {page}");
+        }
+    }
+
+    #[test]
+    fn that_more_ports_are_crowded_is_news_once() {
+        let metrics = Metrics::register(&mut Registry::default());
+        let news =
+            [0, 1, 1, 3, 2, 3].map(|crowded| metrics.size(Sizes { crowded, ..Sizes::default() }));
+        assert_eq!(news, [false, true, false, true, false, true]);
+    }
+}

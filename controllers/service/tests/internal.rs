@@ -17,6 +17,7 @@ type OnCreate = fn(&Sent) -> Answer;
 
 /// What the watches show.
 struct Cluster {
+    app: Value,
     /// The ports of the App's service `web`.
     ports: Value,
     services: Vec<Value>,
@@ -27,7 +28,7 @@ impl Cluster {
     /// An http-only service of which nobody has heard.
     fn fresh() -> Self {
         let ports = json!([{ "name": "http", "port": 3000, "type": "http" }]);
-        Self { ports, services: vec![], on_create: stored }
+        Self { app: app(), ports, services: vec![], on_create: stored }
     }
 
     /// Runs the controller for some time and returns its writes, in order.
@@ -46,7 +47,7 @@ impl Cluster {
     fn answer(&self, sent: &Sent) -> Answer {
         let last = sent.path.rsplit('/').next().unwrap_or_default();
         match (sent.method.as_str(), last) {
-            ("GET", "apps") => listing("App", vec![app()]),
+            ("GET", "apps") => listing("App", vec![self.app.clone()]),
             ("GET", "appversions") => listing("AppVersion", vec![version(&self.ports)]),
             ("GET", "services") => listing("Service", self.services.clone()),
             ("GET", "claims") => listing("Claim", vec![]),
@@ -150,6 +151,15 @@ async fn a_new_name_is_one_write() {
         },
     });
     assert_eq!(writes[0].body, expected);
+}
+
+/// Its address would keep the API server from what the App waits for.
+#[tokio::test(start_paused = true)]
+async fn a_name_comes_when_a_version_serves() {
+    let mut coming = app();
+    coming["status"] = json!({ "latestVersion": "shop-1" });
+    let writes = Cluster { app: coming, ..Cluster::fresh() }.writes(SECOND).await;
+    assert_eq!(writes, vec![]);
 }
 
 #[tokio::test(start_paused = true)]

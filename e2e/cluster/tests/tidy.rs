@@ -43,7 +43,7 @@ const OURS: [(&str, &[&str]); 21] = [
     ("e2e/cluster", &[]),
     ("e2e/hostile", &[]),
     ("e2e/instructions", &[]),
-    ("e2e/soak", &["portolan-cluster"]),
+    ("e2e/soak", &["portolan-cluster", "portolan-hostile"]),
     ("docs/samples/echo", &[]),
 ];
 const CONTROLLER: &[&str] = &["portolan-api", "portolan-process", "portolan-reconcile"];

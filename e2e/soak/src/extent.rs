@@ -35,6 +35,10 @@ pub struct Extent {
     pub wakes: u32,
     /// How long strict and soft limits are tried, for each thing that happens meanwhile.
     pub limits: Duration,
+    /// How often each kind of attack has its turn.
+    pub passes: u32,
+    /// How long a turn is.
+    pub attack: Duration,
 }
 
 impl Extent {
@@ -54,6 +58,8 @@ impl Extent {
         outage: Duration::from_secs(300),
         wakes: 100,
         limits: Duration::from_secs(60),
+        passes: 4,
+        attack: Duration::from_secs(5),
     };
     /// The short form, which every test run can afford.
     pub const SHORT: Self = Self {
@@ -71,5 +77,8 @@ impl Extent {
         outage: Duration::from_secs(10),
         wakes: 5,
         limits: Duration::from_secs(5),
+        // Each kind at more length, and what becomes of it: the test `hostile`.
+        passes: 1,
+        attack: Duration::from_secs(1),
     };
 }

@@ -27,7 +27,7 @@ pub(crate) const TEAM: &str = "soak";
 /// The host that is visited.
 pub(crate) const HOST: &str = "shop.portolan.test";
 /// Where a node lets visitors in.
-const NODE_PORT: u16 = 30_080;
+pub(crate) const NODE_PORT: u16 = 30_080;
 /// Values that hold for every release of the chart.
 const VALUES: [&str; 2] = ["gateway.service.type=NodePort", "gateway.service.httpNodePort=30080"];
 /// Selects the gateways' Pods.

@@ -1,5 +1,5 @@
-//! A thousand races for node ports, with two controllers that both believe to lead. Who loses one is
-//! told who won, by a condition and an Event.
+//! Races for node ports, a thousand between two and one in a crowd, with two controllers that both
+//! believe to lead. Who loses one is told who won, by a condition and an Event.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -12,7 +12,7 @@ use portolan_api::conditions::reason;
 use portolan_cluster::wait::until_seen;
 use tokio::time::Instant;
 
-use crate::stage::{Stage, alone};
+use crate::stage::{Stage, alone, free_port};
 
 /// Two AppServices race for each of these ports, sixteen ports to a pair.
 const FIRST: i32 = 40_000;
@@ -26,6 +26,11 @@ const AT_ONCE: usize = 2;
 /// Half of the losers are told in this time. Theirs counts from the answer to the later request,
 /// and both controllers, the API server and its store share the machine's processors.
 const TOLD: Duration = Duration::from_secs(1);
+/// How many race for one port.
+const CROWD: usize = 16;
+/// By then the last of them knows how it ended, on a busy machine too: none may be left to a long
+/// rest after failures, or to the next look at everything.
+const LAST_TOLD: Duration = Duration::from_secs(10);
 
 #[tokio::test]
 async fn of_two_that_ask_at_once_exactly_one_gets_the_port() -> anyhow::Result<()> {
@@ -52,6 +57,54 @@ async fn of_two_that_ask_at_once_exactly_one_gets_the_port() -> anyhow::Result<(
         join_all(leaders.map(|leader| leader.stop())).await;
     })
     .await
+}
+
+#[tokio::test]
+async fn of_a_crowd_that_asks_at_once_one_gets_the_port_and_the_last_is_told_soon()
+-> anyhow::Result<()> {
+    alone(async |stage: Stage| {
+        let leaders = [stage.start(stage.client.clone()), stage.start(stage.client.clone())];
+        let port = free_port();
+        let sides = [&stage.ours, &stage.theirs].into_iter().cycle();
+        let crowd: Vec<_> = (0..CROWD).map(|one| format!("crowd-{one}")).zip(sides).collect();
+        let asking = crowd.iter().map(|(name, side)| stage.apply_port(side, name, port));
+        join_all(asking).await;
+        let asked = Instant::now();
+        let told = join_all(crowd.iter().map(|(name, side)| verdict(&stage, side, name))).await;
+        let last = asked.elapsed();
+        println!("the last of {CROWD} knew after {last:?}");
+        let all = crowd.iter().zip(&told);
+        let winners = all.filter(|(_, lost)| lost.is_none());
+        let winners: Vec<_> = winners.map(|((name, side), _)| format!("{side}/{name}")).collect();
+        let holder: Vec<_> = stage.holder(port).await.into_iter().collect();
+        assert_eq!(winners, holder, "who has it says so, and nobody else does");
+        let winner = format!("is held by AppService {};", winners[0]);
+        for lost in told.iter().flatten() {
+            assert!(lost.contains(&winner), "{lost}");
+        }
+        assert!(last < LAST_TOLD, "the last knew after {last:?}");
+        join_all(leaders.map(|leader| leader.stop())).await;
+    })
+    .await
+}
+
+/// Waits until one that asked for one port says how it ended: `None` if it has the port, else what
+/// it is told.
+async fn verdict(stage: &Stage, side: &str, name: &str) -> Option<String> {
+    let said = || async {
+        let service = stage.app_services(side).get(name).await.expect("it is there");
+        let status = service.status.unwrap_or_default();
+        let ready = status.conditions.first().map(|one| (one.reason.clone(), one.message.clone()));
+        (ready.unwrap_or_default(), status.node_ports.len())
+    };
+    let is_decided = |((ready, _), held): &((String, String), usize)| match ready.as_str() {
+        reason::NODE_PORT_CONFLICT => *held == 0,
+        reason::NO_ACTIVE_VERSION => *held == 1,
+        _ => false,
+    };
+    let what = format!("{side}/{name} knows who has the port");
+    let ((_, message), held) = until_seen(&what, said, is_decided).await;
+    (held == 0).then_some(message)
 }
 
 /// Both sides of a pair ask at once; gives who lost.

@@ -42,6 +42,7 @@ async fn story() -> anyhow::Result<()> {
     addresses_answer_from_everywhere(&scene)?;
     names_answer_over_both_transports(&scene)?;
     node_ports_answer_on_every_node_and_there_only(&scene)?;
+    programs_of_a_node_reach_the_other_nodes_sandbox_through_their_own_node_port(&scene)?;
     programs_see_who_connects_as_documented(&scene)?;
     an_internal_name_answers_at_both_its_addresses(&scene).await?;
     nothing_of_others_has_changed(&scene)?;
@@ -113,6 +114,26 @@ fn node_ports_answer_on_every_node_and_there_only(scene: &Scene) -> anyhow::Resu
         for loopback in [Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()] {
             let outcome = place.ask(SocketAddr::new(loopback, IRC.number), Talk::Tcp);
             ensure!(outcome == Outcome::Refused, "{place}, its {loopback}: {outcome:?}");
+        }
+    }
+    Ok(())
+}
+
+/// The sandbox sees the node and answers it; there, the connection is one of the node with itself.
+fn programs_of_a_node_reach_the_other_nodes_sandbox_through_their_own_node_port(
+    scene: &Scene,
+) -> anyhow::Result<()> {
+    let sandboxes = scene.sandboxes()?;
+    let nodes = scene.nodes().into_iter().zip(scene.node_addresses());
+    for ((node, addresses), other) in nodes.zip(sandboxes.iter().rev()) {
+        for address in addresses {
+            let mut is_reached = false;
+            // That one of two sandboxes is never chosen is one chance in 2^20.
+            for _ in 0..20 {
+                let _open = node.connect(SocketAddr::new(address, IRC.number))?;
+                is_reached |= other.peers(IRC.number)?.contains(&address);
+            }
+            ensure!(is_reached, "{node} reached only its own sandbox through its own {address}");
         }
     }
     Ok(())

@@ -139,12 +139,14 @@ impl Ingress {
     /// a route without a certificate and with the standard limits is elsewhere.
     pub fn set_service_name(&self, name: &str, service: Option<&ServiceKey>) {
         let mut registry = self.shared.registry.lock();
-        // A name has one entry, so the name is the entry's identity too.
-        let id = RouteId { namespace: "".into(), name: name.into() };
+        // A name has one entry, so the name is the entry's identity too, and there is one for each
+        // service of the cluster.
+        let name: Arc<str> = name.into();
+        let id = RouteId { namespace: Arc::default(), name: Arc::clone(&name) };
         let released = match service {
             Some(service) => {
                 let config = RouteConfig {
-                    host: HostPattern::Exact(name.into()),
+                    host: HostPattern::Exact(name),
                     service: service.clone(),
                     timeouts: RouteTimeouts::standard(),
                     request_body_max: None,

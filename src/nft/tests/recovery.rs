@@ -191,6 +191,29 @@ fn a_flush_that_meets_a_damaged_table_repairs_it() {
     }
 }
 
+/// What was read is so until somebody else commits.
+#[test]
+fn a_batch_that_another_made_wrong_since_the_table_was_read_is_made_anew() {
+    let lab = Lab::new();
+    let mut forwarder = shared(&lab, one(local([ALL[0]])));
+    let port = service(vip(2), Protocol::Tcp, 80);
+    let address = ["element", "inet", "portolan", "vip4", "{ 10.96.0.2 }"];
+    for verb in ["add", "delete"] {
+        // Just what is to be done next: it is there already, or is no more.
+        lab.node.output("nft", &[&[verb][..], &address].concat());
+        match verb {
+            "add" => forwarder.table().set_service(port, local([ALL[0]])),
+            _ => forwarder.table().remove_service(port),
+        };
+        let change = forwarder.flush().expect("the table");
+        assert!(change.resyncs > 0 && change.commits > 0, "{verb}: {change:?}");
+        assert!(!change.replaced, "{verb}: only what differs is changed: {change:?}");
+        assert!(forwarder.refused().is_empty(), "{verb}");
+        let expected = forwarder.table().elements();
+        assert_eq!(read(forwarder.kernel()), expected, "{verb}");
+    }
+}
+
 #[test]
 fn a_table_of_another_is_left_alone_and_one_of_another_version_replaced() {
     let lab = Lab::new();
@@ -240,8 +263,7 @@ fn a_bad_element_stops_its_batch_only_and_is_named() {
         .expect("a slot");
     let kernel = forwarder.kernel();
     let before = read(kernel);
-    let key = Key::new(&[10, 1, 1, 1]).expect("an address");
-    let stranger = Element { set: Set::Virtual(Family::V4), key, end: false };
+    let stranger = address(Family::V4, &[10, 1, 1, 1]);
     let add = vec![(stranger, Data::EMPTY), (known, other(data))];
     let batch = Batch { delete: Vec::new(), add };
     let error = kernel.commit(&batch, None).expect_err("the slot is taken");
@@ -265,6 +287,68 @@ fn a_batch_for_an_old_generation_is_refused() {
     assert!(matches!(error, Error::Stale), "{error}");
     let generation = kernel.generation().expect("a generation");
     kernel.commit(&Batch::default(), Some(generation)).expect("it is new");
+}
+
+#[test]
+fn what_was_read_before_another_changed_the_table_is_not_built_upon() {
+    let lab = Lab::new();
+    let mut forwarder = shared(&lab, one(local(ALL)));
+    let kernel = forwarder.kernel();
+    let (before, generation) = read_at(kernel);
+    let stranger = address(Family::V4, &[10, 1, 1, 1]);
+    let batch = Batch { delete: Vec::new(), add: vec![(stranger, Data::EMPTY)] };
+    lab.node.output("nft", &["delete", "element", "inet", "portolan", "vip4", "{ 10.96.0.1 }"]);
+    let error = kernel.commit(&batch, Some(generation)).expect_err("it is old");
+    assert!(matches!(error, Error::Stale), "{error}");
+    let (after, generation) = read_at(kernel);
+    assert!(!after.contains_key(&stranger), "nothing of it was done");
+    assert_eq!(after.len(), before.len() - 1, "what another did is seen");
+    kernel.commit(&batch, Some(generation)).expect("it is new");
+    forwarder.verify().expect("the table");
+    assert_eq!(read(forwarder.kernel()), before, "and repaired");
+}
+
+/// Another changes two sets at once, again and again: no reading has one without the other.
+#[test]
+fn without_an_owner_a_reading_is_of_one_moment() {
+    let lab = Lab::new();
+    let mut forwarder = shared(&lab, one(local(ALL)));
+    let kernel = forwarder.kernel();
+    let strangers = [
+        address(Family::V4, &[10, 96, 0, 77]),
+        address(Family::V6, &[0xfd, 0x96, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0x77]),
+    ];
+    let stop = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let _stops = Stops(&stop);
+        scope.spawn(|| {
+            let all = ["add", "delete"].map(|verb| {
+                let [v4, v6] = ["vip4 { 10.96.0.77 }", "vip6 { fd96::77 }"]
+                    .map(|element| format!("{verb} element inet portolan {element}"));
+                format!("{v4}; {v6}")
+            });
+            while !stop.load(Ordering::Relaxed) {
+                all.iter().for_each(|both| drop(lab.node.output("nft", &[both.as_str()])));
+            }
+        });
+        let (mut with, mut without) = (0, 0);
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while with < 20 || without < 20 {
+            assert!(Instant::now() < deadline, "seen {with} times with them, {without} without");
+            match kernel.read() {
+                Ok(Found::Current(elements, _)) => {
+                    match strangers.map(|stranger| elements.contains_key(&stranger)) {
+                        [true, true] => with += 1,
+                        [false, false] => without += 1,
+                        seen => panic!("a reading of two moments: {seen:?}"),
+                    }
+                }
+                // The other was too fast, and that is said.
+                Err(Error::Restless) => {}
+                other => panic!("{other:?}"),
+            }
+        }
+    });
 }
 
 #[test]
@@ -316,10 +400,20 @@ fn one(backends: Backends) -> Ruleset {
 }
 
 fn read(kernel: &mut Kernel) -> Elements {
+    read_at(kernel).0
+}
+
+/// What the kernel has, and at which generation.
+fn read_at(kernel: &mut Kernel) -> (Elements, u32) {
     match kernel.read().expect("the table") {
-        Found::Current(elements, _) => elements,
+        Found::Current(elements, generation) => (elements, generation),
         other => panic!("{other:?}"),
     }
+}
+
+/// The element that says that an address is a virtual one.
+fn address(family: Family, bytes: &[u8]) -> Element {
+    Element { set: Set::Virtual(family), key: Key::new(bytes).expect("an address"), end: false }
 }
 
 /// The same bytes, but for one.

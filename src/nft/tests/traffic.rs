@@ -135,8 +135,10 @@ fn a_remote_endpoint_of_a_node_port_sees_the_node() {
     let _forwarder = lab.start(node_ports(&lab, false));
     for (node, seen, server) in [(v4(0, 1), v4(1, 1), v4(1, 2)), (v6(0, 1), v6(1, 1), v6(1, 2))] {
         let expected = by((server, 8080), seen);
-        assert_eq!(lab.client.tcp((node, 6667)), expected, "so that its answer comes back");
-        assert_eq!(lab.client.udp((node, 6667)), expected, "so that its answer comes back");
+        for (name, asker) in [("client", &lab.client), ("node", &lab.node)] {
+            assert_eq!(asker.tcp((node, 6667)), expected, "{name}: so that its answer comes back");
+            assert_eq!(asker.udp((node, 6667)), expected, "{name}: so that its answer comes back");
+        }
     }
 }
 

@@ -14,6 +14,9 @@ use crate::facts::{EndpointFacts, PortFacts, ServiceFacts, SliceFacts};
 use crate::inbox::Ground;
 use crate::listen;
 
+mod connections;
+mod others;
+
 /// Longer than anything here takes on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -30,6 +33,8 @@ fn in_namespace(test: impl FnOnce() + Send + 'static) {
 struct Agent {
     inbox: Arc<Inbox>,
     metrics: Metrics,
+    /// What is scraped of the same.
+    page: portolan_process::Metrics,
     states: watch::Receiver<State>,
     opened: watch::Receiver<Option<Opened>>,
     thread: JoinHandle<()>,
@@ -37,12 +42,13 @@ struct Agent {
 
 impl Agent {
     fn start(inbox: Arc<Inbox>, open: Open) -> Self {
-        let metrics = Metrics::register(&mut Registry::default());
+        let page = portolan_process::Metrics::new("portolan");
+        let metrics = page.register(Metrics::register);
         let (state, states) = watch::channel(State::default());
         let (opened, opens) = watch::channel(None);
         let writer = Writer { inbox: inbox.clone(), open, metrics: metrics.clone(), state, opened };
         let thread = thread::spawn(|| writer.run());
-        Self { inbox, metrics, states, opened: opens, thread }
+        Self { inbox, metrics, page, states, opened: opens, thread }
     }
 
     /// An agent that has programmed the services of these numbers.
@@ -53,11 +59,27 @@ impl Agent {
         agent
     }
 
+    /// The same on a kernel that knows no owners of tables.
+    fn shared(services: &[(u8, &[u8])]) -> Self {
+        let agent = Self::start(Arc::new(fed(services)), Box::new(open_shared));
+        agent.await_state(&State::Programmed);
+        agent
+    }
+
     fn await_state(&self, wanted: &State) {
         await_that(&format!("{wanted:?}"), || {
             let state = self.states.borrow().clone();
             (state == *wanted).then_some(()).ok_or(format!("{state:?}"))
         });
+    }
+
+    /// A sample of what is scraped.
+    #[track_caller]
+    fn sample(&self, name: &str) -> f64 {
+        let page = self.page.encode();
+        let found = page.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        let value = found.and_then(|value| value.parse().ok());
+        value.unwrap_or_else(|| panic!("no {name} in {page}"))
     }
 
     fn stop(self) -> Metrics {
@@ -76,6 +98,21 @@ fn await_that<T>(what: &str, mut look: impl FnMut() -> Result<T, String>) -> T {
             Err(seen) => assert!(Instant::now() < deadline, "waited for {what}, last seen: {seen}"),
         }
         thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// The kernel as one that knows no owners of tables.
+fn open_shared() -> Result<Kernel, Error> {
+    Ok(Kernel::open()?.without(Features { owned_tables: true, ..Features::default() }))
+}
+
+/// What the inbox has for a writer.
+#[track_caller]
+fn work(inbox: &Inbox) -> Work {
+    let now = Instant::now();
+    match inbox.wait(now, now) {
+        Wake::Work(work) => work,
+        other => panic!("{other:?} is no work"),
     }
 }
 
@@ -176,6 +213,15 @@ fn read(mut kernel: Kernel) -> Elements {
     }
 }
 
+/// Waits until the table has this, as `nft` prints it.
+#[track_caller]
+fn await_listed(text: &str) {
+    await_that(text, || {
+        let listing = nft("list ruleset");
+        listing.contains(text).then_some(()).ok_or(listing)
+    });
+}
+
 fn nft(words: &str) -> String {
     let output = Command::new("nft").args(words.split(' ')).output().expect("nft");
     let errors = String::from_utf8_lossy(&output.stderr).into_owned();
@@ -232,12 +278,7 @@ fn who_is_gone_before_the_first_programming_is_not_forgotten() {
     let mut gone = BTreeSet::new();
     // A second try, after the kernel refused the first.
     for attempt in 1..=2 {
-        let now = Instant::now();
-        let work = match inbox.wait(now, now) {
-            Wake::Work(work) => work,
-            other => panic!("{other:?} is no work"),
-        };
-        assert_eq!(writer.first(work, &mut gone), ruleset(&[(1, &[1])]), "{attempt}");
+        assert_eq!(writer.first(work(&inbox), &mut gone), ruleset(&[(1, &[1])]), "{attempt}");
         assert_eq!(gone, BTreeSet::from([IpAddr::from([10, 8, 1, 2])]), "{attempt}");
         inbox.repeat();
     }
@@ -264,10 +305,7 @@ fn a_process_that_was_killed_between_two_batches_leaves_nothing_behind() {
 fn what_another_flushes_is_back_within_a_second() {
     in_namespace(|| {
         let services: [(u8, &[u8]); 1] = [(1, &[1, 2, 3])];
-        let ownerless = Features { owned_tables: true, ..Features::default() };
-        let open = move || Ok(Kernel::open()?.without(ownerless));
-        let agent = Agent::start(Arc::new(fed(&services)), Box::new(open));
-        agent.await_state(&State::Programmed);
+        let agent = Agent::shared(&services);
         let (inbox, opened) = (agent.inbox.clone(), agent.opened.clone());
         let shutdown = CancellationToken::new();
         let ear = thread::spawn({
@@ -285,15 +323,12 @@ fn what_another_flushes_is_back_within_a_second() {
         });
         nft("flush ruleset");
         let begun = Instant::now();
-        await_that("the table", || {
-            let listing = nft("list ruleset");
-            listing.contains("10.96.0.1 . tcp . 6667").then_some(()).ok_or(listing)
-        });
+        await_listed("10.96.0.1 . tcp . 6667");
         assert!(begun.elapsed() < Duration::from_secs(1), "it took {:?}", begun.elapsed());
         shutdown.cancel();
         ear.join().expect("an ear that ends in order");
         agent.stop();
-        let kernel = Kernel::open().expect("a kernel").without(ownerless);
+        let kernel = open_shared().expect("a kernel");
         assert_eq!(read(kernel), Table::new(ruleset(&services)).elements());
     });
 }
@@ -308,6 +343,7 @@ fn a_table_of_another_is_left_alone_until_it_is_gone() {
             State::Foreign(_) => Ok(()),
             other => Err(format!("{other:?}")),
         });
+        assert!(agent.sample("portolan_node_errors_total{reason=\"Foreign\"}") >= 1.0);
         // What comes meanwhile is not lost.
         feed(&agent.inbox, &[(2, &[2])]);
         assert_eq!(nft("list table inet portolan"), "table inet portolan {\n}\n");

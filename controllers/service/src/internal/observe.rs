@@ -27,7 +27,7 @@ pub(crate) struct Sources {
 /// Everything that a pass over one App may know.
 #[derive(Clone, Debug)]
 pub(crate) struct Situation {
-    /// The names of the version that the App follows; `None`: it follows none that is known.
+    /// The names of the version that serves; `None`: none does, or it is not known.
     pub(crate) names: Option<Arc<Names>>,
     /// What there is under each of these names.
     pub(crate) there: BTreeMap<String, Observed<Arc<Named>>>,
@@ -76,7 +76,7 @@ pub(crate) struct Named {
 impl Sources {
     /// Reads all that a pass over this App may know.
     pub(crate) fn observe(&self, app: &App) -> Situation {
-        let names = self.followed(app);
+        let names = self.serving(app);
         let namespace = app.metadata.namespace.clone().unwrap_or_default();
         let wanted = names.iter().flat_map(|names| names.services.iter());
         let there = wanted.map(|led| {
@@ -87,14 +87,14 @@ impl Sources {
         Situation { there: there.collect(), owned: self.services.by_index(BY_OWNER, uid), names }
     }
 
-    /// The version that serves, or before there is one, the one that will: the same that the
-    /// AppServices of the App follow, so that a name is wanted by one of the two at a time.
-    fn followed(&self, app: &App) -> Option<Arc<Names>> {
-        let status = app.status.as_ref()?;
-        let active = status.activation.as_ref().map(|activation| &activation.version);
-        let version = active.or(status.latest_version.as_ref())?;
+    /// The version that serves: the same that the AppServices of the App follow then, so that a
+    /// name is wanted by one of the two at a time. Before there is one a name would lead nowhere,
+    /// and its address, which a busy API server takes long to give out, would keep the App from
+    /// being ready.
+    fn serving(&self, app: &App) -> Option<Arc<Names>> {
+        let version = app.status.as_ref()?.activation.as_ref()?.version.clone();
         let namespace = app.metadata.namespace.clone().unwrap_or_default();
-        let names = self.versions.get(&ObjectKey::new(namespace, version.clone()))?;
+        let names = self.versions.get(&ObjectKey::new(namespace, version))?;
         (names.owner == app.metadata.uid).then_some(names)
     }
 }

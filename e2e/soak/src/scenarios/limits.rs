@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
+use http::Version;
 use portolan_cluster::network::node_name;
 use portolan_cluster::{platform, wait};
 use tokio::sync::watch;
@@ -17,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::concurrency::Concurrency;
 use crate::extent::Extent;
-use crate::get::get;
+use crate::get::page;
 use crate::inside::Inside;
 use crate::report::{Report, killed_at};
 use crate::scene::{Scene, TEAM};
@@ -217,8 +218,14 @@ async fn ask(number: usize, manner: Manner, square: Square) {
         };
         // To its end, also after its gateway was killed or its visitor has left.
         let path = format!("/work?ms={}", manner.milliseconds);
-        let asked = get(SocketAddr::from((gateway, PORT)), &host, &path);
         let gives_up = manner.is_impatient && (number + turn).is_multiple_of(3);
+        let version = match (number + turn) % 2 {
+            0 => Version::HTTP_11,
+            _ => Version::HTTP_2,
+        };
+        // Nobody gives up half a request: its program may hang up and work on all the same.
+        let sent = (!gives_up && (number + turn) % 5 < 2).then_some("what is to be worked on");
+        let asked = page(SocketAddr::from((gateway, PORT)), &host, &path, version, sent);
         let patience = Duration::from_millis(match gives_up {
             true => manner.milliseconds / 2,
             false => 30_000,

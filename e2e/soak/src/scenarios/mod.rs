@@ -1,12 +1,18 @@
 //! What is done.
 
+use std::fs;
+use std::path::PathBuf;
+
+use anyhow::Context;
 use clap::ValueEnum;
+use portolan_cluster::logs;
 
 use crate::extent::Extent;
 use crate::report::Report;
 use crate::scene::Scene;
 
 mod failures;
+mod hostile;
 mod limits;
 mod operations;
 mod rollouts;
@@ -39,6 +45,8 @@ pub enum Scenario {
     Strict,
     /// Not more requests than a sandbox has slots, and no second one before.
     Soft,
+    /// Floods, slow clients and whatever else harms gateways, at the cost of another App.
+    Hostile,
 }
 
 impl Scenario {
@@ -62,6 +70,7 @@ impl Scenario {
             Self::Upgrade => operations::upgrade(scene, extent).await,
             Self::Strict => limits::strict(scene, extent).await,
             Self::Soft => limits::soft(scene, extent).await,
+            Self::Hostile => hostile::hostile(scene, extent).await,
         }
     }
 }
@@ -75,10 +84,27 @@ pub async fn play(scene: &mut Scene, scenarios: &[Scenario], extent: &Extent) ->
         eprintln!("==> {name}");
         let report = match scenario.play(scene, extent).await {
             Ok(report) => report,
-            Err(error) => Report::broken(name, &error),
+            Err(error) => Report::broken(name.clone(), &error),
         };
         eprintln!("    {}", if report.is_good() { "good" } else { "BAD" });
+        if !report.is_good() {
+            match keep_logs(scene, &name) {
+                Ok(folder) => eprintln!("    logs: {}", folder.display()),
+                Err(error) => eprintln!("    no logs: {error:#}"),
+            }
+        }
         reports.push(report);
     }
     reports
+}
+
+/// Copies the logs at once: what comes next replaces the Pods that could tell.
+fn keep_logs(scene: &Scene, scenario: &str) -> anyhow::Result<PathBuf> {
+    let logs = tokio::task::block_in_place(|| logs::collect(&scene.cluster.files().name))?;
+    let kept = logs.with_file_name(format!("logs-of-{scenario}"));
+    if kept.exists() {
+        fs::remove_dir_all(&kept).with_context(|| format!("empty {}", kept.display()))?;
+    }
+    fs::rename(&logs, &kept).with_context(|| format!("keep {}", logs.display()))?;
+    Ok(kept)
 }
