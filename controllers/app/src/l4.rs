@@ -159,7 +159,7 @@ pub(crate) fn held(service: &AppService) -> BTreeSet<String> {
     let held = held.unwrap_or_default();
     let ports = service.spec.ports.iter().filter_map(|port| {
         let number = port.node_port?;
-        let is_held = held.iter().any(|held| held.name == port.name && held.port == number);
+        let is_held = held.iter().any(|held| held.is_of(port));
         is_held.then(|| names::node_port(number, port.r#type.transport()))
     });
     ports.collect()

@@ -89,7 +89,7 @@ impl ServiceFacts {
         let status = service.status.as_ref();
         let held = status.map(|status| status.node_ports.as_slice()).unwrap_or_default();
         let port = |port: &AppServicePort| {
-            let held = held.iter().find(|held| held.name == port.name);
+            let held = held.iter().find(|held| held.is_of(port));
             Some(PortFacts {
                 name: port.name.as_str().into(),
                 protocol: transport(port.r#type),

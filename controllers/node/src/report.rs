@@ -235,6 +235,7 @@ fn features(opened: Option<&Opened>, machine: &Machine) -> Vec<String> {
         ("CountedElements", kernel.counts_elements),
         ("DefaultRouteIPv4", machine.default_routes.contains(&Family::V4)),
         ("DefaultRouteIPv6", machine.default_routes.contains(&Family::V6)),
+        ("NamedElements", kernel.names_elements),
         ("OwnedTables", kernel.owned_tables),
         ("ProvenCommits", kernel.proves_commits),
     ];

@@ -10,6 +10,7 @@ use crate::apply::Outcome;
 use crate::error::Error;
 use crate::observe::{Situation, Slot};
 use crate::plan::{Hold, Plan, Standing, Taken};
+use crate::ports::NodePort;
 
 /// What to write and to tell.
 #[derive(Debug, PartialEq)]
@@ -133,9 +134,13 @@ fn is_contested(plan: &Plan) -> bool {
 
 /// A port that is held, or of which nothing new could be found out.
 fn held(standing: &Standing, before: &[HeldNodePort]) -> Option<HeldNodePort> {
-    let held = HeldNodePort { name: standing.name.clone(), port: standing.port.number };
+    let NodePort { number, transport } = standing.port;
+    let held =
+        HeldNodePort { name: standing.name.clone(), port: number, transport: Some(transport) };
+    let former = HeldNodePort { transport: None, ..held.clone() };
     match &standing.hold {
         Hold::Held => Some(held),
+        Hold::Unknown(_) if before.contains(&former) => Some(former),
         Hold::Unknown(_) => before.contains(&held).then_some(held),
         _ => None,
     }

@@ -229,7 +229,7 @@ async fn a_new_app_service_is_four_writes() {
     assert_eq!(status.body["metadata"]["uid"], "uid-of-the-app-service");
     let status = &status.body["status"];
     assert_eq!(status["clusterIPs"], json!(["10.96.0.7"]));
-    assert_eq!(status["nodePorts"], json!([{ "name": "irc", "port": 6697 }]));
+    assert_eq!(status["nodePorts"], json!([{ "name": "irc", "port": 6697, "transport": "TCP" }]));
     assert_eq!((&status["readyEndpoints"], &status["observedGeneration"]), (&json!(1), &json!(4)));
     assert_eq!(status["conditions"][0]["reason"], "Available");
 }
@@ -297,7 +297,10 @@ async fn a_claim_of_its_own_that_no_watch_has_shown_is_taken_once() {
         let writes = Cluster { unseen: Some(claim), ..Cluster::fresh() }.writes().await;
         only(&writes, "POST", CLAIMS);
         let status = &only(&writes, "PATCH", STATUS).body["status"];
-        assert_eq!(status["nodePorts"], json!([{ "name": "irc", "port": 6697 }]));
+        assert_eq!(
+            status["nodePorts"],
+            json!([{ "name": "irc", "port": 6697, "transport": "TCP" }])
+        );
         assert_eq!(status["conditions"][0]["reason"], "Available");
     }
 }

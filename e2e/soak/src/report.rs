@@ -26,6 +26,8 @@ pub struct Outcome {
     pub early: Vec<Cut>,
     /// How many never began.
     pub never: usize,
+    /// How long anybody may wait for an answer.
+    pub wait_max: Duration,
 }
 
 /// One line of the table.
@@ -86,6 +88,11 @@ impl Report {
         }
         if tally.latencies.is_empty() {
             faults.push("nobody was answered".to_owned());
+        }
+        let waited = tally.latencies.iter().filter(|latency| **latency > outcome.wait_max).count();
+        if waited > 0 {
+            let (longest, limit) = (tally.quantile(1.0), outcome.wait_max);
+            faults.push(format!("{waited} waited for more than {limit:?}, one {longest:.1?}"));
         }
         Self {
             what,
@@ -188,12 +195,16 @@ mod tests {
             crossed: 0,
         };
         let (begun, took) = (now - Duration::from_millis(1_500), Duration::ZERO);
-        let outcome = Outcome { begun, took, tally, cuts: 0, early: Vec::new(), never: 0 };
+        let early = Vec::new();
+        let wait_max = Duration::from_millis(1);
+        let outcome = Outcome { begun, took, tally, cuts: 0, early, never: 0, wait_max };
         let bad = Report::judged("three rollouts".into(), &outcome, |_| false);
+        let outcome = Outcome { wait_max: Duration::from_millis(2), ..outcome };
         let good = Report::judged("a kill".into(), &outcome, |_| true);
         assert!(!bad.is_good() && good.is_good());
         let table = table(&[bad, good]);
-        let told = "three rollouts:\n- Single, sent 1.5 s in, after 0.0ns: reset\n";
+        let told = "three rollouts:\n- Single, sent 1.5 s in, after 0.0ns: reset\n\
+            - 1 waited for more than 1ms, one 2.0ms\n";
         assert!(table.ends_with(told), "{table}");
     }
 }

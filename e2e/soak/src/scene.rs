@@ -41,6 +41,9 @@ const DRAIN: Duration = Duration::from_secs(30);
 /// How long a sandbox that somebody else deletes does: then its program is asked to end, and what
 /// becomes of its streams is the program's affair.
 const PRE_STOP: Duration = Duration::from_secs(5);
+/// How long visitors may wait while something is done: far longer than any of them should, and
+/// shorter than what lasts until the next thing is done.
+const WAIT_MAX: Duration = Duration::from_secs(10);
 /// How often Pods are looked at. A departure is noticed late by as much.
 const LOOK_INTERVAL: Duration = Duration::from_millis(250);
 /// How late a departure may be noticed while the machine is busy.
@@ -264,7 +267,8 @@ impl Trial {
         let is_early = |cut: &&Cut| departures.is_early(cut, NOTICE_MAX);
         let early = cuts.iter().filter(is_early).cloned().collect();
         let (begun, took) = (self.begun, self.begun.elapsed());
-        Ok(Outcome { begun, took, tally, cuts: cuts.len(), early, never })
+        let wait_max = WAIT_MAX;
+        Ok(Outcome { begun, took, tally, cuts: cuts.len(), early, never, wait_max })
     }
 }
 

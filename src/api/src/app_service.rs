@@ -6,6 +6,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::conditions::{READY, reason};
+use crate::node_report::Transport;
 use crate::sandbox::PortType;
 
 /// How a client of an L4 port finds its sandbox again.
@@ -165,6 +166,20 @@ pub struct HeldNodePort {
     /// The port on every node.
     #[schemars(range(min = 1, max = 65535))]
     pub port: i32,
+    /// Its transport. Absent: a former release wrote it, which did not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub transport: Option<Transport>,
+}
+
+impl HeldNodePort {
+    /// Whether it is the node port that a port of the spec asks for. What it asked for before is
+    /// held a moment longer than it is asked for.
+    pub fn is_of(&self, port: &AppServicePort) -> bool {
+        let transport = port.r#type.into();
+        self.name == port.name
+            && Some(self.port) == port.node_port
+            && self.transport.is_none_or(|held| held == transport)
+    }
 }
 
 #[cfg(test)]
@@ -187,7 +202,26 @@ mod tests {
             ports: vec![port("irc", 6667, PortType::Tcp), port("dns", 53, PortType::Udp)],
             session_affinity: None,
         };
-        let held = [HeldNodePort { name: "irc".into(), port: 6668 }];
+        let held = [HeldNodePort { name: "irc".into(), port: 6668, transport: None }];
         assert_eq!(spec.port_summary(&held), "6667:6668/TCP,53/UDP");
+    }
+
+    #[test]
+    fn what_is_held_is_known_by_all_that_is_asked_for() {
+        let asked = |name: &str, node_port| AppServicePort {
+            name: name.into(),
+            port: 53,
+            r#type: PortType::Udp,
+            target_port: 53,
+            node_port,
+        };
+        let port = asked("dns", Some(53));
+        let held = |port, transport| HeldNodePort { name: "dns".into(), port, transport };
+        assert!(held(53, Some(Transport::Udp)).is_of(&port));
+        assert!(held(53, None).is_of(&port), "a former release said no more");
+        assert!(!held(53, Some(Transport::Tcp)).is_of(&port));
+        assert!(!held(54, Some(Transport::Udp)).is_of(&port));
+        assert!(!held(53, Some(Transport::Udp)).is_of(&asked("dns", None)));
+        assert!(!held(53, Some(Transport::Udp)).is_of(&asked("names", Some(53))));
     }
 }

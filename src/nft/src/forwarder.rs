@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use crate::conntrack::{Conntrack, ConntrackError, Unended};
 use crate::element::Owner;
 use crate::kernel::{Error, Found, Kernel};
-use crate::table::{self, Table};
+use crate::table::{self, Programmed, Table};
 use crate::transaction::{Batch, Transaction};
 use crate::value::{Flows, Former, Ruleset};
 
@@ -17,6 +17,9 @@ pub struct Forwarder {
     /// Whether no packet is under way any more that was led by what the kernel had before the last
     /// commit that leads any elsewhere.
     awaited: bool,
+    /// The generation at which the table was read that others may change: what follows from the
+    /// reading is done only if nobody did since.
+    read_at: Option<u32>,
     /// Where the table led that was found at the start, until somebody takes it.
     former: Former,
 }
@@ -69,7 +72,7 @@ impl Forwarder {
     /// [`ForwardError::Foreign`], or what the kernel says.
     pub fn start(kernel: Kernel, desired: Ruleset) -> Result<(Self, Change), ForwardError> {
         let (table, former) = (Table::new(desired), Former::default());
-        let mut forwarder = Self { kernel, table, awaited: false, former };
+        let mut forwarder = Self { kernel, table, awaited: false, read_at: None, former };
         let mut change = Change::default();
         forwarder.resync(&mut change)?;
         // Before the flush: nobody else remembers what goes with it.
@@ -205,24 +208,44 @@ impl Forwarder {
             if error.asks_for_reading() && reads < READS {
                 reads += 1;
                 self.resync(change)?;
+                // Where others never rest, it has to do without.
+                self.read_at = self.read_at.filter(|_| reads < READS);
+            } else if error.is_anonymous() {
+                self.isolate(change, until)?;
             } else {
                 self.leave_out(error)?;
             }
         }
+        // Others change tables of theirs all the time, which says nothing of this one.
+        self.read_at = None;
         Ok(())
     }
 
     fn commit_pending(&mut self, change: &mut Change, until: Until) -> Result<(), Error> {
-        let Transaction { make, divert, discard } = match until {
+        let transaction = match until {
             Until::Made => self.table.pending_new(),
             Until::Settled => self.table.pending(),
         };
+        self.commit_all(transaction, change, until)?;
+        match until {
+            Until::Made => self.table.made(),
+            Until::Settled => self.table.settled(),
+        }
+        Ok(())
+    }
+
+    fn commit_all(
+        &mut self,
+        transaction: Transaction,
+        change: &mut Change,
+        until: Until,
+    ) -> Result<(), Error> {
+        let Transaction { make, divert, discard } = transaction;
         if !make.is_empty() {
             self.awaited = false;
             self.commit(&make, change)?;
         }
         if until == Until::Made {
-            self.table.made();
             return Ok(());
         }
         if !divert.is_empty() {
@@ -235,8 +258,37 @@ impl Forwarder {
             self.await_packets();
             self.commit(&discard, change)?;
         }
-        self.table.settled();
         Ok(())
+    }
+
+    /// Brings what is pending to the kernel in parts, when it refuses the whole and does not say
+    /// for whom; those that it refuses alone are left out.
+    fn isolate(&mut self, change: &mut Change, until: Until) -> Result<(), ForwardError> {
+        let owners = self.table.unsettled();
+        let found = culprits(owners, |owners| {
+            let transaction = self.table.pending_of(owners);
+            self.commit_all(transaction, change, until)
+        });
+        self.leave_out_all(found)
+    }
+
+    /// Leaves out those whose elements of a new table the kernel refuses.
+    fn isolate_rendered(
+        &mut self,
+        rendered: &Programmed,
+        error: Error,
+    ) -> Result<(), ForwardError> {
+        let owners = rendered.keys().copied().collect();
+        let found = culprits(owners, |owners| {
+            let owned = owners.iter().filter_map(|owner| rendered.get_key_value(owner));
+            let part = owned.map(|(owner, kept)| (*owner, kept.clone())).collect();
+            self.kernel.try_out(&table::in_order(&part))
+        });
+        if found.alone.is_empty() && found.unfinished.is_none() {
+            // They are refused together only, which nothing that is left out would change.
+            return Err(error.into());
+        }
+        self.leave_out_all(found)
     }
 
     fn await_packets(&mut self) {
@@ -247,7 +299,7 @@ impl Forwarder {
     }
 
     fn commit(&mut self, batch: &Batch, change: &mut Change) -> Result<(), Error> {
-        self.kernel.commit(batch, None)?;
+        self.kernel.commit(batch, self.read_at.take())?;
         self.table.committed(batch);
         change.commits += 1;
         change.added += batch.add.len();
@@ -260,8 +312,9 @@ impl Forwarder {
         change.resyncs += 1;
         let replace = match self.kernel.read()? {
             Found::Foreign(comment) => return Err(ForwardError::Foreign(comment)),
-            Found::Current(elements, _) => {
+            Found::Current(elements, generation) => {
                 self.table.recovered(elements);
+                self.read_at = self.kernel.is_shared().then_some(generation);
                 return Ok(());
             }
             Found::Absent => false,
@@ -277,6 +330,10 @@ impl Forwarder {
             };
             match made {
                 Ok(batches) => change.commits += batches,
+                Err(error) if error.is_anonymous() => {
+                    self.isolate_rendered(&rendered, error)?;
+                    continue;
+                }
                 Err(error) => {
                     self.leave_out(error)?;
                     continue;
@@ -299,4 +356,47 @@ impl Forwarder {
         self.table.refuse(owner);
         Ok(())
     }
+
+    fn leave_out_all(&mut self, found: Culprits) -> Result<(), ForwardError> {
+        for (owner, error) in found.alone {
+            tracing::warn!(?owner, %error, "Left out what nf_tables refuses");
+            self.table.refuse(owner);
+        }
+        found.unfinished.map_or(Ok(()), |error| Err(error.into()))
+    }
 }
+
+/// Who of those whom the kernel refused together is refused alone.
+#[derive(Debug, Default)]
+struct Culprits {
+    alone: Vec<(Owner, Error)>,
+    /// Why there may be more.
+    unfinished: Option<Error>,
+}
+
+/// How many refusals one search takes: each culprit among a thousand costs ten.
+const REFUSALS_MAX: usize = 256;
+
+/// Finds them by halves: `attempt` does a part, or says why nothing of it was done.
+fn culprits(all: Vec<Owner>, mut attempt: impl FnMut(&[Owner]) -> Result<(), Error>) -> Culprits {
+    let mut found = Culprits::default();
+    let mut refusals = 0;
+    let mut parts = vec![all];
+    while let Some(part) = parts.pop() {
+        let Err(error) = attempt(&part) else { continue };
+        refusals += 1;
+        if !error.is_anonymous() || refusals > REFUSALS_MAX {
+            found.unfinished = Some(error);
+            break;
+        }
+        match *part {
+            [] => found.unfinished = Some(error),
+            [owner] => found.alone.push((owner, error)),
+            _ => parts.extend(part.chunks(part.len().div_ceil(2)).rev().map(<[_]>::to_vec)),
+        }
+    }
+    found
+}
+
+#[cfg(test)]
+mod tests;

@@ -18,7 +18,7 @@ use crate::ffi::{self, Encoder};
 use crate::layout;
 use crate::socket::{DATAGRAM, Link};
 use crate::transaction::{self, Batch, Elements};
-use crate::wire;
+use crate::wire::{self, Complaint};
 
 pub use error::Error;
 use error::explain;
@@ -47,6 +47,9 @@ pub struct Features {
     /// Whether a set says how many elements it has (Linux 6.16). Without, large sets are read
     /// twice.
     pub counts_elements: bool,
+    /// Whether a refusal says which element it is about (Linux 6.0). Without, it is found by
+    /// trying.
+    pub names_elements: bool,
 }
 
 /// What there is under the table's name.
@@ -85,16 +88,19 @@ impl Kernel {
             owned_tables: false,
             proves_commits: version >= (6, 10),
             counts_elements: version >= (6, 16),
+            names_elements: version >= (6, 0),
         };
         let mut encoder = Encoder::new(TABLE, 0);
         encode_layout(&mut encoder);
         let marker = format!("{MARKER} layout={:016x}", digest(&encoder.finish().0));
         let mut kernel = Self { link, features, owned: false, marker };
         // Made and deleted in one batch, so that the kernel checks all and keeps nothing.
-        kernel.probe(OWNED).map(|()| kernel.features.owned_tables = true).or_else(|error| {
-            tracing::debug!(%error, "Cannot own tables");
-            kernel.probe(0)
-        })?;
+        kernel.probe(OWNED, &[]).map(|()| kernel.features.owned_tables = true).or_else(
+            |error| {
+                tracing::debug!(%error, "Cannot own tables");
+                kernel.probe(0, &[])
+            },
+        )?;
         Ok(kernel)
     }
 
@@ -108,7 +114,13 @@ impl Kernel {
         self.features.owned_tables &= !features.owned_tables;
         self.features.proves_commits &= !features.proves_commits;
         self.features.counts_elements &= !features.counts_elements;
+        self.features.names_elements &= !features.names_elements;
         self
+    }
+
+    /// Whether others may change the table.
+    pub(crate) fn is_shared(&self) -> bool {
+        !self.owned
     }
 
     /// The number of the socket, by which the kernel names who changed something.
@@ -182,6 +194,15 @@ impl Kernel {
         self.send(encoder)
     }
 
+    /// Whether the kernel takes these elements, which are in order: a table of them is made and
+    /// deleted in one batch.
+    ///
+    /// # Errors
+    /// Any of [`Error`] but the last.
+    pub(crate) fn try_out(&mut self, elements: &[(Element, Data)]) -> Result<(), Error> {
+        self.probe(0, elements)
+    }
+
     /// Waits until each packet that is under way has been dealt with, some 10 ms: those that come
     /// then see what is committed now, in all of their look-ups.
     pub fn await_packets(&self) {
@@ -245,11 +266,12 @@ impl Kernel {
         Ok(())
     }
 
-    fn probe(&mut self, flags: u32) -> Result<(), Error> {
+    fn probe(&mut self, flags: u32, elements: &[(Element, Data)]) -> Result<(), Error> {
         let mut encoder = Encoder::new(PROBE, self.link.sequence());
         encoder.begin(None);
         encoder.add_table(&self.marker, flags);
         encode_layout(&mut encoder);
+        encode_elements(&mut encoder, elements);
         encoder.delete_table();
         self.send(encoder)
     }
@@ -287,7 +309,10 @@ impl Kernel {
             }
         }
         match complaints.into_iter().next() {
-            Some(complaint) => Err(explain(&bytes, complaint)),
+            Some(complaint) => {
+                let offset = complaint.offset.filter(|_| self.features.names_elements);
+                Err(explain(&bytes, Complaint { offset, ..complaint }))
+            }
             None if proven => Ok(()),
             None => Err(Error::Unknown),
         }

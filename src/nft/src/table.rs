@@ -191,6 +191,16 @@ impl Table {
         self.difference(self.dirty.iter())
     }
 
+    /// What [`Self::pending`] has of these owners alone.
+    pub(crate) fn pending_of(&self, owners: &[Owner]) -> Transaction {
+        self.difference(owners.iter())
+    }
+
+    /// Owners that [`Self::pending`] may have something of.
+    pub(crate) fn unsettled(&self) -> Vec<Owner> {
+        self.dirty.union(&self.left).copied().collect()
+    }
+
     fn difference<'a>(&self, owners: impl Iterator<Item = &'a Owner>) -> Transaction {
         let mut transaction = Transaction::default();
         for owner in owners {

@@ -276,6 +276,42 @@ fn a_bad_element_stops_its_batch_only_and_is_named() {
     assert!(began.elapsed() < Duration::from_millis(50), "{:?}", began.elapsed());
 }
 
+/// A set that is full is a refusal of the kernel that lasts; another who fills it makes one.
+#[test]
+fn who_is_refused_is_left_out_whether_the_kernel_names_it_or_not() {
+    for named in [true, false] {
+        let lab = Lab::new();
+        lab.sandboxes[0].serve(ALL[0].into());
+        let unnamed = Features { names_elements: !named, ..Features::default() };
+        let shared = Features { owned_tables: true, ..unnamed };
+        let kernel = lab.node.run(|| Kernel::open().expect("nf_tables").without(shared));
+        let (mut forwarder, _) = Forwarder::start(kernel, one(local([ALL[0]]))).expect("the table");
+        let resize = |size: &str| {
+            let set = format!("add set inet portolan vip4 {{ type ipv4_addr; size {size}; }}");
+            lab.node.output("nft", &[&set])
+        };
+        resize("3");
+        // Its addresses are all full but two.
+        for number in 2..=20 {
+            let port = service(vip(number), Protocol::Tcp, 80);
+            forwarder.table().set_service(port, local([ALL[0]]));
+        }
+        let change = forwarder.flush().expect("what can be done is");
+        let refused = forwarder.refused().clone();
+        assert_eq!(refused.len(), 17, "named: {named}: {refused:?}");
+        assert!(refused.iter().all(|owner| matches!(owner, Owner::Virtual(_))), "{refused:?}");
+        assert!(change.added >= 19, "named: {named}: {change:?}");
+        for number in 1..=20 {
+            assert_eq!(lab.client.tcp((vip(number), 80)), by(ALL[0], v4(0, 2)), "{number}");
+        }
+        resize("65536");
+        forwarder.verify().expect("the table");
+        assert!(forwarder.refused().is_empty(), "named: {named}: it is tried again");
+        let expected = forwarder.table().elements();
+        assert_eq!(read(forwarder.kernel()), expected, "named: {named}");
+    }
+}
+
 #[test]
 fn a_batch_for_an_old_generation_is_refused() {
     let lab = Lab::new();

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use portolan_ingress::feed::{Feed, FeedSettings, SnapshotSettings, watch_gateways};
-use portolan_ingress::peers::{Peers, PeersConfig};
+use portolan_ingress::peers::{Absent, Peers, PeersConfig};
 use portolan_ingress::report::{HeldLease, Identity, Reporter, State};
 use portolan_ingress::{
     AccessLog, Cidr, Ingress, Listener, ListenerConfig, ProxyProtocol, Scheme, Settings,
@@ -15,7 +15,7 @@ use portolan_ingress::{
 use portolan_process::{AdminServer, Gate, Metrics, Readiness, Signals, Tasks};
 use portolan_reconcile::{ApiServer, Context, ContextParts, ObjectKey, RunError, system_clock};
 use tokio::net::TcpListener;
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 use tokio::time::{Instant, interval, timeout, timeout_at};
 use tokio::try_join;
 use tokio_util::sync::CancellationToken;
@@ -145,22 +145,19 @@ impl GatewayArgs {
         // Its last word comes when nothing runs any more: until then, switches wait for this
         // gateway.
         tasks.spawn_last("lease", |drained: CancellationToken| lease.keep(drained, is_square));
-        let unheard = peers.as_ref().map(Peers::unheard);
+        let links = peers.as_ref().map(|peers| (peers.unheard(), peers.absent()));
+        let (unheard, absent) = links.unzip();
         if let Some(peers) = peers {
             metrics.register(|registry| peers.register(registry));
-            // To the end: while this gateway drains it still lends, also to those that come.
-            tasks.spawn_last("peers", |drained| {
-                let ctx = ctx.until(drained.clone());
-                let (gateways, watch) = watch_gateways(&ctx, &self.system_namespace);
-                async { try_join!(watch, peers.run(gateways, drained)).map(drop) }
-            });
+            self.keep_links(&mut tasks, &ctx, peers);
         }
         tasks.spawn("leave", settle_up(ingress.clone(), ctx.shutdown(), cut_after));
         let state = State::default();
         // To the end: who waits here for a sandbox is served by one that gets its address only
         // now, and a switch need not wait for this gateway if it is told of it.
         let to_the_end = ctx.until(tasks.drained());
-        let (feed, watches) = Feed::start(&to_the_end, &ingress, &state, self.feed(&identity, api));
+        let (feed, watches) =
+            Feed::start(&to_the_end, &ingress, &state, self.feed(&identity, api, absent));
         watches.into_iter().for_each(|(name, watch)| tasks.spawn_last(name, |_| watch));
         let reporter = Reporter::new(&to_the_end, identity, ingress.clone(), state, unheard, &feed);
         tasks.spawn_last("report", |_| reporter.run());
@@ -240,7 +237,21 @@ impl GatewayArgs {
         }
     }
 
-    fn feed(&self, identity: &Identity, api: ApiServer) -> FeedSettings {
+    /// To the end: while this gateway drains it still lends, also to those that come.
+    fn keep_links(&self, tasks: &mut Tasks, ctx: &Context, peers: Peers<Ingress>) {
+        tasks.spawn_last("peers", |drained| {
+            let ctx = ctx.until(drained.clone());
+            let (gateways, watch) = watch_gateways(&ctx, &self.system_namespace);
+            async { try_join!(watch, peers.run(gateways, drained)).map(drop) }
+        });
+    }
+
+    fn feed(
+        &self,
+        identity: &Identity,
+        api: ApiServer,
+        absent: Option<watch::Receiver<Absent>>,
+    ) -> FeedSettings {
         FeedSettings {
             identity: identity.clone(),
             default_certificate: self
@@ -253,6 +264,7 @@ impl GatewayArgs {
                 size_max: self.snapshot_bytes_max,
             }),
             connections: api.connections(),
+            absent,
         }
     }
 }

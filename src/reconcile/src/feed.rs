@@ -128,11 +128,11 @@ impl<K: Watched, T: Send + Sync + 'static> Feed<K, T> {
                 continue;
             };
             self.interrupted(&interruption);
-            if interruption.voids_position() {
-                position = None;
-            }
+            // An API server that knows nothing of our position is there again, and everything that
+            // came meanwhile is still to be read.
+            let is_back = interruption.voids_position() && position.take().is_some();
             // Failures in a row are quick ones; what took long needs no longer rest.
-            if lasted {
+            if lasted || is_back {
                 rest = REST_MIN;
             }
             // Spread, because what ended for one watch ended for all.

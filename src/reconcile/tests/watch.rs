@@ -251,6 +251,28 @@ async fn a_version_refused_as_too_old_is_not_asked_for_again() {
     assert!(wire.sent()[2].query.contains("sendInitialEvents=true"), "{:?}", wire.sent()[2]);
 }
 
+/// While it was away, rests have become long; what it says when it is back is that they may end.
+#[tokio::test(start_paused = true)]
+async fn everything_is_listed_as_soon_as_the_api_server_is_back() {
+    let mut answers = vec![Answer::WatchThenEnd(vec![good("ADDED", "a", 1), end(4)])];
+    answers.extend((0..12).map(|_| Answer::failure(503, "ServiceUnavailable", "it is away")));
+    answers.push(Answer::failure(410, "Expired", "too old resource version"));
+    answers.push(Answer::Watch(vec![good("ADDED", "b", 7), end(8)]));
+    let (wire, client) = Wire::scripted(answers);
+    let context = context(client);
+    let (cache, task) = Watch::<ConfigMap>::new().start(&context, "demo");
+    let task = tokio::spawn(task);
+    while wire.sent().len() < 14 {
+        sleep(Duration::from_millis(10)).await;
+    }
+    let refused = Instant::now();
+    while names(&cache) != ["b"] {
+        sleep(Duration::from_millis(10)).await;
+    }
+    assert!(refused.elapsed() < Duration::from_secs(1), "{:?}", refused.elapsed());
+    task.abort();
+}
+
 #[tokio::test(start_paused = true)]
 async fn pruning_drops_managed_fields() {
     let events = || [Answer::Watch(vec![good("ADDED", "a", 1), end(2)])];

@@ -126,7 +126,8 @@ fn a_node_port_counts_once_it_is_held() {
                 "ports": [
                     { "name": "irc", "port": 6697, "type": "tcp", "targetPort": 6697,
                       "nodePort": 6697 },
-                    { "name": "dns", "port": 53, "type": "udp", "targetPort": 53 },
+                    { "name": "dns", "port": 53, "type": "udp", "targetPort": 53,
+                      "nodePort": 53 },
                 ],
             },
             "status": status,
@@ -144,6 +145,14 @@ fn a_node_port_counts_once_it_is_held() {
     assert_eq!(held.addresses.len(), 2);
     let ports: Vec<_> = held.ports.iter().map(|port| (port.protocol, port.node_port)).collect();
     assert_eq!(ports, [(Protocol::Tcp, Some(6697)), (Protocol::Udp, None)]);
+    // Asked for over another transport, or at another number, than what is held still.
+    let changed = service(json!({
+        "nodePorts": [
+            { "name": "irc", "port": 6698, "transport": "TCP" },
+            { "name": "dns", "port": 53, "transport": "TCP" },
+        ],
+    }));
+    assert!(changed.ports.iter().all(|port| port.node_port.is_none()), "{:?}", changed.ports);
 }
 
 #[test]

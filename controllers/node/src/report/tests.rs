@@ -52,12 +52,17 @@ fn what_the_machine_lacks_is_said() {
 
 #[test]
 fn features_are_named_in_order() {
-    let all = Features { owned_tables: true, proves_commits: true, counts_elements: true };
+    let all = Features {
+        owned_tables: true,
+        proves_commits: true,
+        counts_elements: true,
+        names_elements: true,
+    };
     let opened = Opened { port: 1, features: all, filters: Some(false) };
     let found = spec(Facts { opened: Some(opened), ..facts(State::Programmed) }, &[], NOW);
     let expected =
-        ["Conntrack", "CountedElements", "DefaultRouteIPv4", "OwnedTables", "ProvenCommits"];
-    assert_eq!(found.features, expected);
+        "Conntrack CountedElements DefaultRouteIPv4 NamedElements OwnedTables ProvenCommits";
+    assert_eq!(found.features.join(" "), expected);
     assert_eq!(found.addresses, ["192.0.2.10"]);
     assert_eq!(spec(facts(State::Starting), &[], NOW).features, ["DefaultRouteIPv4"]);
 }

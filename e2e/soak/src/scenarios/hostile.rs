@@ -47,12 +47,8 @@ pub(super) async fn hostile(scene: &mut Scene, extent: &Extent) -> anyhow::Resul
 
 /// Attacks for a while; then the App that was attacked has to answer.
 async fn endure(scene: &Scene, attack: Attack, time: Duration) -> anyhow::Result<()> {
-    let target = Target {
-        address: back_door(),
-        source: None,
-        host: host("victim"),
-        slow: host("slow"),
-    };
+    let target =
+        Target { address: back_door(), source: None, host: host("victim"), slow: host("slow") };
     let attackers = Inside::start(&scene.cluster, OUTSIDE, move |stop| press(attack, target, stop));
     let attackers = attackers?;
     tokio::time::sleep(time).await;

@@ -16,6 +16,7 @@ use crate::model::{
     AppProtocol, BootFailure, Concurrency, FailureKind, PlainHttp, PoolConfig, PoolId, PoolName,
     Probe, RouteConfig, RouteTimeouts, SandboxConfig, SandboxId, SandboxPhase, ServiceKey, Slots,
 };
+use crate::peers::Absent;
 use crate::report::Identity;
 
 /// A Route.
@@ -248,6 +249,8 @@ pub(crate) struct PodFacts {
     pub(crate) sandbox: SandboxConfig,
     /// Slots still granted to an earlier process of this gateway's Pod, while this one has none.
     pub(crate) inherited: u32,
+    /// Slots that are granted to other gateways, by instance.
+    pub(crate) others: Box<[(Arc<str>, u32)]>,
 }
 
 impl PodFacts {
@@ -281,22 +284,33 @@ impl PodFacts {
                 slots: slots(pod, identity),
             },
             inherited: inherited(pod, identity),
+            others: others(pod, identity),
         })
     }
 
     /// The sandbox as it may be used in its pool, as far as that is known.
     ///
-    /// Where slots are soft, those of an earlier process are this one's until the pool controller
-    /// has granted anew, which takes a write for each sandbox: that process is gone. Where they are
-    /// strict they are not, because what it had sent may still run.
-    pub(crate) fn usable(&self, pool: Option<&PoolFacts>) -> Cow<'_, SandboxConfig> {
+    /// Where slots are soft, those of an earlier process are this one's, and those of gateways that
+    /// are there no more are everybody's, until the pool controller has granted anew: that takes a
+    /// write for each sandbox, and an API server. Where they are strict they are not, because what
+    /// these had sent may still run.
+    pub(crate) fn usable(
+        &self,
+        pool: Option<&PoolFacts>,
+        absent: &Absent,
+    ) -> Cow<'_, SandboxConfig> {
         let is_soft = |pool: &PoolFacts| {
             pool.id.uid == self.pool.uid && pool.config.concurrency == Concurrency::Soft
         };
-        if self.inherited == 0 || !pool.is_some_and(is_soft) {
+        let Slots::Limited(own) = self.sandbox.slots else { return Cow::Borrowed(&self.sandbox) };
+        let orphaned = self.others.iter().filter(|(gateway, _)| absent.instances.contains(gateway));
+        let orphaned = orphaned.fold(0_u32, |sum, (_, count)| sum.saturating_add(*count));
+        let share = orphaned.div_ceil(absent.others.saturating_add(1));
+        let slots = own.saturating_add(self.inherited).saturating_add(share);
+        if slots == own || !pool.is_some_and(is_soft) {
             return Cow::Borrowed(&self.sandbox);
         }
-        Cow::Owned(SandboxConfig { slots: Slots::Limited(self.inherited), ..self.sandbox.clone() })
+        Cow::Owned(SandboxConfig { slots: Slots::Limited(slots), ..self.sandbox.clone() })
     }
 }
 
@@ -350,6 +364,15 @@ fn inherited(pod: &Pod, identity: &Identity) -> u32 {
         name != &*identity.instance && process.is_some_and(|process| process.starts_with('.'))
     };
     grants(pod).find(|(to, _)| is_earlier(to)).map_or(0, |(_, count)| count)
+}
+
+fn others(pod: &Pod, identity: &Identity) -> Box<[(Arc<str>, u32)]> {
+    let is_own = |name: &str| {
+        let process = name.strip_prefix(identity.pod.as_str());
+        process.is_some_and(|process| process.is_empty() || process.starts_with('.'))
+    };
+    let others = grants(pod).filter(|(name, _)| !is_own(name));
+    others.map(|(name, count)| (name.into(), count)).collect()
 }
 
 /// Who was granted how many slots of a sandbox.

@@ -19,6 +19,7 @@ use portolan_api::{App, Claim, Route, SandboxPool, labels};
 use portolan_reconcile::{Cache, Change, Connections, Context, ObjectKey, RunError, Watch};
 use prometheus_client::registry::Registry;
 use tokio::sync::{Notify, watch};
+use tokio_util::sync::CancellationToken;
 
 use crate::Ingress;
 use crate::feed::certificates::{Certificates, Wanted};
@@ -28,6 +29,7 @@ use crate::feed::names::Names;
 use crate::feed::snapshot::{Caches, Directory, Keeper};
 use crate::feed::staleness::Staleness;
 use crate::model::{Activation, RouteId, ServiceKey};
+use crate::peers::Absent;
 use crate::report::{Identity, State};
 
 mod certificates;
@@ -59,6 +61,8 @@ pub struct FeedSettings {
     pub snapshot: Option<SnapshotSettings>,
     /// For the watches of Secrets, of which there is one for each.
     pub connections: Connections,
+    /// Which other gateways are there no more; `None`: there are no links that could tell.
+    pub absent: Option<watch::Receiver<Absent>>,
 }
 
 /// The running feed.
@@ -98,7 +102,13 @@ impl Feed {
         let (claims, claim_task) = watch_claims(&on, &routing, kept.claims);
         let (apps, app_task) = watch_apps(&on, state, kept.apps);
         let (pools, pool_task) = watch_pools(&on, kept.pools);
-        let (pods, pod_task) = watch_pods(&on, settings.identity, &pools, kept.pods);
+        let sandboxes = Sandboxes {
+            ingress: ingress.clone(),
+            pools: pools.clone(),
+            absent: Mutex::new(Absent::default()),
+        };
+        let sandboxes = Arc::new(sandboxes);
+        let (pods, pod_task) = watch_pods(&on, settings.identity, &sandboxes, kept.pods);
         let changed = on.changed;
         if restored.is_some() {
             ingress.mark_restored();
@@ -113,6 +123,10 @@ impl Feed {
             ("pods", Box::pin(pod_task)),
             ("certificates", Box::pin(certificates.run(wishes))),
         ];
+        if let Some(absent) = settings.absent {
+            let follow = sandboxes.follow(pods.clone(), absent, ctx.shutdown());
+            tasks.push(("absent", Box::pin(follow)));
+        }
         let caches = Caches { routes, claims, apps, pools: pools.clone(), pods };
         if let Some(directory) = directory.clone() {
             let keeper = Keeper { directory, caches: caches.clone(), changed };
@@ -199,6 +213,53 @@ impl Routing {
 
 fn route_id(key: &ObjectKey) -> RouteId {
     RouteId { namespace: key.namespace.as_str().into(), name: key.name.as_str().into() }
+}
+
+/// Where sandboxes meet what is known of the gateways that share them.
+struct Sandboxes {
+    ingress: Ingress,
+    pools: Cache<SandboxPool, PoolFacts>,
+    /// Held while a sandbox is shown, so that the last word is by all that is known.
+    absent: Mutex<Absent>,
+}
+
+impl Sandboxes {
+    fn show(&self, pod: &PodFacts) {
+        self.show_by(&self.absent.lock(), pod);
+    }
+
+    fn show_by(&self, absent: &Absent, pod: &PodFacts) {
+        let name = &pod.pool.name;
+        let pool = self.pools.get(&ObjectKey::new(&*name.namespace, &*name.name));
+        self.ingress.upsert_sandbox(&pod.pool, &pod.usable(pool.as_deref(), absent));
+    }
+
+    /// Shows those anew that have slots of gateways which went, or came back.
+    async fn follow(
+        self: Arc<Self>,
+        pods: Cache<Pod, PodFacts>,
+        mut news: watch::Receiver<Absent>,
+        shutdown: CancellationToken,
+    ) -> Task {
+        loop {
+            {
+                let mut absent = self.absent.lock();
+                let before = std::mem::replace(&mut *absent, news.borrow_and_update().clone());
+                let is_concerned = |(gateway, _): &(Arc<str>, u32)| {
+                    before.instances.contains(gateway) || absent.instances.contains(gateway)
+                };
+                for pod in pods.list() {
+                    if pod.others.iter().any(is_concerned) {
+                        self.show_by(&absent, &pod);
+                    }
+                }
+            }
+            tokio::select! {
+                () = shutdown.cancelled() => return Ok(()),
+                Ok(()) = news.changed() => {}
+            }
+        }
+    }
 }
 
 type Task = Result<(), RunError>;
@@ -320,10 +381,10 @@ fn watch_pools(
 fn watch_pods(
     on: &Wiring<'_>,
     identity: Identity,
-    pools: &Cache<SandboxPool, PoolFacts>,
+    sandboxes: &Arc<Sandboxes>,
     kept: Vec<(ObjectKey, PodFacts)>,
 ) -> (Cache<Pod, PodFacts>, impl Future<Output = Task> + Send + use<>) {
-    let (ingress, pools) = (on.ingress.clone(), pools.clone());
+    let (ingress, sandboxes) = (on.ingress.clone(), Arc::clone(sandboxes));
     Watch::<Pod>::new()
         .labels(labels::POOL)
         .project(move |pod| PodFacts::of(&pod, &identity))
@@ -337,9 +398,7 @@ fn watch_pods(
                 }
             }
             if let Some(new) = change.new {
-                let name = &new.pool.name;
-                let pool = pools.get(&ObjectKey::new(&*name.namespace, &*name.name));
-                ingress.upsert_sandbox(&new.pool, &new.usable(pool.as_deref()));
+                sandboxes.show(new);
             }
         })
         .on_change(on.note())

@@ -31,6 +31,7 @@ use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::coordination::v1::Lease;
 use portolan_api::Gateway;
 use portolan_reconcile::{Cache, Clock, RunError};
+use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
 use tokio::sync::{Notify, watch};
@@ -39,6 +40,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::lending::PeerEnd;
+use crate::peers::absent::Ended;
 use crate::peers::accept::{Acceptor, Newest};
 use crate::peers::credentials::{Credentials, Rotation};
 use crate::peers::dial::Dialler;
@@ -47,6 +49,7 @@ use crate::peers::roster::{Census, Roster};
 use crate::peers::unheard::Unheard;
 use crate::report::{Identity, Shown};
 
+mod absent;
 mod accept;
 mod connection;
 mod credentials;
@@ -62,6 +65,7 @@ mod verify;
 #[cfg(test)]
 mod tests;
 
+pub use absent::Absent;
 pub use credentials::CredentialError;
 
 /// How long a new certificate is published before it is used, or half as long as one is used if
@@ -134,6 +138,7 @@ pub struct Peers<L> {
     credentials: Credentials,
     metrics: Arc<Metrics>,
     unheard: Unheard,
+    absent: watch::Sender<Absent>,
 }
 
 /// The Leases of all gateways.
@@ -161,7 +166,8 @@ impl<L: Lending> Peers<L> {
     ) -> Result<Self, CredentialError> {
         let credentials = Credentials::generate()?;
         let (metrics, unheard) = (Arc::default(), Unheard::default());
-        Ok(Self { identity, config, lending, credentials, metrics, unheard })
+        let absent = watch::Sender::default();
+        Ok(Self { identity, config, lending, credentials, metrics, unheard, absent })
     }
 
     /// What the Lease has to show.
@@ -177,6 +183,11 @@ impl<L: Lending> Peers<L> {
     /// more.
     pub fn unheard(&self) -> watch::Receiver<BTreeSet<Arc<str>>> {
         self.unheard.subscribe()
+    }
+
+    /// Which other gateways are there no more.
+    pub fn absent(&self) -> watch::Receiver<Absent> {
+        self.absent.subscribe()
     }
 
     /// Registers the metrics.
@@ -203,12 +214,18 @@ impl<L: Lending> Peers<L> {
             unheard: self.unheard.clone(),
         };
         let dialled = dial_all(acceptor.clone());
-        let follow =
-            follow(gateways, &self.identity.pod, &roster, &self.lending, &self.metrics.known);
+        let follower = Follower {
+            own: &self.identity.pod,
+            roster: &roster,
+            unheard: self.unheard.subscribe(),
+            absent: &self.absent,
+            lending: &self.lending,
+            known: &self.metrics.known,
+        };
         tokio::select! {
             () = stop.cancelled() => {}
             () = self.credentials.rotate(rotation) => {}
-            () = follow => {}
+            () = follower.run(gateways) => {}
             () = dialled => {}
             never = acceptor.run(self.config.listener) => match never {},
         }
@@ -217,37 +234,55 @@ impl<L: Lending> Peers<L> {
 }
 
 /// Keeps the roster, and tells of those that have ended.
-async fn follow<L: Lending>(
-    gateways: Gateways,
-    own: &str,
-    roster: &watch::Sender<Arc<Roster>>,
-    lending: &L,
-    known: &prometheus_client::metrics::gauge::Gauge,
-) {
-    let Gateways { cache, changed, clock, ends } = gateways;
-    cache.synced().await;
-    let mut census = Census::new(own.to_owned());
-    loop {
-        let now = clock();
-        let seen = census.look(&cache.list(), cache.unbroken_since(), now);
-        // First the links go, so that nobody lends to one that has ended.
-        known.set(i64::try_from(seen.roster.iter().count()).unwrap_or(i64::MAX));
-        roster.send_if_modified(|current| {
-            let is_new = **current != seen.roster;
-            *current = Arc::new(seen.roster);
-            is_new
-        });
-        for (peer, end) in seen.ended {
-            tracing::info!(%peer, ?end, "Another gateway has ended");
-            lending.forget(&peer, end);
-        }
-        tokio::select! {
-            biased;
-            // This gateway drains. Nobody's Lease lapses because we do not see it renewed, and what
-            // is known now holds to the end.
-            () = ends.cancelled() => return pending().await,
-            () = changed.notified() => {}
-            () = until(seen.look_again, now) => {}
+struct Follower<'a, L> {
+    own: &'a str,
+    roster: &'a watch::Sender<Arc<Roster>>,
+    unheard: watch::Receiver<BTreeSet<Arc<str>>>,
+    absent: &'a watch::Sender<Absent>,
+    lending: &'a L,
+    known: &'a Gauge,
+}
+
+impl<L: Lending> Follower<'_, L> {
+    async fn run(mut self, gateways: Gateways) {
+        let Gateways { cache, changed, clock, ends } = gateways;
+        cache.synced().await;
+        let mut census = Census::new(self.own.to_owned());
+        let mut ended = Ended::default();
+        loop {
+            let now = clock();
+            let seen = census.look(&cache.list(), cache.unbroken_since(), now);
+            // First the links go, so that nobody lends to one that has ended.
+            self.known.set(i64::try_from(seen.roster.iter().count()).unwrap_or(i64::MAX));
+            self.roster.send_if_modified(|current| {
+                let is_new = **current != seen.roster;
+                *current = Arc::new(seen.roster.clone());
+                is_new
+            });
+            for (peer, end) in seen.ended {
+                tracing::info!(%peer, ?end, "Another gateway has ended");
+                self.lending.forget(&peer, end);
+                // What one had that left in order is granted anew before long, and nobody's till
+                // then: so no sandbox ever has too many requests for that.
+                if end == PeerEnd::Lost {
+                    ended.add(peer);
+                }
+            }
+            let absent = ended.absent(&seen.roster, &self.unheard.borrow_and_update());
+            self.absent.send_if_modified(|current| {
+                let is_new = *current != absent;
+                *current = absent;
+                is_new
+            });
+            tokio::select! {
+                biased;
+                // This gateway drains. Nobody's Lease lapses because we do not see it renewed, and
+                // what is known now holds to the end.
+                () = ends.cancelled() => return pending().await,
+                () = changed.notified() => {}
+                Ok(()) = self.unheard.changed() => {}
+                () = until(seen.look_again, now) => {}
+            }
         }
     }
 }

@@ -1,16 +1,19 @@
 //! A gateway that restarts while the API server is away.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use kube::Client;
 use portolan_ingress::feed::{Feed, FeedSettings, SnapshotSettings};
+use portolan_ingress::peers::Absent;
 use portolan_ingress::report::{Identity, State};
 use portolan_reconcile::testing::{Answer, Sent, Wire, context, initial_events_end};
 use portolan_reconcile::{Connections, Context};
 use rustls::pki_types::CertificateDer;
 use serde_json::{Value, json};
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use crate::client::{fetch, get};
@@ -51,12 +54,14 @@ struct Process {
     feed: Feed,
     context: Context,
     tasks: JoinSet<()>,
+    absent: watch::Sender<Absent>,
 }
 
 impl Process {
     fn start(client: Client, directory: &Path) -> Self {
         let gateway = Gateway::unsynced();
         let context = context(client.clone());
+        let absent = watch::Sender::default();
         let settings = FeedSettings {
             identity: Identity::new(
                 "system".into(),
@@ -71,13 +76,14 @@ impl Process {
                 size_max: 1 << 20,
             }),
             connections: Connections::new(move || client.clone()),
+            absent: Some(absent.subscribe()),
         };
         let (feed, watches) = Feed::start(&context, &gateway.ingress, &State::default(), settings);
         let mut tasks = JoinSet::new();
         for (_, watch) in watches {
             tasks.spawn(async move { watch.await.expect("the watch runs") });
         }
-        Self { gateway, feed, context, tasks }
+        Self { gateway, feed, context, tasks, absent }
     }
 
     async fn sync(&self) {
@@ -166,6 +172,14 @@ impl Objects {
             ),
             ("secrets", json!({"metadata": metadata("shop-tls"), "data": secret})),
         ])
+    }
+
+    /// With all slots granted to one gateway.
+    fn granted_to(mut self, instance: &str) -> Self {
+        for (_, pod) in self.0.iter_mut().filter(|(plural, _)| *plural == "pods") {
+            pod["metadata"]["annotations"] = json!({"portolan.dev/slots": format!("{instance}=8")});
+        }
+        self
     }
 
     fn without(mut self, kind: &str) -> Self {
@@ -271,6 +285,31 @@ async fn strict_slots_of_the_process_before_are_left_alone() {
     waiting.await.expect_err("nobody has granted it a slot");
     assert_eq!(program.state.begun.load(Ordering::SeqCst), begun);
     second.end().await;
+}
+
+/// The one that was granted all slots is gone, and nobody is there who would grant them anew.
+#[tokio::test]
+async fn soft_slots_of_a_gateway_that_went_are_used_and_strict_ones_are_not() {
+    for concurrency in ["Soft", "Strict"] {
+        let (place, program) = (Place::new(), Program::start().await);
+        let (data, _) = secret();
+        let objects = Objects::of(&program, concurrency, &data).granted_to("other.1");
+        let process = Process::start(objects.client(), &place.0);
+        process.sync().await;
+        let mut asked = Box::pin(process.status("shop.example"));
+        let wait = Duration::from_millis(300);
+        tokio::time::timeout(wait, &mut asked).await.expect_err("no slot is its own");
+        let instances = [Arc::from("other.1")].into();
+        process.absent.send_replace(Absent { instances, others: 0 });
+        match concurrency {
+            "Soft" => assert_eq!(soon("an answer", asked).await, 200),
+            _ => _ = tokio::time::timeout(wait, asked).await.expect_err("it may still run there"),
+        }
+        process.absent.send_replace(Absent::default());
+        let again = process.status("shop.example");
+        tokio::time::timeout(wait, again).await.expect_err("it is there again");
+        process.end().await;
+    }
 }
 
 /// The certificate comes by a task of its own.

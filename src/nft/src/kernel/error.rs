@@ -69,6 +69,17 @@ impl Error {
             Self::Socket(_) | Self::Owned | Self::Restless => false,
         }
     }
+
+    /// Whether it is about something in the batch, and does not say about what.
+    pub(crate) fn is_anonymous(&self) -> bool {
+        // These say how the kernel is, whatever it was sent.
+        let passing = [Errno::ENOBUFS, Errno::ENOMEM, Errno::EINTR, Errno::EAGAIN, Errno::EBUSY];
+        let passing = passing.map(|errno| Some(errno as i32));
+        match self {
+            Self::Refused { element: None, errno, .. } => !passing.contains(&errno.raw_os_error()),
+            _ => false,
+        }
+    }
 }
 
 fn refused(element: Option<Element>) -> String {

@@ -157,7 +157,7 @@ fn a_gateway_has_the_slots_that_are_granted_to_it() {
 
 #[test]
 fn soft_slots_of_an_earlier_process_are_used_until_there_are_new_ones() {
-    let slots = |grants: &str, concurrency: &str| {
+    let usable = |grants: &str, concurrency: &str, absent: &Absent| {
         let metadata = json!({ "annotations": { "portolan.dev/slots": grants } });
         let pod = pod(&metadata, &json!({})).expect("a sandbox");
         let scale = json!({ "min": 0, "max": 1, "concurrency": concurrency });
@@ -169,15 +169,25 @@ fn soft_slots_of_an_earlier_process_are_used_until_there_are_new_ones() {
         let metadata = json!({ "namespace": "team", "name": "shop-web-1", "uid": &*pod.pool.uid });
         let pool = json!({ "metadata": metadata, "spec": spec });
         let pool = PoolFacts::of(serde_json::from_value(pool).expect("a pool"));
-        assert_eq!(pod.usable(None).slots, pod.sandbox.slots, "a pool that is not known yet");
-        pod.usable(pool.as_ref()).slots
+        let nobody = Absent::default();
+        assert_eq!(pod.usable(None, &nobody).slots, pod.sandbox.slots, "a pool that is not known");
+        pod.usable(pool.as_ref(), absent).slots
     };
+    let slots = |grants: &str, concurrency: &str| usable(grants, concurrency, &Absent::default());
     assert_eq!(slots("gw-1.9=4,gw-2.a=4", "Soft"), Slots::Limited(4));
     assert_eq!(slots("gw-1.9=4,gw-2.a=4", "Strict"), Slots::Limited(0));
     assert_eq!(slots("gw-1.9=4,gw-1.a=3", "Soft"), Slots::Limited(3), "granted anew");
     for none in ["gw-2.9=4", "gw-10.9=4", "gw-19=4", ""] {
         assert_eq!(slots(none, "Soft"), Slots::Limited(0), "{none}");
     }
+    // What other gateways had that are there no more is divided among those that are.
+    let absent = |others| Absent { instances: [Arc::from("gw-2.a")].into(), others };
+    assert_eq!(usable("gw-2.a=4", "Soft", &absent(0)), Slots::Limited(4));
+    assert_eq!(usable("gw-1.a=3,gw-2.a=4", "Soft", &absent(0)), Slots::Limited(7));
+    assert_eq!(usable("gw-1.9=3,gw-2.a=4", "Soft", &absent(0)), Slots::Limited(7));
+    assert_eq!(usable("gw-2.a=4,gw-3.a=4", "Soft", &absent(2)), Slots::Limited(2));
+    assert_eq!(usable("gw-2.b=4", "Soft", &absent(1)), Slots::Limited(0), "it is there again");
+    assert_eq!(usable("gw-1.a=3,gw-2.a=4", "Strict", &absent(0)), Slots::Limited(3));
 }
 
 #[test]

@@ -249,7 +249,7 @@ impl Record {
     }
 
     pub(super) fn sandbox(key: ObjectKey, pod: &PodFacts) -> Self {
-        let PodFacts { pool, sandbox, inherited } = pod;
+        let PodFacts { pool, sandbox, inherited, others: _ } = pod;
         let SandboxConfig { id, address, phase, slots } = sandbox;
         Self::Sandbox(SandboxRecord {
             namespace: key.namespace,
@@ -367,6 +367,6 @@ impl SandboxRecord {
             slots: self.slots.map_or(Slots::Unlimited, Slots::Limited),
         };
         let pool = PoolId { name, uid: self.pool_uid.into() };
-        (key, PodFacts { pool, sandbox, inherited: 0 })
+        (key, PodFacts { pool, sandbox, inherited: 0, others: Box::default() })
     }
 }

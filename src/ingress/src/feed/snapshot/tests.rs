@@ -89,7 +89,7 @@ fn pod(name: &str, pool_uid: &str, phase: SandboxPhase, slots: Slots) -> (Object
         slots,
     };
     let pool = PoolId { name: pool_name(), uid: pool_uid.into() };
-    (ObjectKey::new("team", name), PodFacts { pool, sandbox, inherited: 0 })
+    (ObjectKey::new("team", name), PodFacts { pool, sandbox, inherited: 0, others: Box::default() })
 }
 
 /// Every variant of everything.
