@@ -300,12 +300,23 @@ fn source() -> Chain {
         rule.push(Expr::Masquerade);
         rule
     };
+    // Where sandboxes are reached through a tunnel, a program of the node has asked by the way to
+    // the virtual address: with the address of that, answers would come back beside the tunnel.
+    let own = |family| {
+        let mut rule = vec_of(family);
+        load_source(family, &mut rule);
+        rule.push(Expr::Lookup(Set::NodeAddresses(family), R0, None));
+        rule.push(Expr::Connection(Connection::OriginalAddress(family), R0));
+        rule.extend([Expr::Lookup(Set::Virtual(family), R0, None), Expr::Masquerade]);
+        rule
+    };
     let mut rules = vec![not_ours];
     rules.extend(Family::ALL.map(hairpin));
     rules.extend(Family::ALL.map(bridged_service));
     rules.extend(Family::ALL.map(bridged_node_port));
     rules.extend(Family::ALL.map(local));
     rules.extend(Family::ALL.map(node_port));
+    rules.extend(Family::ALL.map(own));
     Chain { name: "postrouting".to_owned(), hook: Some(Hook::Postrouting), rules }
 }
 

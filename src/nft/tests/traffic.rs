@@ -143,6 +143,26 @@ fn a_remote_endpoint_of_a_node_port_sees_the_node() {
 }
 
 #[test]
+fn a_program_of_the_node_asks_others_from_where_their_answers_come_back() {
+    let lab = Lab::new();
+    // It serves the ends, and knows the node's addresses.
+    let mut ruleset = node_ports(&lab, false);
+    let ends = [(v4(1, 2), 8080), (v6(1, 2), 8080)];
+    add(&mut ruleset, vip(1), 80, &remote(ends));
+    add(&mut ruleset, vip6(1), 80, &remote(ends));
+    let mut forwarder = lab.start(ruleset);
+    let families = [(v4 as fn(u8, u8) -> IpAddr, vip(1)), (six, vip6(1))];
+    for ((at, address), end) in families.into_iter().zip(ends) {
+        let asked = SocketAddr::new(address, 80);
+        assert_eq!(lab.node.tcp_from(at(0, 1), asked), by(end, at(1, 1)), "by the way to it");
+        assert_eq!(lab.sandboxes[1].tcp(asked), by(end, at(2, 2)), "others keep theirs");
+        forwarder.table().set_service(service(address, Protocol::Tcp, 80), local([end]));
+        forwarder.flush().expect("the table");
+        assert_eq!(lab.node.tcp_from(at(0, 1), asked), by(end, at(0, 1)), "what is here");
+    }
+}
+
+#[test]
 fn a_sandbox_reaches_itself_and_others_through_a_virtual_address() {
     let lab = Lab::new();
     for (at, address) in [(v4 as fn(u8, u8) -> IpAddr, vip(1)), (six, vip6(1))] {

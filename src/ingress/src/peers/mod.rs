@@ -251,7 +251,9 @@ impl<L: Lending> Follower<'_, L> {
         let mut ended = Ended::default();
         loop {
             let now = clock();
-            let seen = census.look(&cache.list(), cache.unbroken_since(), now);
+            let unheard = self.unheard.borrow_and_update().clone();
+            let leases = cache.list();
+            let seen = census.look(&leases, cache.unbroken_since(), now);
             // First the links go, so that nobody lends to one that has ended.
             self.known.set(i64::try_from(seen.roster.iter().count()).unwrap_or(i64::MAX));
             self.roster.send_if_modified(|current| {
@@ -262,13 +264,9 @@ impl<L: Lending> Follower<'_, L> {
             for (peer, end) in seen.ended {
                 tracing::info!(%peer, ?end, "Another gateway has ended");
                 self.lending.forget(&peer, end);
-                // What one had that left in order is granted anew before long, and nobody's till
-                // then: so no sandbox ever has too many requests for that.
-                if end == PeerEnd::Lost {
-                    ended.add(peer);
-                }
+                ended.note(peer, end, &leases, &unheard);
             }
-            let absent = ended.absent(&seen.roster, &self.unheard.borrow_and_update());
+            let absent = ended.absent(&seen.roster, &unheard);
             self.absent.send_if_modified(|current| {
                 let is_new = *current != absent;
                 *current = absent;
