@@ -36,6 +36,30 @@ echo_version() {
 	sed "$change" "$samples/02-echo.yaml" | kubectl apply --server-side -f -
 }
 
+# The first words of a chat.
+irc_hello() { printf 'NICK visitor\r\nUSER visitor 0 * :A visitor\r\n'; }
+
+# The question for the address of kubernetes.default.svc.cluster.local.
+dns_query() {
+	local name='\x0akubernetes\x07default\x03svc\x07cluster\x05local\x00'
+	printf '%b' "\x00\x07\x01\x00\x00\x01\x00\x00\x00\x00\x00\x00$name\x00\x01\x00\x01"
+}
+
+# Prints the address that ends an answer; fails if it is not the one that Kubernetes has.
+address_of_kubernetes() {
+	local address
+	address=$(tail -c 4 | od -A n -t u1 | sed 's/  */./g; s/^\.//')
+	echo "$address"
+	[[ $address == "$kubernetes" ]]
+}
+
+# Sends what comes in from a Pod of the samples, and prints what is answered.
+send() {
+	local to=$2://$1
+	printf '$ … | kubectl exec --stdin %s -- /sample-echo --send-to %s\n' "$sandbox" "$to" >&2
+	kubectl exec --stdin "$sandbox" -- /sample-echo --send-to "$to"
+}
+
 kubectl config set-context --current --namespace=portolan-samples >/dev/null
 
 say "Apply the samples and wait until they run"
@@ -55,22 +79,31 @@ run kubectl get appservices
 printf '$ $PORTOLAN_OUTSIDE bash -c "exec 3<>/dev/tcp/%s/6697; …"\n' "${PORTOLAN_NODES%% *}"
 # shellcheck disable=SC2016,SC2086
 $PORTOLAN_OUTSIDE timeout 10 bash -c 'exec 3<>"/dev/tcp/$0/6697"
-	printf "NICK visitor\r\nUSER visitor 0 * :A visitor\r\n" >&3
-	grep --max-count=1 " 001 " <&3' "${PORTOLAN_NODES%% *}"
+	cat >&3
+	grep --max-count=1 " 001 " <&3' "${PORTOLAN_NODES%% *}" < <(irc_hello)
+kubernetes=$(kubectl --namespace default get service kubernetes --output jsonpath='{.spec.clusterIP}')
 printf '$ $PORTOLAN_OUTSIDE dig @%s -p 5300 kubernetes.default.svc.cluster.local\n' "${PORTOLAN_NODES%% *}"
 # A machine may have no dig: the query in bytes, and the address that ends the answer.
 # shellcheck disable=SC2016,SC2086
-$PORTOLAN_OUTSIDE timeout 10 bash -c 'exec 3<>"/dev/udp/$0/5300"
-	name="\x0akubernetes\x07default\x03svc\x07cluster\x05local\x00"
-	printf "\x00\x07\x01\x00\x00\x01\x00\x00\x00\x00\x00\x00$name\x00\x01\x00\x01" |
-		dd bs=512 iflag=fullblock status=none >&3
-	dd bs=512 count=1 status=none <&3 | tail -c 4 | od -A n -t u1 | sed "s/  */./g; s/^\.//"' "${PORTOLAN_NODES%% *}"
+dns_query | $PORTOLAN_OUTSIDE timeout 10 bash -c 'exec 3<>"/dev/udp/$0/5300"
+	dd bs=512 iflag=fullblock status=none >&3
+	dd bs=512 count=1 status=none <&3' "${PORTOLAN_NODES%% *}" | address_of_kubernetes
 
 say "Pods reach every service by its name, and wake it if it sleeps"
 sandbox=$(kubectl get pods --selector portolan.dev/app=echo,portolan.dev/service=wire \
 	--output jsonpath='{.items[0].metadata.name}')
 run kubectl exec "$sandbox" -- /sample-echo --get http://echo-web.portolan-samples/
 run kubectl exec "$sandbox" -- /sample-echo --get http://echo-wire:8080/
+echo 'over TCP' | send echo-wire:7000 tcp
+echo 'over UDP' | send echo-wire:7001 udp
+irc_hello | send chat-irc:6667 tcp | grep ' 001 '
+dns_query | send dns-resolver:5300 udp | address_of_kubernetes
+
+say "And by the address that it keeps as long as it exists"
+for service in echo-wire:7000 chat-irc:6667; do
+	address=$(kubectl get appservice "${service%:*}" --output jsonpath='{.status.clusterIPs[0]}')
+	irc_hello | send "$address:${service#*:}" tcp | sed -n 1p
+done
 
 say "Nobody asks any more: after ten seconds hello sleeps, and has no Pod"
 # shellcheck disable=SC2086

@@ -8,6 +8,7 @@
 //! Entry points: [`Scene::set`], [`play`]. The long form is `make soak`; the short form
 //! is a test.
 
+mod astray;
 pub mod concurrency;
 mod extent;
 mod get;

@@ -94,6 +94,14 @@ pub struct Failure {
     pub what: String,
 }
 
+impl Failure {
+    /// Whether whoever was asked for a connection said that nobody listens.
+    #[must_use]
+    pub fn was_refused(&self) -> bool {
+        self.what.starts_with("connect: Connection refused")
+    }
+}
+
 /// One visitor's connections of each kind.
 struct Connections {
     visitors: Visitors,

@@ -28,6 +28,8 @@ pub struct Outcome {
     pub never: usize,
     /// How long anybody may wait for an answer.
     pub wait_max: Duration,
+    /// How many connections the node's own proxy led nowhere.
+    pub astray: usize,
 }
 
 /// One line of the table.
@@ -41,8 +43,10 @@ pub struct Report {
     pub asked: usize,
     /// Requests that failed.
     pub failed: usize,
-    /// Those of them that had to fail: under way on a program that was killed.
+    /// Those of them that had to fail: under way on a program that was killed, or led nowhere.
     pub excused: usize,
+    /// How many of these were led nowhere.
+    pub astray: usize,
     /// Requests that crossed a GOAWAY.
     pub crossed: usize,
     /// Latencies: half, all but one in a hundred, the greatest.
@@ -65,8 +69,16 @@ impl Report {
     /// A line from what was noticed. Failures that are excused had to happen.
     pub fn judged(what: String, outcome: &Outcome, is_excused: impl Fn(&Failure) -> bool) -> Self {
         let tally = &outcome.tally;
-        let unexcused: Vec<_> =
-            tally.failures.iter().filter(|failure| !is_excused(failure)).collect();
+        let unexcused = tally.failures.iter().filter(|failure| !is_excused(failure));
+        let (mut left, mut astray) = (outcome.astray, 0);
+        let unexcused: Vec<_> = unexcused
+            .filter(|failure| {
+                let is_astray = left > 0 && failure.was_refused();
+                left -= usize::from(is_astray);
+                astray += usize::from(is_astray);
+                !is_astray
+            })
+            .collect();
         let mut faults = Vec::new();
         for failure in unexcused.iter().take(TOLD_MAX) {
             let Failure { begun, ended, way, what } = failure;
@@ -100,6 +112,7 @@ impl Report {
             asked: tally.asked(),
             failed: tally.failures.len(),
             excused: tally.failures.len() - unexcused.len(),
+            astray,
             crossed: tally.crossed,
             latency: [tally.quantile(0.5), tally.quantile(0.99), tally.quantile(1.0)],
             cuts: outcome.cuts,
@@ -117,6 +130,7 @@ impl Report {
             asked: 0,
             failed: 0,
             excused: 0,
+            astray: 0,
             crossed: 0,
             latency: Default::default(),
             cuts: 0,
@@ -146,6 +160,10 @@ pub fn table(reports: &[Report]) -> String {
             text,
             "{what:<45} {took:>6}s {asked:>6} {failed:>6} {excused:>7} {crossed:>7} {p50:>4}ms {p99:>4}ms {max:>4}ms {cuts:>4}  {verdict}"
         );
+    }
+    for Report { what, astray, .. } in reports.iter().filter(|report| report.astray > 0) {
+        let _ =
+            writeln!(text, "\n{what}: kube-proxy led {astray} nowhere while it changed its rules");
     }
     for report in reports.iter().filter(|report| !report.is_good()) {
         let _ = writeln!(text, "\n{}:", report.what);
@@ -197,7 +215,8 @@ mod tests {
         let (begun, took) = (now - Duration::from_millis(1_500), Duration::ZERO);
         let early = Vec::new();
         let wait_max = Duration::from_millis(1);
-        let outcome = Outcome { begun, took, tally, cuts: 0, early, never: 0, wait_max };
+        let (cuts, never, astray) = (0, 0, 0);
+        let outcome = Outcome { begun, took, tally, cuts, early, never, wait_max, astray };
         let bad = Report::judged("three rollouts".into(), &outcome, |_| false);
         let outcome = Outcome { wait_max: Duration::from_millis(2), ..outcome };
         let good = Report::judged("a kill".into(), &outcome, |_| true);
@@ -206,5 +225,26 @@ mod tests {
         let told = "three rollouts:\n- Single, sent 1.5 s in, after 0.0ns: reset\n\
             - 1 waited for more than 1ms, one 2.0ms\n";
         assert!(table.ends_with(told), "{table}");
+    }
+
+    #[test]
+    fn as_many_refusals_as_the_node_counted_are_excused() {
+        let now = Instant::now();
+        let refused = || Failure {
+            what: "connect: Connection refused (os error 111)".into(),
+            ..failure(now, now)
+        };
+        let excused = |astray: usize, failures: Vec<Failure>| {
+            let tally = Tally { latencies: vec![Duration::ZERO], failures, crossed: 0 };
+            let (cuts, never, early, wait_max) = (0, 0, Vec::new(), Duration::MAX);
+            let (begun, took) = (now, Duration::ZERO);
+            let outcome = Outcome { begun, took, tally, cuts, early, never, wait_max, astray };
+            let report = Report::unnoticed(String::new(), &outcome);
+            (report.excused, report.astray, report.is_good())
+        };
+        assert_eq!(excused(0, vec![refused()]), (0, 0, false), "a gateway refused it");
+        assert_eq!(excused(1, vec![refused()]), (1, 1, true));
+        assert_eq!(excused(1, vec![refused(), refused()]), (1, 1, false));
+        assert_eq!(excused(1, vec![failure(now, now)]), (0, 0, false), "it was cut");
     }
 }

@@ -17,6 +17,7 @@ use portolan_cluster::{addresses, command, wait};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
+use crate::astray::Astray;
 use crate::extent::Extent;
 use crate::load::{Load, Visitors};
 use crate::report::{Outcome, Report};
@@ -55,6 +56,7 @@ pub struct Scene {
     pub(crate) cluster: Cluster,
     pub(crate) pods: Pods,
     watcher: JoinHandle<()>,
+    astray: Astray,
 }
 
 /// What is known of the Pods, kept up to date.
@@ -82,6 +84,8 @@ pub(crate) struct Trial {
     load: Load,
     streams: Option<Streams>,
     pods: Pods,
+    astray: Astray,
+    astray_before: usize,
 }
 
 impl Scene {
@@ -94,7 +98,9 @@ impl Scene {
         let cluster = Cluster::ensure(name, 2).await?;
         tokio::task::block_in_place(|| platform::install(&cluster, &VALUES))?;
         let (pods, watcher) = Pods::watch(cluster.client().await?);
-        let scene = Self { cluster, pods, watcher };
+        let node = namespace_file(&cluster.files().namespace(&node_name(1)));
+        let astray = tokio::task::block_in_place(|| Astray::start(node))?;
+        let scene = Self { cluster, pods, watcher, astray };
         scene.apply(&format!("apiVersion: v1\nkind: Namespace\nmetadata: {{ name: {TEAM} }}\n"))?;
         scene.apply(&shop("one", ""))?;
         scene.apply(ROUTE)?;
@@ -131,7 +137,9 @@ impl Scene {
             count => Some(Streams::open(&self.cluster, HOST, count, gateways)?),
         };
         let load = Load::start(&self.cluster, visitors)?;
-        Ok(Trial { begun: Instant::now(), load, streams, pods: self.pods.clone() })
+        let (pods, astray) = (self.pods.clone(), self.astray.clone());
+        let astray_before = tokio::task::block_in_place(|| astray.count())?;
+        Ok(Trial { begun: Instant::now(), load, streams, pods, astray, astray_before })
     }
 
     /// Where visitors come in.
@@ -267,8 +275,9 @@ impl Trial {
         let is_early = |cut: &&Cut| departures.is_early(cut, NOTICE_MAX);
         let early = cuts.iter().filter(is_early).cloned().collect();
         let (begun, took) = (self.begun, self.begun.elapsed());
-        let wait_max = WAIT_MAX;
-        Ok(Outcome { begun, took, tally, cuts: cuts.len(), early, never, wait_max })
+        let counted = tokio::task::block_in_place(|| self.astray.count())?;
+        let (wait_max, astray) = (WAIT_MAX, counted - self.astray_before);
+        Ok(Outcome { begun, took, tally, cuts: cuts.len(), early, never, wait_max, astray })
     }
 }
 

@@ -19,8 +19,8 @@ spec:
   image: docker.io/portolan/sample-echo:dev
   env: [{ name: LISTEN_ADDRESS, value: '::' }, { name: TCP_PORT, value: '7777' }]
   services:
-  - name: irc
-    ports: [{ name: http, port: 8080 }, { name: irc, port: 7777, type: tcp }]
+  # A single port in its short form, which is also PORT: the program's http has to be elsewhere.
+  - { name: irc, port: 7777, portType: tcp, args: [--port, '8080'] }
 ";
 
 /// What the condition advises.

@@ -257,6 +257,10 @@ async fn a_killed_agent_interrupts_nobody_and_changes_nothing(scene: &Scene) -> 
     open.echo().context("a connection that was there before")
 }
 
+/// How long nobody may answer while another sandbox is there. What is measured is much less, see
+/// `docs/benchmarks.md`; the rest is for a machine that stands still.
+const SILENCE_MAX: Duration = Duration::from_secs(5);
+
 /// One socket, one source port: its connection is tracked, and has to be led anew.
 async fn a_sender_of_datagrams_follows_the_sandboxes(scene: &Scene) -> anyhow::Result<()> {
     let outside = scene.outside();
@@ -276,7 +280,8 @@ async fn a_sender_of_datagrams_follows_the_sandboxes(scene: &Scene) -> anyhow::R
             if answer.is_ok() && pods.len() == 2 && pods.iter().all(|pod| pod.name != *name) {
                 break;
             }
-            ensure!(Instant::now() < deadline, "{name} was deleted, {silence:?} of silence");
+            ensure!(silence < SILENCE_MAX, "{name} was deleted, {silence:?} of silence");
+            ensure!(Instant::now() < deadline, "{name} was deleted and not replaced");
         }
     }
     sender.echo().context("after all sandboxes are others")

@@ -1,6 +1,7 @@
 //! The cluster of the outage: an App, somebody who visits it, and a look at each gateway that does
 //! not go through the API server.
 
+use std::collections::BTreeMap;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -126,22 +127,23 @@ impl Scene {
         Ok(uids)
     }
 
-    /// What all controllers have written since they started.
-    pub(crate) fn writes(&self) -> anyhow::Result<u64> {
-        let ours = |labels: &str| !labels.contains("verb=\"event\"");
-        self.count("controller", "portolan_reconcile_api_writes_total", ours)
+    /// What all controllers have written since they started, by controller and verb.
+    pub(crate) fn writes(&self) -> anyhow::Result<BTreeMap<String, u64>> {
+        let mut writes = self.counts("controller", "portolan_reconcile_api_writes_total")?;
+        writes.retain(|labels, _| !labels.contains("verb=\"event\""));
+        Ok(writes)
     }
 
     /// The same when nothing has been written for a while.
-    pub(crate) async fn settled_writes(&self) -> anyhow::Result<u64> {
+    pub(crate) async fn settled_writes(&self) -> anyhow::Result<BTreeMap<String, u64>> {
         self.asleep().await?;
         let mut last = (self.writes()?, Instant::now());
         wait::until("the controllers to rest", SLEEP_LIMIT, async || {
             let writes = self.writes()?;
             if writes != last.0 {
-                last = (writes, Instant::now());
+                last = (writes.clone(), Instant::now());
             }
-            ensure!(last.1.elapsed() > REST, "{writes} writes, and more to come");
+            ensure!(last.1.elapsed() > REST, "{writes:?}, and more to come");
             anyhow::Ok(writes)
         })
         .await
@@ -149,31 +151,29 @@ impl Scene {
 
     /// How often the watches of controllers have listed everything, and how many watches there are.
     pub(crate) fn lists(&self) -> anyhow::Result<(u64, u64)> {
-        let all = self.count("controller", "portolan_reconcile_watch_lists_total", |_| true)?;
+        let all = self.counts("controller", "portolan_reconcile_watch_lists_total")?;
         let watches = self.pages("controller")?;
         let watches = watches
             .iter()
             .map(|page| samples(page, "portolan_reconcile_watch_lists_total").count() as u64);
-        Ok((all, watches.sum()))
+        Ok((all.values().sum(), watches.sum()))
     }
 
-    fn count(
-        &self,
-        component: &str,
-        name: &str,
-        counts: impl Fn(&str) -> bool,
-    ) -> anyhow::Result<u64> {
-        let mut sum = 0.0;
+    /// A counter of all Pods of a component, by its labels.
+    fn counts(&self, component: &str, name: &str) -> anyhow::Result<BTreeMap<String, u64>> {
+        let mut counts = BTreeMap::new();
         for page in self.pages(component)? {
-            let counted = samples(&page, name).filter(|(labels, _)| counts(labels));
-            sum += counted.map(|(_, value)| value).sum::<f64>();
+            for (labels, value) in samples(&page, name) {
+                #[expect(
+                    clippy::cast_possible_truncation,
+                    clippy::cast_sign_loss,
+                    reason = "counters are whole and not negative"
+                )]
+                let value = value as u64;
+                *counts.entry(labels.to_owned()).or_default() += value;
+            }
         }
-        #[expect(
-            clippy::cast_possible_truncation,
-            clippy::cast_sign_loss,
-            reason = "counters are whole and not negative"
-        )]
-        Ok(sum as u64)
+        Ok(counts)
     }
 
     /// The metrics of every Pod of a component.

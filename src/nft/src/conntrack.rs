@@ -419,3 +419,6 @@ fn direction(tuple: &[u8]) -> Direction {
         destination_port: port(3),
     }
 }
+
+#[cfg(test)]
+mod tests;

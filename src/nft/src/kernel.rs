@@ -123,6 +123,11 @@ impl Kernel {
         !self.owned
     }
 
+    #[cfg(test)]
+    pub(crate) fn shrink_receive_buffer(&self) {
+        self.link.shrink_receive_buffer();
+    }
+
     /// The number of the socket, by which the kernel names who changed something.
     pub fn port(&self) -> u32 {
         self.link.port()
@@ -352,4 +357,4 @@ fn version() -> (u32, u32) {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -132,7 +132,7 @@ fn a_connection_to_an_endpoint_that_drains_goes_on_and_one_to_a_dead_sandbox_is_
         sender.conntrack.end(&gone).expect("connection tracking");
         let began = Instant::now();
         let error = echo(&mut stream).expect_err("nobody is there");
-        assert_ne!(error.kind(), std::io::ErrorKind::WouldBlock, "with filters: {filters}");
+        assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset, "with filters: {filters}");
         assert!(began.elapsed() < Duration::from_secs(1), "{:?}", began.elapsed());
         stream.shutdown(Shutdown::Both).ok();
     }

@@ -4,6 +4,7 @@ mod lab;
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::process::{Command, Stdio};
+use std::sync::Barrier;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -98,7 +99,17 @@ fn a_process_that_is_killed_leaves_what_the_next_one_finishes() {
         child.wait().expect("a child");
         assert_eq!(failed, 0, "round {round}: while it changed endpoints");
         assert_eq!(lab.client.failed_connects((vip(1), 80), 50), 0, "round {round}: alone");
-        let (mut next, change) = lab.start_with(one(local(ALL))).expect("the table");
+        let started = Barrier::new(2);
+        let ((mut next, change), failed) = thread::scope(|scope| {
+            let connects = scope.spawn(|| {
+                started.wait();
+                lab.client.failed_connects((vip(1), 80), 500)
+            });
+            started.wait();
+            let next = lab.start_with(one(local(ALL))).expect("the table");
+            (next, connects.join().expect("connects"))
+        });
+        assert_eq!(failed, 0, "round {round}: while the next one finishes");
         left += change.deleted;
         assert!(!change.replaced, "the table is taken, not made anew");
         assert_eq!(next.verify().expect("the table").commits, 0, "round {round}");
@@ -234,6 +245,35 @@ fn a_table_of_another_is_left_alone_and_one_of_another_version_replaced() {
     assert_eq!(listed.lines().count(), 1, "the stand-in is gone: {listed}");
 }
 
+/// As an older agent left it, with all that leads connections, and nobody there.
+#[test]
+fn no_connection_is_lost_while_a_table_of_another_version_is_replaced() {
+    let lab = Lab::new();
+    lab.sandboxes[0].accept(ALL[0].into());
+    for _ in 0..5 {
+        drop(shared(&lab, one(local([ALL[0]]))));
+        // A part that this version does not have.
+        lab.node.output("nft", &["add", "chain", "inet", "portolan", "older"]);
+        let replaced = AtomicBool::new(false);
+        let connect = || lab.client.failed_connects((vip(1), 80), 200);
+        let failed: usize = thread::scope(|scope| {
+            let connects = scope.spawn(|| {
+                let mut failed = connect();
+                while !replaced.load(Ordering::Relaxed) {
+                    failed += connect();
+                }
+                failed + connect()
+            });
+            let (_forwarder, change) = lab.start_with(one(local([ALL[0]]))).expect("the table");
+            assert!(change.replaced, "{change:?}");
+            replaced.store(true, Ordering::Relaxed);
+            connects.join().expect("connects")
+        });
+        assert_eq!(failed, 0);
+        lab.remove();
+    }
+}
+
 #[test]
 fn other_tables_stay_as_they_are_and_ours_can_be_printed() {
     let lab = Lab::new();
@@ -262,6 +302,7 @@ fn a_bad_element_stops_its_batch_only_and_is_named() {
         .find(|(e, _)| matches!(e.set, Set::Slots(..)))
         .expect("a slot");
     let kernel = forwarder.kernel();
+    let quickest_before = quickest(kernel);
     let before = read(kernel);
     let stranger = address(Family::V4, &[10, 1, 1, 1]);
     let add = vec![(stranger, Data::EMPTY), (known, other(data))];
@@ -270,10 +311,24 @@ fn a_bad_element_stops_its_batch_only_and_is_named() {
     assert_eq!(error.owner(), Some(Owner::Service(service(vip(1), Protocol::Tcp, 80))), "{error}");
     assert_eq!(error.category(), "Refused");
     assert_eq!(read(kernel), before, "nothing of it was done");
-    let good = Batch { delete: Vec::new(), add: vec![(stranger, Data::EMPTY)] };
-    let began = Instant::now();
-    kernel.commit(&good, None).expect("a good batch");
-    assert!(began.elapsed() < Duration::from_millis(50), "{:?}", began.elapsed());
+    let quickest_after = quickest(kernel);
+    // The quickest of many says how much work it is; the rest is for a machine that does other
+    // things too.
+    assert!(quickest_after < 3 * quickest_before, "{quickest_before:?}, then {quickest_after:?}");
+}
+
+/// How long the quickest of some good batches takes.
+fn quickest(kernel: &mut Kernel) -> Duration {
+    let stranger = address(Family::V4, &[10, 1, 1, 1]);
+    let add = Batch { delete: Vec::new(), add: vec![(stranger, Data::EMPTY)] };
+    let delete = Batch { delete: vec![stranger], add: Vec::new() };
+    let took = (0..50).map(|_| {
+        let began = Instant::now();
+        kernel.commit(&add, None).expect("a good batch");
+        kernel.commit(&delete, None).expect("a good batch");
+        began.elapsed()
+    });
+    took.min().expect("some")
 }
 
 /// A set that is full is a refusal of the kernel that lasts; another who fills it makes one.

@@ -128,9 +128,13 @@ impl<K: Watched, T: Send + Sync + 'static> Feed<K, T> {
                 continue;
             };
             self.interrupted(&interruption);
+            let is_void = interruption.voids_position();
+            if is_void {
+                position = None;
+            }
             // An API server that knows nothing of our position is there again, and everything that
-            // came meanwhile is still to be read.
-            let is_back = interruption.voids_position() && position.take().is_some();
+            // came meanwhile is still to be read. One that refuses what it has just listed is not.
+            let is_back = is_void && before.is_some();
             // Failures in a row are quick ones; what took long needs no longer rest.
             if lasted || is_back {
                 rest = REST_MIN;

@@ -1,5 +1,6 @@
 //! The sample program: arguments and wiring.
 
+use std::io::{Read, Write, stdin, stdout};
 use std::net::IpAddr;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -17,6 +18,10 @@ struct Arguments {
     /// Instead of serving: ask for this page, print it, and fail unless the answer is 2xx.
     #[arg(long)]
     get: Option<http::Uri>,
+    /// Instead of serving: send what comes in to tcp://host:port or udp://host:port, print the
+    /// answer, and fail unless there is one.
+    #[arg(long, conflicts_with = "get")]
+    send_to: Option<http::Uri>,
     /// Address of all ports; a loopback address makes a program that nobody can reach.
     #[arg(long, env = "LISTEN_ADDRESS", default_value = "0.0.0.0")]
     listen_address: IpAddr,
@@ -58,20 +63,24 @@ enum OnTerm {
 #[tokio::main]
 async fn main() -> anyhow::Result<ExitCode> {
     let arguments = Arguments::parse();
-    match &arguments.get {
-        Some(page) => {
-            let body = client::get(page).await?;
-            print!("{}", String::from_utf8_lossy(&body));
-            Ok(ExitCode::SUCCESS)
+    let answer = match (&arguments.get, &arguments.send_to) {
+        (Some(page), _) => client::get(page).await?.to_vec(),
+        (None, Some(to)) => {
+            let mut bytes = Vec::new();
+            stdin().lock().read_to_end(&mut bytes)?;
+            client::send(to, &bytes).await?
         }
-        None => arguments.run().await,
-    }
+        (None, None) => return arguments.run().await,
+    };
+    stdout().write_all(&answer)?;
+    Ok(ExitCode::SUCCESS)
 }
 
 impl Arguments {
     async fn run(self) -> anyhow::Result<ExitCode> {
         let Self {
             get: _,
+            send_to: _,
             listen_address: address,
             port: http,
             tcp_port: tcp,

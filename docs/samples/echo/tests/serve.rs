@@ -11,7 +11,7 @@ use http::{HeaderMap, Request, Response};
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use portolan_sample_echo::{Ended, Listen, Server};
+use portolan_sample_echo::{Ended, Listen, Server, client};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, UdpSocket};
@@ -165,6 +165,14 @@ async fn tcp_and_udp_come_back() {
     let mut datagram = [0; 16];
     let size = socket.recv(&mut datagram).await.unwrap();
     assert_eq!(&datagram[..size], b"hello");
+
+    for url in [format!("tcp://{}", sample.tcp), format!("udp://{}", sample.udp)] {
+        let answer = client::send(&url.parse().unwrap(), b"hello").await.unwrap();
+        assert_eq!(answer, b"hello", "{url}");
+        let nobody = url.replace(&sample.tcp.port().to_string(), "1");
+        let nobody = nobody.replace(&sample.udp.port().to_string(), "1");
+        client::send(&nobody.parse().unwrap(), b"hello").await.unwrap_err();
+    }
 }
 
 #[tokio::test]

@@ -34,10 +34,10 @@ pub(super) async fn wakes(scene: &mut Scene, extent: &Extent) -> anyhow::Result<
     let outcome = trial.end().await?;
     let (took, tally) = woken?;
     let beside = Report::unnoticed(String::new(), &outcome);
-    let (begun, cuts) = (outcome.begun, outcome.cuts);
+    let (begun, cuts, astray) = (outcome.begun, outcome.cuts, outcome.astray);
     // How long a wake takes is the kubelet's affair.
     let (early, wait_max) = (Vec::new(), Duration::MAX);
-    let woken = Outcome { begun, took, tally, cuts, early, never: 0, wait_max };
+    let woken = Outcome { begun, took, tally, cuts, early, never: 0, wait_max, astray };
     let mut report = Report::unnoticed(format!("{count} sleeping Apps woken at once"), &woken);
     report.faults.extend(beside.faults.into_iter().map(|fault| format!("beside it: {fault}")));
     scene.team(&["delete", "apps,routes", "-l", "soak=sleeper"]).await?;

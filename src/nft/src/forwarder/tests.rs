@@ -4,6 +4,9 @@ use std::io;
 use nix::errno::Errno;
 
 use super::*;
+use crate::kernel::Features;
+use crate::kernel::tests::in_namespace;
+use crate::value::{Backends, Endpoint, Protocol, Range, ServicePort};
 
 fn refused(errno: Errno) -> Error {
     Error::Refused { element: None, reason: None, errno: io::Error::from(errno) }
@@ -67,4 +70,39 @@ fn what_tells_how_the_kernel_is_is_about_nobody() {
     }
     assert!(refused(Errno::EINVAL).is_anonymous());
     assert!(!Error::Owned.is_anonymous() && !Error::Unknown.is_anonymous());
+}
+
+/// Each message of the batch is refused, and there is no room for so many answers.
+#[test]
+fn a_commit_whose_answer_is_lost_ends_as_desired() {
+    in_namespace(|| {
+        let owned = Features { owned_tables: true, ..Features::default() };
+        let open = || Kernel::open().expect("nf_tables").without(owned);
+        let addresses: [IpAddr; 2] = [[10, 9, 0, 1].into(), [0xfd09, 0, 0, 0, 0, 0, 0, 1].into()];
+        let endpoints = addresses.map(|address| Endpoint { address, port: 80, local: true });
+        let backends =
+            Backends { endpoints: endpoints.into_iter().collect(), ..Backends::default() };
+        let services = addresses.map(|address| {
+            (ServicePort { address, protocol: Protocol::Tcp, port: 80 }, backends.clone())
+        });
+        let desired = Ruleset {
+            services: services.into(),
+            node_addresses: addresses.into(),
+            bridged: addresses.map(|address| Range { address, length: 8 }).into(),
+            ..Ruleset::default()
+        };
+        let (mut forwarder, _) = Forwarder::start(open(), desired).expect("the table");
+        let delete = forwarder.table().elements().into_keys().collect();
+        let empty = Batch { delete, add: Vec::new() };
+        open().commit(&empty, None).expect("another empties the table");
+        forwarder.kernel().shrink_receive_buffer();
+        let error = forwarder.kernel().commit(&empty, None).expect_err("nothing is there");
+        assert!(matches!(error, Error::Unknown), "{error}");
+        forwarder.table().replace(Ruleset::default());
+        let change = forwarder.flush().expect("the table");
+        assert_eq!(change.resyncs, 1, "{change:?}");
+        let found = forwarder.kernel().read().expect("the table");
+        assert!(matches!(found, Found::Current(elements, _) if elements.is_empty()));
+        assert!(forwarder.refused().is_empty());
+    });
 }

@@ -13,7 +13,7 @@ fn an_answer_that_is_lost_leaves_the_outcome_unknown() {
     in_namespace(|| {
         let mut kernel = Kernel::open().expect("nf_tables");
         kernel.install(&[]).expect("the table");
-        kernel.link.shrink_receive_buffer();
+        kernel.shrink_receive_buffer();
         // Each of the sets has an element too few, so each message is answered.
         let delete = Set::all().filter(|set| set.key().len() == 1).map(|set| match set {
             Set::Bridged(family) | Set::Local(family) | Set::Virtual(family) => {
@@ -99,7 +99,7 @@ fn address(family: Family) -> IpAddr {
 }
 
 /// Runs in a network namespace that is gone afterwards.
-fn in_namespace(f: impl FnOnce() + Send) {
+pub(crate) fn in_namespace(f: impl FnOnce() + Send) {
     thread::scope(|scope| {
         let inside = scope.spawn(|| {
             unshare(CloneFlags::CLONE_NEWNET).expect("the privilege to make network namespaces");
