@@ -127,6 +127,14 @@ impl Scene {
         Ok(uids)
     }
 
+    /// Since when each of the App's sandboxes is as ready as it is.
+    pub(crate) fn ready_since(&self) -> anyhow::Result<Vec<String>> {
+        let pods = self.pods(TEAM, "portolan.dev/app=shop")?;
+        let conditions = pods.iter().filter_map(|pod| pod["status"]["conditions"].as_array());
+        let ready = conditions.flatten().filter(|condition| condition["type"] == "Ready");
+        Ok(ready.map(ToString::to_string).collect())
+    }
+
     /// What all controllers have written since they started, by controller and verb.
     pub(crate) fn writes(&self) -> anyhow::Result<BTreeMap<String, u64>> {
         let mut writes = self.counts("controller", "portolan_reconcile_api_writes_total")?;
