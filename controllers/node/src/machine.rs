@@ -238,37 +238,4 @@ fn is_default(route: &RouteMessage) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn ip(text: &str) -> IpAddr {
-        text.parse().expect("an address")
-    }
-
-    fn node() -> NodeFacts {
-        let addresses = ["192.0.2.10", "203.0.113.10", "2001:db8::10"].map(ip).into();
-        NodeFacts { uid: "node-uid".into(), addresses }
-    }
-
-    fn seen(filters_bridges: bool) -> Seen {
-        Seen {
-            addresses: ["192.0.2.10", "2001:db8::10", "198.51.100.7", "10.8.1.1"].map(ip).into(),
-            bridges: [Range { address: ip("10.8.1.1"), length: 24 }].into(),
-            default_routes: [Family::V4].into(),
-            filters_bridges,
-        }
-    }
-
-    #[test]
-    fn node_ports_answer_at_addresses_that_are_the_nodes_and_here() {
-        let machine = machine(&node(), &seen(false));
-        assert_eq!(machine.ground.addresses, ["192.0.2.10", "2001:db8::10"].map(ip).into());
-        assert_eq!(machine.default_routes, [Family::V4].into());
-    }
-
-    #[test]
-    fn what_is_on_a_bridge_is_hidden_unless_bridge_netfilter_is_on() {
-        assert_eq!(machine(&node(), &seen(false)).ground.bridged, seen(false).bridges);
-        assert_eq!(machine(&node(), &seen(true)).ground.bridged, [].into());
-    }
-}
+mod tests;
