@@ -1,4 +1,4 @@
-//! Endpoints that come and go all the time, while clients connect.
+//! Endpoints that come and go all the time, while clients connect and an agent is killed.
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -10,8 +10,9 @@ use futures::future::join_all;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::api::{Patch, PatchParams};
 use kube::{Api, Client};
+use portolan_cluster::network::node_name;
 use portolan_cluster::wait;
-use portolan_e2e::pods::gateways;
+use portolan_e2e::pods::{Running, gateways};
 use serde_json::{Value, json};
 use tokio::time::interval;
 
@@ -26,6 +27,8 @@ const CONNECTS: usize = 100_000;
 const LIMIT: Duration = Duration::from_secs(600);
 /// A change this often: the API server needs the processors that the clients need too.
 const CHANGE_EVERY: Duration = Duration::from_millis(40);
+/// Rounds of changes before an agent is killed, at a moment that it does not choose.
+const ROUNDS_BEFORE_THE_KILL: usize = 5;
 /// Connections between two looks at the clock.
 const STRETCH: usize = 1_000;
 
@@ -36,6 +39,12 @@ enum Is {
     Ready,
     Going,
     Gone,
+}
+
+/// The agent that is killed, and where.
+struct Killed {
+    agent: Running,
+    node: Place,
 }
 
 /// One round of two endpoints: each goes and comes back, and there is always another.
@@ -57,16 +66,17 @@ pub(crate) async fn no_connection_is_lost_while_endpoints_come_and_go(
     let endpoints = at_rest(&slices).await?;
     controllers(scene, 0).await?;
     let nodes = scene.nodes();
-    let before = commits(&nodes)?;
+    let before = commits(&nodes[0])?;
     let clients = clients(scene)?;
+    let killed = Killed { agent: scene.agent(&node_name(2))?, node: nodes[1].clone() };
     let client = scene.cluster.client().await?;
     let begun = Instant::now();
     let (rounds, failed) =
-        tokio::task::block_in_place(|| under_churn(&clients, &endpoints, &client))?;
+        tokio::task::block_in_place(|| under_churn(&clients, &endpoints, &client, &killed))?;
     let took = begun.elapsed();
     say(&slices, &endpoints, ROUND[0]).await?;
-    let after = commits(&nodes)?;
-    let made: Vec<_> = after.iter().zip(&before).map(|(after, before)| after - before).collect();
+    // The count of the one that was killed began anew.
+    let made = [commits(&nodes[0])? - before, commits(&nodes[1])?];
     println!("{CONNECTS} connections in {took:?}, {rounds} rounds, commits {made:?}");
     for ((place, to), failed) in clients.iter().zip(&failed) {
         ensure!(*failed == Some(0), "{place} at {to}: {failed:?} of its connections were lost");
@@ -77,28 +87,18 @@ pub(crate) async fn no_connection_is_lost_while_endpoints_come_and_go(
     controllers(scene, 2).await
 }
 
-/// Connects while endpoints change: the rounds of changes, and what came of each client.
+/// Connects while endpoints change and an agent is killed in between: the rounds of changes, and
+/// what came of each client.
 fn under_churn(
     clients: &[(Place, SocketAddr)],
     endpoints: &[Value],
     client: &Client,
+    killed: &Killed,
 ) -> anyhow::Result<(usize, Vec<Option<usize>>)> {
     let (done, share) = (AtomicBool::new(false), CONNECTS / clients.len());
     let here = tokio::runtime::Handle::current();
-    let churn = async {
-        let slices: Api<EndpointSlice> = Api::namespaced(client.clone(), TEAM);
-        let (mut rounds, mut beat) = (0_usize, interval(CHANGE_EVERY));
-        while !done.load(Ordering::Relaxed) {
-            for states in ROUND {
-                beat.tick().await;
-                say(&slices, endpoints, states).await?;
-            }
-            rounds += 1;
-        }
-        anyhow::Ok(rounds)
-    };
     thread::scope(|scope| {
-        let churn = scope.spawn(|| here.block_on(churn));
+        let churn = scope.spawn(|| here.block_on(churn(client, endpoints, killed, &done)));
         let connecting: Vec<_> = clients
             .iter()
             .map(|(place, to)| scope.spawn(move || connects(place, *to, share)))
@@ -108,6 +108,33 @@ fn under_churn(
         done.store(true, Ordering::Relaxed);
         Ok((churn.join().expect("no panic")?, failed))
     })
+}
+
+/// Changes the endpoints until it is done; the rounds of changes.
+async fn churn(
+    client: &Client,
+    endpoints: &[Value],
+    killed: &Killed,
+    done: &AtomicBool,
+) -> anyhow::Result<usize> {
+    let slices: Api<EndpointSlice> = Api::namespaced(client.clone(), TEAM);
+    let (mut rounds, mut beat) = (0, interval(CHANGE_EVERY));
+    while !done.load(Ordering::Relaxed) {
+        for states in ROUND {
+            beat.tick().await;
+            say(&slices, endpoints, states).await?;
+        }
+        rounds += 1;
+        if rounds == ROUNDS_BEFORE_THE_KILL {
+            let old = killed.node.first_programming()?;
+            killed.agent.kill()?;
+            // A sandbox of which nobody says any more that it is there is ended as one, and the
+            // next agent would do so while clients are still led to it.
+            say(&slices, endpoints, ROUND[0]).await?;
+            killed.node.await_next_agent(old).await?;
+        }
+    }
+    Ok(rounds)
 }
 
 /// The endpoints of each slice, once there are two and both are ready.
@@ -128,10 +155,10 @@ async fn at_rest(slices: &Api<EndpointSlice>) -> anyhow::Result<Vec<Value>> {
     .await
 }
 
-/// From a node and from a Pod, for each family. The Pod is none of the sandboxes: agents end the
+/// From the node whose agent is killed and from a Pod, for each family. The Pod is none of the sandboxes: agents end the
 /// connections of one that is gone, its own ones too.
 fn clients(scene: &Scene) -> anyhow::Result<Vec<(Place, SocketAddr)>> {
-    let [node, _] = scene.nodes();
+    let [_, node] = scene.nodes();
     let gateway = gateways(&scene.cluster)?.pop().context("a gateway")?;
     let places = [node, Place { network: gateway.process()?.join("ns/net"), name: gateway.name }];
     Ok(crate::each(&places, scene.addresses(IRC.number)))
@@ -182,8 +209,8 @@ async fn say(
     Ok(())
 }
 
-fn commits(nodes: &[Place]) -> anyhow::Result<Vec<f64>> {
-    nodes.iter().map(|node| node.metric("portolan_node_commits_total")).collect()
+fn commits(node: &Place) -> anyhow::Result<f64> {
+    node.metric("portolan_node_commits_total")
 }
 
 /// Lets this many controllers run.

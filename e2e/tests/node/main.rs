@@ -49,6 +49,7 @@ async fn story() -> anyhow::Result<()> {
     nobody_else_changes_the_table(&scene)?;
     an_agent_speaks_for_its_node_alone(&scene)?;
     a_killed_agent_interrupts_nobody_and_changes_nothing(&scene).await?;
+    a_table_that_went_while_no_agent_ran_is_made_again(&scene).await?;
     a_sender_of_datagrams_follows_the_sandboxes(&scene).await?;
     drains::connections_live_as_long_as_their_sandbox_and_no_longer(&scene).await?;
     exhaustion::an_app_without_an_address_gets_one_when_there_are_more(&mut scene).await?;
@@ -239,22 +240,35 @@ async fn a_killed_agent_interrupts_nobody_and_changes_nothing(scene: &Scene) -> 
     let address = SocketAddr::new(scene.node_addresses()[0][0], IRC.number);
     let mut open = scene.outside().connect(address)?;
     let before = node.nft("list table inet portolan")?;
-    let agents = scene.agents()?;
-    let agent = agents.iter().find(|agent| agent.node == "node1").context("an agent")?;
-    let old = node.metric("portolan_node_first_programming_seconds")?;
-    agent.kill()?;
+    let old = node.first_programming()?;
+    scene.agent("node1")?.kill()?;
     let outcome = scene.outside().ask(address, Talk::Tcp);
     ensure!(outcome == Outcome::Echo, "while the agent is away: {outcome:?}");
-    wait::until("the next agent to have programmed", wait::PATIENCE, async || {
-        let new = node.metric("portolan_node_first_programming_seconds")?;
-        ensure!(new > 0.0 && new.to_bits() != old.to_bits(), "{new}");
-        anyhow::Ok(())
-    })
-    .await?;
+    node.await_next_agent(old).await?;
     let commits = node.metric("portolan_node_commits_total")?;
     ensure!(commits == 0.0, "an agent that found all as it should be committed {commits} times");
     ensure!(node.nft("list table inet portolan")? == before, "the table has changed");
     open.echo().context("a connection that was there before")
+}
+
+/// While one runs, nobody else can delete it.
+async fn a_table_that_went_while_no_agent_ran_is_made_again(scene: &Scene) -> anyhow::Result<()> {
+    let [node, _] = scene.nodes();
+    // It was killed before, so that kubelet starts the next one ten seconds later.
+    scene.agent("node1")?.kill()?;
+    wait::until("the table to be deleted", wait::PATIENCE, async || {
+        node.nft("delete table inet portolan")
+    })
+    .await?;
+    for address in scene.addresses(IRC.number) {
+        wait::until(&format!("{address} to answer again"), wait::PATIENCE, async || {
+            let outcome = node.ask(address, Talk::Tcp);
+            ensure!(outcome == Outcome::Echo, "{outcome:?}");
+            anyhow::Ok(())
+        })
+        .await?;
+    }
+    nothing_of_others_has_changed(scene)
 }
 
 /// How long nobody may answer while another sandbox is there. What is measured is much less, see
@@ -319,6 +333,21 @@ fn each<A: Clone, B: Clone>(these: &[A], those: impl IntoIterator<Item = B>) -> 
 impl Place {
     pub(crate) fn nft(&self, words: &str) -> anyhow::Result<String> {
         self.output("nft", &words.split(' ').collect::<Vec<_>>())
+    }
+
+    /// How many seconds the agent on this node took for it: no two take the same.
+    pub(crate) fn first_programming(&self) -> anyhow::Result<f64> {
+        self.metric("portolan_node_first_programming_seconds")
+    }
+
+    /// Waits until another agent than this one has programmed.
+    pub(crate) async fn await_next_agent(&self, old: f64) -> anyhow::Result<()> {
+        wait::until("the next agent to have programmed", wait::PATIENCE, async || {
+            let new = self.first_programming()?;
+            ensure!(new > 0.0 && new.to_bits() != old.to_bits(), "{new}");
+            anyhow::Ok(())
+        })
+        .await
     }
 
     /// A metric of the agent on this node.

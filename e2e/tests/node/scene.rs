@@ -159,6 +159,12 @@ impl Scene {
         running(&self.cluster, AGENTS, "app.kubernetes.io/component=node")
     }
 
+    /// The agent of one node.
+    pub(crate) fn agent(&self, node: &str) -> anyhow::Result<Running> {
+        let mut agents = self.agents()?.into_iter();
+        agents.find(|agent| agent.node == node).with_context(|| node.to_owned())
+    }
+
     /// All that others, such as kube-proxy and the network plugin, have in the nodes' kernels,
     /// without counts.
     pub(crate) fn tables_of_others(&self) -> anyhow::Result<Vec<String>> {

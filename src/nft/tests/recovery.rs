@@ -264,9 +264,10 @@ fn no_connection_is_lost_while_a_table_of_another_version_is_replaced() {
                 }
                 failed + connect()
             });
-            let (_forwarder, change) = lab.start_with(one(local([ALL[0]]))).expect("the table");
-            assert!(change.replaced, "{change:?}");
+            let started = lab.start_with(one(local([ALL[0]])));
             replaced.store(true, Ordering::Relaxed);
+            let (_forwarder, change) = started.expect("the table");
+            assert!(change.replaced, "{change:?}");
             connects.join().expect("connects")
         });
         assert_eq!(failed, 0);

@@ -3,6 +3,7 @@
 
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 
+use caps::{CapSet, Capability};
 use portolan_nft::{Batch, Data, Owner, Set};
 
 use super::*;
@@ -97,6 +98,51 @@ fn connection_tracking_that_comes_late_makes_up_for_what_it_missed() {
         let opened: Option<Opened> = *writer.opened.borrow();
         assert!(opened.is_some_and(|opened| opened.filters.is_some()), "the report is told");
     });
+}
+
+#[test]
+fn what_the_kernel_would_not_end_is_tried_again_until_it_does() {
+    in_namespace(|| {
+        let _sandboxes = inhabit(&[(1, &[1, 2])]);
+        let inbox = Arc::new(fed(&[(1, &[1])]));
+        let writer = Writer {
+            inbox: inbox.clone(),
+            open: Box::new(Kernel::open),
+            metrics: Metrics::register(&mut Registry::default()),
+            state: watch::channel(State::default()).0,
+            opened: watch::channel(None).0,
+        };
+        let mut running = writer.begin().expect("nobody told it to stop");
+        let (sender, _stream) = (Sender::to(1), connect(1));
+        assert_eq!((sender.ask(), tracked(1, "tcp")), (Some(1), 1));
+        let (before, after) = (slice(1, &[1]), slice(1, &[2]));
+        inbox.change(|index| index.slice(&key(1), Some(&before), Some(&after)));
+        let changes = work(&inbox).changes;
+        for (port, backends) in changes.services {
+            running.forwarder.table().set_service(port, backends.expect("it stays"));
+        }
+        running.forwarder.flush().expect("the table");
+        running.gone = changes.gone;
+        for (failures, rest) in [(1, REST_MIN), (2, REST_MIN * 2)] {
+            unprivileged(|| writer.end_connections(&mut running));
+            assert_eq!(writer.metrics.unended.get(), failures);
+            assert_eq!(running.unended.map(|retry| retry.rest), Some(rest));
+        }
+        assert_eq!((sender.ask(), tracked(1, "tcp")), (Some(1), 1), "nobody could end them");
+
+        writer.end_connections(&mut running);
+        assert!(running.unended.is_none(), "nothing is left to be ended");
+        assert_eq!((sender.ask(), tracked(1, "tcp")), (Some(2), 0));
+        assert_eq!(writer.metrics.unended.get(), 2);
+    });
+}
+
+/// Does something while the kernel refuses this thread what needs a privilege.
+fn unprivileged(does: impl FnOnce()) {
+    let (set, privilege) = (CapSet::Effective, Capability::CAP_NET_ADMIN);
+    caps::drop(None, set, privilege).expect("a privilege can be laid down");
+    does();
+    caps::raise(None, set, privilege).expect("and is still permitted");
 }
 
 /// Gives the sandboxes of these services addresses of this namespace. Each answers over UDP with
